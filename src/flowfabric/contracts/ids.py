@@ -1,0 +1,287 @@
+"""Identifiers and constrained scalars: their types, their parsing and their minting.
+
+An id is a plain string whose type carries its pattern, so a command that holds one is checked
+without a conversion. Ids are canonical: hyphenated lower-case uuids.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from binascii import crc_hqx
+from os import urandom
+from typing import Annotated, NewType, TypeAlias
+
+from msgspec import Meta
+
+from flowfabric.contracts.base import Value
+from flowfabric.contracts.limits import (
+    I32_MAX,
+    I32_MIN,
+    JSON_CHARS_MAX,
+    LANE_BYTES_MAX,
+    NAME_CHARS_MAX,
+    SAFE_INTEGER_MAX,
+    TAG_VALUE_CHARS_MAX,
+    TAGS_MAX,
+    TEXT_CHARS_MAX,
+    U16_MAX,
+    U32_MAX,
+)
+from flowfabric.contracts.partitions import FLOW_PARTITIONS, partition_index
+from flowfabric.errors import InvalidInput
+
+UUID_PATTERN = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+ID_PATTERN = rf"\A{UUID_PATTERN}\Z"
+EXECUTION_ID_PATTERN = rf"\A\{{fp:[0-9]{{1,5}}\}}:{UUID_PATTERN}\Z"
+LANE_PATTERN = r"\A[ -~]*\Z"
+NO_CONTROL_PATTERN = r"\A[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
+TEXT_PATTERN = r"\A[^\x00\ud800-\udfff]*\Z"
+TAG_KEY_PATTERN = r"\A[a-z][a-z0-9_]*\.[a-z0-9_][a-z0-9_.]*\Z"
+
+_Uuid = Annotated[str, Meta(pattern=ID_PATTERN)]
+_Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=NO_CONTROL_PATTERN)]
+
+ExecutionId = NewType("ExecutionId", Annotated[str, Meta(pattern=EXECUTION_ID_PATTERN)])
+FlowId = NewType("FlowId", _Uuid)
+AttemptId = NewType("AttemptId", _Uuid)
+LeaseId = NewType("LeaseId", _Uuid)
+SignalId = NewType("SignalId", _Uuid)
+WaitpointId = NewType("WaitpointId", _Uuid)
+SuspensionId = NewType("SuspensionId", _Uuid)
+EdgeId = NewType("EdgeId", _Uuid)
+BudgetId = NewType("BudgetId", _Uuid)
+QuotaPolicyId = NewType("QuotaPolicyId", _Uuid)
+WorkerId = NewType("WorkerId", _Name)
+WorkerInstanceId = NewType("WorkerInstanceId", _Name)
+Namespace = NewType("Namespace", _Name)
+LaneId = NewType(
+    "LaneId",
+    Annotated[str, Meta(min_length=1, max_length=LANE_BYTES_MAX, pattern=LANE_PATTERN)],
+)
+IdempotencyKey = NewType(
+    "IdempotencyKey", Annotated[str, Meta(max_length=NAME_CHARS_MAX, pattern=NO_CONTROL_PATTERN)]
+)
+
+Name: TypeAlias = _Name
+"""1 to 256 characters, none of them a control character."""
+OptionalName: TypeAlias = Annotated[str, Meta(max_length=NAME_CHARS_MAX, pattern=NO_CONTROL_PATTERN)]
+"""Like a name, but may be empty."""
+Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX, pattern=TEXT_PATTERN)]
+"""Words for people: up to 4096 characters, newlines allowed."""
+JsonText: TypeAlias = Annotated[str, Meta(max_length=JSON_CHARS_MAX, pattern=TEXT_PATTERN)]
+"""A JSON document that travels as a string; empty means none."""
+CancelSource: TypeAlias = _Name
+"""Who ends the work: ``operator_override``, ``lease_holder``, ``flow_cascade``,
+``system_timeout`` or any other word."""
+OPERATOR_OVERRIDE = "operator_override"
+
+TagKey: TypeAlias = Annotated[str, Meta(max_length=NAME_CHARS_MAX, pattern=TAG_KEY_PATTERN)]
+TagValue: TypeAlias = Annotated[str, Meta(max_length=TAG_VALUE_CHARS_MAX, pattern=TEXT_PATTERN)]
+Tags: TypeAlias = Annotated[dict[TagKey, TagValue], Meta(max_length=TAGS_MAX)]
+Capabilities: TypeAlias = frozenset[str]
+
+TimestampMs: TypeAlias = Annotated[int, Meta(ge=0, le=SAFE_INTEGER_MAX)]
+DurationMs: TypeAlias = Annotated[int, Meta(ge=0, le=SAFE_INTEGER_MAX)]
+PositiveMs: TypeAlias = Annotated[int, Meta(ge=1, le=SAFE_INTEGER_MAX)]
+LeaseEpoch: TypeAlias = Annotated[int, Meta(ge=0, le=SAFE_INTEGER_MAX)]
+AttemptIndex: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
+Amount: TypeAlias = Annotated[int, Meta(ge=0, le=SAFE_INTEGER_MAX)]
+Priority: TypeAlias = Annotated[int, Meta(ge=I32_MIN, le=I32_MAX)]
+
+_EXECUTION_TAG = re.compile(r"\{fp:([^}]*)\}:(.*)", re.DOTALL)
+_CANONICAL_UUID = re.compile(UUID_PATTERN)
+_DECIMAL = re.compile(r"[0-9]{1,5}")
+
+
+class LeaseFence(Value):
+    """What proves that a writer still owns the attempt. The three travel together."""
+
+    lease_id: LeaseId
+    lease_epoch: LeaseEpoch
+    attempt_id: AttemptId
+
+
+class ExecutionIdError(InvalidInput):
+    """The execution id is malformed. Use an id such as {fp:7}:<uuid> as it was handed out."""
+
+
+class LaneIdError(InvalidInput):
+    """The lane name is malformed. Use 1 to 64 printable ASCII characters."""
+
+
+def parse_execution_id(text: str) -> ExecutionId:
+    """Parse an execution id into its canonical form. The partition in it is kept.
+
+    Raises:
+        ExecutionIdError: the rule is ``MissingTag``, ``InvalidPartitionIndex`` or ``InvalidUuid``.
+    """
+    parts = _EXECUTION_TAG.fullmatch(text)
+    if parts is None:
+        raise ExecutionIdError(field="execution_id", value=_shown(text), rule="MissingTag")
+    digits, tail = parts.groups()
+    if not _DECIMAL.fullmatch(digits) or int(digits) > U16_MAX:
+        raise ExecutionIdError(field="execution_id", value=_shown(text), rule="InvalidPartitionIndex")
+    canonical = _canonical_uuid(tail)
+    if canonical is None:
+        raise ExecutionIdError(field="execution_id", value=_shown(text), rule="InvalidUuid")
+    return ExecutionId(f"{{fp:{int(digits)}}}:{canonical}")
+
+
+def parse_uuid(text: str, field: str = "id") -> str:
+    """Parse any textual form of a uuid into the canonical one.
+
+    Raises:
+        InvalidInput: the text is not a uuid.
+    """
+    canonical = _canonical_uuid(text)
+    if canonical is None:
+        raise InvalidInput(field=field, value=_shown(text), rule="InvalidUuid")
+    return canonical
+
+
+def parse_lane_id(text: str) -> LaneId:
+    """Parse a lane name.
+
+    Raises:
+        LaneIdError: the rule is ``Empty``, ``TooLong`` or ``NonPrintable``.
+    """
+    if not text:
+        raise LaneIdError(field="lane_id", value="''", rule="Empty")
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > LANE_BYTES_MAX:
+        raise LaneIdError(field="lane_id", value=_shown(text), rule="TooLong", length=size)
+    for index, character in enumerate(text):
+        if not " " <= character <= "~":
+            raise LaneIdError(field="lane_id", value=_shown(text), rule="NonPrintable", index=index)
+    return LaneId(text)
+
+
+def partition_of(execution_id: str) -> int:
+    """Read the partition out of a canonical execution id."""
+    return int(execution_id[4 : execution_id.index("}")])
+
+
+def flow_partition(flow_id: str, count: int = FLOW_PARTITIONS) -> int:
+    """Compute the partition of a flow, a budget or a quota policy from its uuid."""
+    return partition_index(bytes.fromhex(flow_id.replace("-", "")), count)
+
+
+def lane_partition(lane: str, count: int = FLOW_PARTITIONS) -> int:
+    """Compute the partition that gathers a lane's executions outside flows."""
+    return partition_index(lane.encode(), count)
+
+
+def new_uuid4() -> str:
+    """Mint a random uuid."""
+    raw = bytearray(urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    return _hyphenate(raw.hex())
+
+
+def new_uuid7(now_ms: int | None = None) -> str:
+    """Mint a uuid whose text sorts by time, which keeps new index entries together."""
+    return _hyphenate(_uuid7_bytes(now_ms).hex())
+
+
+def new_execution_id(
+    *,
+    lane: str | None = None,
+    flow_id: str | None = None,
+    partition: int | None = None,
+    now_ms: int | None = None,
+    partitions: int = FLOW_PARTITIONS,
+) -> ExecutionId:
+    """Mint an execution id.
+
+    Without a choice the id spreads by its own uuid. ``flow_id`` puts it beside its flow,
+    ``lane`` gathers it with the lane's other executions, ``partition`` names the place.
+    """
+    raw = _uuid7_bytes(now_ms)
+    if partition is None:
+        partition = _choose_partition(bytes(raw), lane, flow_id, partitions)
+    return ExecutionId(f"{{fp:{partition}}}:{_hyphenate(raw.hex())}")
+
+
+def deterministic_execution_id(
+    text: str,
+    *,
+    lane: str | None = None,
+    flow_id: str | None = None,
+    partitions: int = FLOW_PARTITIONS,
+) -> ExecutionId:
+    """Make the id of a uuid that the caller supplies, so that submitting twice names one work.
+
+    Raises:
+        InvalidInput: the text is not a uuid.
+    """
+    canonical = parse_uuid(text, "execution_id")
+    raw = bytes.fromhex(canonical.replace("-", ""))
+    place = _choose_partition(raw, lane, flow_id, partitions)
+    return ExecutionId(f"{{fp:{place}}}:{canonical}")
+
+
+def new_lease_id() -> LeaseId:
+    """Mint a lease id."""
+    return LeaseId(new_uuid4())
+
+
+def new_attempt_id() -> AttemptId:
+    """Mint an attempt id."""
+    return AttemptId(new_uuid4())
+
+
+def new_signal_id() -> SignalId:
+    """Mint a signal id."""
+    return SignalId(new_uuid4())
+
+
+def new_waitpoint_id() -> WaitpointId:
+    """Mint a waitpoint id."""
+    return WaitpointId(new_uuid4())
+
+
+def new_suspension_id() -> SuspensionId:
+    """Mint a suspension id."""
+    return SuspensionId(new_uuid4())
+
+
+def new_flow_id() -> FlowId:
+    """Mint a flow id."""
+    return FlowId(new_uuid4())
+
+
+def _choose_partition(raw: bytes, lane: str | None, flow_id: str | None, count: int) -> int:
+    if flow_id is not None:
+        return flow_partition(flow_id, count)
+    if lane is not None:
+        return lane_partition(lane, count)
+    return crc_hqx(raw, 0) % count
+
+
+def _uuid7_bytes(now_ms: int | None) -> bytearray:
+    if now_ms is None:
+        now_ms = time.time_ns() // 1_000_000
+    raw = bytearray(now_ms.to_bytes(6, "big") + urandom(10))
+    raw[6] = raw[6] & 0x0F | 0x70
+    raw[8] = raw[8] & 0x3F | 0x80
+    return raw
+
+
+def _hyphenate(digits: str) -> str:
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _canonical_uuid(text: str) -> str | None:
+    if _CANONICAL_UUID.fullmatch(text):
+        return text
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= NAME_CHARS_MAX else text[:64] + "…")
