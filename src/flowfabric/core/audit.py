@@ -1,0 +1,445 @@
+"""What must hold for everything on record, as checks without I/O.
+
+Each invariant is a function from what is held about one execution to the ways in which it is
+broken. They look at records only, never at how a record came to be, so they hold a rule to account
+that forgot something as well as a store that lost something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from flowfabric.contracts.states import LifecyclePhase, TerminalOutcome, WaitpointState
+from flowfabric.core import indexes
+from flowfabric.core.events import Family
+from flowfabric.core.records import (
+    Dedup,
+    Execution,
+    JournalRecord,
+    PastAttempt,
+    Payload,
+    Reservation,
+    StreamMeta,
+    Suspension,
+    Waitpoint,
+    key_for,
+)
+from flowfabric.core.rules.creation import reservation_identity
+from flowfabric.core.rules.replaying import replay_cap
+from flowfabric.core.state import situation_of
+from flowfabric.core.vocabulary import BlockerKind, GrantKind, LeaseState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from flowfabric.core.events import Event
+    from flowfabric.core.indexes import IndexRow
+    from flowfabric.core.records import Key, Keyring, Record
+
+STARTED: Final = "started"
+INITIAL: Final = "initial"
+
+
+class Violation(msgspec.Struct, frozen=True, kw_only=True):
+    """One invariant that does not hold."""
+
+    invariant: str
+    subject: str
+    """The key of the record, or the index row, at fault."""
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.subject}: {self.detail}"
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What is on record about one execution, besides its index rows and frames."""
+
+    execution: Execution
+    payload: Payload | None
+    has_result: bool
+    """Whether the result of the current generation is on record."""
+    past_attempts: tuple[PastAttempt, ...]
+    suspension: Suspension | None
+    """The open one; else the one whose end the attempt continues."""
+    waitpoints: tuple[Waitpoint, ...]
+    signal_sequences: frozenset[int]
+    """The sequence numbers of the signals on record."""
+    events: tuple[Event, ...]
+    """All events about it, in order."""
+
+
+def check_execution(held: Held) -> Iterator[Violation]:
+    """Every way in which one execution breaks an invariant."""
+    for invariant, broken in INVARIANTS.items():
+        for detail in broken(held):
+            yield Violation(invariant=invariant, subject=held.execution.key, detail=detail)
+
+
+# State
+
+
+def _legal_situation(held: Held) -> Iterator[str]:
+    execution = held.execution
+    if situation_of(execution) is None:
+        yield f"no situation is {execution.phase} with outcome {execution.outcome}"
+    if execution.blockers and execution.phase is not LifecyclePhase.RUNNABLE:
+        yield f"blocked although {execution.phase}"
+    kinds = [blocker.kind for blocker in execution.blockers]
+    if len(set(kinds)) < len(kinds):
+        yield "two blockers of one kind"
+    for blocker in execution.blockers:
+        if (blocker.kind is BlockerKind.TIME) is (blocker.until_ms is None):
+            yield f"a {blocker.kind} blocker until {blocker.until_ms}"
+    if execution.suspension_id is not None and execution.phase is not LifecyclePhase.SUSPENDED:
+        yield f"has an open suspension although {execution.phase}"
+
+
+def _terminal_is_clean(held: Held) -> Iterator[str]:
+    execution = held.execution
+    if execution.phase is not LifecyclePhase.TERMINAL:
+        if execution.outcome is not TerminalOutcome.NONE or execution.completed_at is not None:
+            yield f"{execution.phase} with an end: {execution.outcome} at {execution.completed_at}"
+        return
+    if execution.completed_at is None:
+        yield "no instant of its end"
+    left = [
+        name
+        for name in ("lease", "grant", "blockers", "suspension_id", "waitpoint_id", "open_waitpoint_ids")
+        if getattr(execution, name)
+    ]
+    if left:
+        yield f"still has {', '.join(left)}"
+    attempt = execution.attempt
+    if attempt is not None and (attempt.ended_at is None or attempt.timeout_at is not None):
+        yield f"its last attempt has not ended: {attempt.state}"
+
+
+def _input_is_immutable(held: Held) -> Iterator[str]:
+    if held.payload is None:
+        yield "its input is gone"
+    elif hashlib.sha256(held.payload.data).digest() != held.execution.input_sha256:
+        yield "its input is not what it was created with"
+
+
+def _result_is_kept(held: Held) -> Iterator[str]:
+    if held.execution.has_result and not held.has_result:
+        yield "its result is gone"
+
+
+# Leases
+
+
+def _active_means_running(held: Held) -> Iterator[str]:
+    execution, attempt = held.execution, held.execution.attempt
+    running = attempt is not None and attempt.state == STARTED
+    facts = {
+        "active": execution.phase is LifecyclePhase.ACTIVE,
+        "leased": execution.lease is not None,
+        "running": running,
+    }
+    if len(set(facts.values())) > 1:
+        yield "not all of " + ", ".join(f"{name}={value}" for name, value in facts.items())
+    lease = execution.lease
+    if lease is not None and lease.epoch != execution.lease_epoch:
+        yield f"leased under epoch {lease.epoch}, the latest is {execution.lease_epoch}"
+    if attempt is not None and attempt.timeout_at is not None:
+        if lease is None or lease.state is not LeaseState.HELD:
+            yield "its attempt's time runs although nobody holds the lease"
+
+
+def _grant_fits(held: Held) -> Iterator[str]:
+    execution, grant = held.execution, held.execution.grant
+    if grant is None:
+        return
+    lapsed = execution.lease is not None and execution.lease.state is not LeaseState.HELD
+    fits = lapsed if grant.kind is GrantKind.RECLAIM else execution.phase is LifecyclePhase.RUNNABLE
+    if not fits:
+        yield f"a {grant.kind} grant although {execution.phase}"
+
+
+def _one_lease(held: Held) -> Iterator[str]:
+    """Leases follow each other: the one before has been given up, has lapsed or was revoked."""
+    open_epoch, epoch = 0, 0
+    for event in _family(held, Family.LEASE):
+        number = int(event.data.get("lease_epoch") or 0)
+        if event.name in ("acquired", "reclaimed"):
+            if number <= epoch:
+                yield f"epoch {number} was granted after {epoch}"
+            if open_epoch:
+                yield f"epoch {number} was granted while {open_epoch} was held"
+            open_epoch = epoch = number
+        elif event.name in ("released", "expired", "revoked") and number == open_epoch:
+            open_epoch = 0
+    lease = held.execution.lease
+    if lease is not None and lease.state is LeaseState.HELD and open_epoch != lease.epoch:
+        yield f"epoch {lease.epoch} is held, the log has {open_epoch or 'none'}"
+
+
+def _no_early_reclaim(held: Held) -> Iterator[str]:
+    """A lease is marked as expired only after the latest instant it was renewed to."""
+    expires_at: dict[int, int] = {}
+    for event in _family(held, Family.LEASE):
+        number = int(event.data.get("lease_epoch") or 0)
+        if event.name == "renewed":
+            expires_at[number] = int(event.data.get("expires_at") or 0)
+        elif event.name == "expired" and event.at_ms < expires_at.get(number, 0):
+            yield f"epoch {number} was marked at {event.at_ms}, before {expires_at[number]}"
+
+
+# Attempts
+
+
+def _attempts_without_gaps(held: Held) -> Iterator[str]:
+    execution, attempt = held.execution, held.execution.attempt
+    latest = -1 if attempt is None else attempt.attempt_index
+    if latest != execution.attempt_count - 1:
+        yield f"attempt {latest} is the latest of {execution.attempt_count}"
+    indices = [past.attempt.attempt_index for past in held.past_attempts]
+    if sorted(indices) != list(range(execution.attempt_count - 1)):
+        yield f"the attempts before it are {sorted(indices)} of {execution.attempt_count}"
+    for past in held.past_attempts:
+        if past.attempt.ended_at is None:
+            yield f"attempt {past.attempt.attempt_index} was followed before it ended"
+    if attempt is not None and (attempt.attempt_type == INITIAL) is not (latest == 0):
+        yield f"attempt {latest} is of type {attempt.attempt_type}"
+
+
+def _limits_hold(held: Held) -> Iterator[str]:
+    execution, policy = held.execution, held.execution.policy
+    counts = {name: getattr(execution, name) for name in ("retry_count", "reclaim_count", "replay_count")}
+    for name, count in counts.items():
+        if count < 0:
+            yield f"{name} is {count}"
+    if execution.replay_count > replay_cap(execution):
+        yield f"replayed {execution.replay_count} times of {replay_cap(execution)}"
+    if policy is None:
+        return
+    retries = policy.retry_policy
+    if retries is not None and execution.retry_count > retries.max_retries:
+        yield f"retried {execution.retry_count} times of {retries.max_retries}"
+    if policy.max_reclaim_count is not None and execution.reclaim_count > policy.reclaim_cap:
+        yield f"reclaimed {execution.reclaim_count} times of {policy.reclaim_cap}"
+
+
+def _one_completion(held: Held) -> Iterator[str]:
+    """Each generation that has ended has exactly one completion event; one that has not, none."""
+    execution = held.execution
+    told = [
+        (int(event.data.get("generation") or 0), event.name) for event in _family(held, Family.COMPLETION)
+    ]
+    generations = sorted(generation for generation, _ in told)
+    terminal = execution.phase is LifecyclePhase.TERMINAL
+    expected = list(range(execution.replay_count + terminal))
+    if generations != expected:
+        yield f"completion events of the generations {generations}, not {expected}"
+    elif terminal and dict(told)[execution.replay_count] != execution.outcome:
+        yield f"the completion event says {dict(told)[execution.replay_count]}, not {execution.outcome}"
+
+
+# Waiting
+
+
+def _suspension_matches(held: Held) -> Iterator[str]:
+    execution, suspension = held.execution, held.suspension
+    if execution.phase is not LifecyclePhase.SUSPENDED:
+        return
+    if suspension is None or suspension.suspension_id != execution.suspension_id:
+        yield f"its suspension {execution.suspension_id} is gone"
+        return
+    if suspension.closed_at is not None:
+        yield "suspended, and its suspension is closed"
+    index = None if execution.attempt is None else execution.attempt.attempt_index
+    if suspension.attempt_index != index:
+        yield f"the suspension is of attempt {suspension.attempt_index}, the latest is {index}"
+    active = {found.waitpoint_id for found in held.waitpoints if found.state == WaitpointState.ACTIVE}
+    closed = {found.waitpoint_id for found in held.waitpoints if found.state == WaitpointState.CLOSED}
+    missing = set(suspension.waitpoint_ids) - active - closed
+    if missing:
+        yield f"its waitpoints {sorted(missing)} take no signals"
+
+
+def _waitpoints_match(held: Held) -> Iterator[str]:
+    execution = held.execution
+    opened = {found.waitpoint_id for found in held.waitpoints if found.state != WaitpointState.CLOSED}
+    if opened != set(execution.open_waitpoint_ids):
+        yield f"open are {sorted(opened)}, it knows {sorted(execution.open_waitpoint_ids)}"
+    for waitpoint in held.waitpoints:
+        if (waitpoint.state == WaitpointState.CLOSED) is (waitpoint.closed_at is None):
+            yield f"waitpoint {waitpoint.waitpoint_id} is {waitpoint.state}, closed at {waitpoint.closed_at}"
+        active = waitpoint.state == WaitpointState.ACTIVE
+        if active and waitpoint.suspension_id != execution.suspension_id:
+            yield f"waitpoint {waitpoint.waitpoint_id} is active for a suspension that is over"
+
+
+def _resume_has_a_cause(held: Held) -> Iterator[str]:
+    """A suspension ends once, and the signals that ended it are on record."""
+    ended = [event.data.get("suspension_id") for event in held.events if event.name == "resumed"]
+    if len(set(ended)) < len(ended):
+        yield "one suspension was resumed twice"
+    execution, suspension = held.execution, held.suspension
+    if execution.resumed_suspension_id is not None and execution.suspension_id is None:
+        if suspension is None:
+            yield f"resumed from {execution.resumed_suspension_id}, which is gone"
+        elif suspension.closed_at is None:
+            yield f"resumed from {suspension.suspension_id}, which is open"
+    if suspension is not None:
+        unknown = set(suspension.satisfier_signals) - held.signal_sequences
+        if unknown:
+            yield f"resumed by the signals {sorted(unknown)}, which are gone"
+
+
+def _signals_without_gaps(held: Held) -> Iterator[str]:
+    expected = frozenset(range(1, held.execution.signal_count + 1))
+    if held.signal_sequences != expected:
+        wrong = held.signal_sequences ^ expected
+        yield f"{held.execution.signal_count} signals; missing or too many: {sorted(wrong)[:10]}"
+
+
+def _namespaces_agree(held: Held) -> Iterator[str]:
+    own = held.execution.namespace
+    if held.suspension is not None and held.suspension.namespace != own:
+        yield f"in {own!r}, its suspension in {held.suspension.namespace!r}"
+    foreign = {event.namespace for event in held.events} - {own}
+    if foreign:
+        yield f"in {own!r}, its events in {sorted(foreign)}"
+
+
+INVARIANTS: Final[dict[str, Callable[[Held], Iterable[str]]]] = {
+    "legal_situation": _legal_situation,
+    "terminal_is_clean": _terminal_is_clean,
+    "input_is_immutable": _input_is_immutable,
+    "result_is_kept": _result_is_kept,
+    "active_means_running": _active_means_running,
+    "grant_fits": _grant_fits,
+    "one_lease": _one_lease,
+    "no_early_reclaim": _no_early_reclaim,
+    "attempts_without_gaps": _attempts_without_gaps,
+    "limits_hold": _limits_hold,
+    "one_completion": _one_completion,
+    "suspension_matches": _suspension_matches,
+    "waitpoints_match": _waitpoints_match,
+    "resume_has_a_cause": _resume_has_a_cause,
+    "signals_without_gaps": _signals_without_gaps,
+    "namespaces_agree": _namespaces_agree,
+}
+"""What holds for one execution, by name."""
+
+
+def _family(held: Held, family: Family) -> Iterator[Event]:
+    return (event for event in held.events if event.family is family)
+
+
+# Records that are not about one execution alone
+
+
+def check_reservation(reservation: Reservation, execution: Execution | None) -> Iterator[Violation]:
+    """An idempotency key is kept in its own place and names one execution of its namespace."""
+    if reservation.identity != reservation_identity(reservation.namespace, reservation.idempotency_key):
+        yield _violation("create_once", reservation, "kept in the wrong place")
+    if reservation.confirmed and execution is None:
+        yield _violation("create_once", reservation, f"its execution {reservation.execution_id} is gone")
+    if execution is not None and execution.namespace != reservation.namespace:
+        yield _violation("namespaces_agree", reservation, f"its execution is in {execution.namespace!r}")
+
+
+def check_keyring(ring: Keyring) -> Iterator[Violation]:
+    """One key signs, and it has no expiry; all others have one."""
+    kids = [key.kid for key in ring.keys]
+    if len(set(kids)) < len(kids) or ring.current_kid not in kids:
+        yield _violation("kid_ring", ring, f"the current key is {ring.current_kid!r} of {kids}")
+    for key in ring.keys:
+        if (key.kid == ring.current_kid) is (key.expires_at is not None):
+            yield _violation("kid_ring", ring, f"{key.kid!r} expires at {key.expires_at}")
+
+
+def check_owned(record: Record, owner: Execution | None) -> Iterator[Violation]:
+    """A record that belongs to an execution has one."""
+    if owner is None:
+        yield _violation("no_orphans", record, "its execution is gone")
+
+
+def check_stream(
+    stream: StreamMeta, owner: Execution, counts: dict[str, int], *, in_order: bool
+) -> Iterator[Violation]:
+    """The frames that are kept are those that the stream's record tells of, and in order."""
+    if stream.attempt_index >= owner.attempt_count:
+        yield _violation("frames_match", stream, "there is no such attempt")
+    for part, count in counts.items():
+        told = getattr(stream, f"{part}_retained")
+        if count != told:
+            yield _violation("frames_match", stream, f"{count} {part} frames of {told}")
+    if not in_order:
+        yield _violation("frames_match", stream, "not in strict order, or beyond its newest entry")
+
+
+def _violation(invariant: str, record: Record, detail: str) -> Violation:
+    return Violation(invariant=invariant, subject=record.key, detail=detail)
+
+
+# Index rows
+
+
+def owner_key(row: IndexRow) -> Key:
+    """The key of the record that an index row is derived from.
+
+    The rows of a suspension name its execution; they are derived from the suspension that the
+    execution names.
+    """
+    index, scope, _, member = row
+    if index == indexes.WAITPOINTS:
+        return key_for(Waitpoint, f"{scope}/{member}")
+    return key_for(_OWNERS.get(index, Execution), member)
+
+
+SUSPENSION_INDEXES: Final = frozenset({indexes.SUSPENDED, indexes.DUE_SUSPENSION})
+"""Their rows are derived from the open suspension of the execution that they name."""
+
+_OWNERS: Final[dict[str, type[Record]]] = {
+    indexes.DUE_WAITPOINT: Waitpoint,
+    indexes.DUE_RESERVATION: Reservation,
+    indexes.DUE_DEDUP: Dedup,
+    indexes.JOURNAL: JournalRecord,
+    indexes.DUE_LIVE_FRAMES: StreamMeta,
+}
+
+
+def invariant_of_index(index: str) -> str:
+    """What is broken when a row of this index is missing."""
+    if index in indexes.PRIMARY:
+        return "one_primary_index"
+    if index == indexes.WORKER_LEASES:
+        return "worker_leases"
+    return "timers_match" if index.startswith("due_") else "rows_match"
+
+
+def missing_row(row: IndexRow, key: Key) -> Violation:
+    """A row that a record should have."""
+    detail = f"no row {row[:3]} in {row[0]}"
+    return Violation(invariant=invariant_of_index(row[0]), subject=key, detail=detail)
+
+
+def orphaned_row(row: IndexRow) -> Violation:
+    """A row that no record should have."""
+    return Violation(
+        invariant="no_orphans", subject=repr(row), detail=f"no record has this row: {owner_key(row)}"
+    )
+
+
+def in_namespace(row: IndexRow, namespace: str) -> bool:
+    """Whether a row says by itself that it belongs to a namespace."""
+    scope = row[1]
+    return scope == namespace or scope.startswith(namespace + indexes.SEPARATOR)
+
+
+def owner_id(record: Record) -> str | None:
+    """The execution that a record belongs to; None if it stands for itself."""
+    if isinstance(record, Dedup):
+        return record.scope.partition("/")[0] if record.scope.startswith("{fp:") else None
+    if isinstance(record, (Execution, Reservation)):
+        return None
+    found: Any = getattr(record, "execution_id", None)
+    return found if isinstance(found, str) else None

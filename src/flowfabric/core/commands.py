@@ -1,0 +1,128 @@
+"""Commands that the engine gives to itself. They have rules like all others, and no wire form."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from flowfabric.contracts.base import Command, Outcome
+from flowfabric.contracts.ids import ExecutionId
+from flowfabric.contracts.leases import ClaimedWork, MarkLeaseExpiredResult
+from flowfabric.contracts.policy import ExecutionPolicy
+
+
+class KeyReserved(Outcome, tag="Reserved"):
+    """The idempotency key belongs to this execution, which may or may not exist yet."""
+
+    execution_id: ExecutionId
+
+
+class ReserveIdempotencyKeyArgs(Command[KeyReserved]):
+    """Bind an idempotency key to an execution id and to the digest of its request."""
+
+    namespace: str
+    idempotency_key: str
+    execution_id: ExecutionId
+    digest: bytes
+    window_ms: int
+
+
+class ReservationSettled(Outcome, tag="Settled"):
+    """The reservation was confirmed, kept, or removed."""
+
+    action: str
+
+
+class SettleReservationArgs(Command[ReservationSettled]):
+    """Confirm a reservation whose execution exists; free one that a crash left alone or that is over."""
+
+    reservation_id: str
+
+
+class CandidateEnded(Outcome, tag="Ended"):
+    """The candidate had been reclaimed too often and has failed for good."""
+
+    execution_id: ExecutionId
+    reclaim_count: int
+
+
+class CandidateClaimed(Outcome, tag="Claimed"):
+    """The candidate belongs to the worker now."""
+
+    work: ClaimedWork
+
+
+ClaimCandidateResult: TypeAlias = CandidateClaimed | CandidateEnded
+
+
+class ClaimCandidateArgs(Command[ClaimCandidateResult]):
+    """Claim, resume or reclaim one execution that an index offered, in one commit."""
+
+    execution_id: ExecutionId
+    lane_id: str
+    worker_id: str
+    worker_instance_id: str
+    worker_capabilities: frozenset[str]
+    lease_id: str
+    attempt_id: str
+    lease_ttl_ms: int
+    policies: dict[str, ExecutionPolicy] = msgspec.field(default_factory=dict)
+    """The worker's own policies by execution kind, for executions that bring none."""
+
+
+class LiveFramesSettled(Outcome, tag="Settled"):
+    """The live frames were removed (``expired``), are not due yet (``kept``), or were gone."""
+
+    action: str
+
+
+class ExpireLiveFramesArgs(Command[LiveFramesSettled]):
+    """Remove the live frames of a stream whose time is over; the scanner's part of live output."""
+
+    stream_id: str
+    """The identity of the stream's record, as the index of due live frames has it."""
+
+
+class GraceEnded(Outcome, tag="Ended"):
+    """The grace after a lapsed lease is over (``ended``), is not (``kept``), or does not apply."""
+
+    action: str
+
+
+class EndReclaimGraceArgs(Command[GraceEnded]):
+    """Make an execution with a lapsed lease claimable once its grace is over."""
+
+    execution_id: ExecutionId
+
+
+class WaitpointSettled(Outcome, tag="Settled"):
+    """The pending waitpoint was closed (``expired``), is not due (``kept``), or is past that."""
+
+    action: str
+
+
+class ExpireWaitpointArgs(Command[WaitpointSettled]):
+    """Close a pending waitpoint that no suspension has used in time."""
+
+    waitpoint_identity: str
+
+
+class DedupForgotten(Outcome, tag="Settled"):
+    """The remembered answer was removed (``forgotten``), is not due (``kept``), or was gone."""
+
+    action: str
+
+
+class ForgetDedupArgs(Command[DedupForgotten]):
+    """Remove a remembered answer whose window is over."""
+
+    dedup_id: str
+
+
+class ExpireLeaseArgs(Command[MarkLeaseExpiredResult]):
+    """Mark a lease that has lapsed; the scanner's part, which knows the deployment's grace."""
+
+    execution_id: ExecutionId
+    reclaim_grace_ms: int = 0
+    """How long after being marked the lease is held back from automatic reclaiming."""

@@ -1,0 +1,40 @@
+"""What happened, as one ordered log. The store numbers events in commit order.
+
+Families are the feeds that can be subscribed to. Names and data are the contracts' words, so a
+feed is a filter over this log and nothing else.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Family(StrEnum):
+    """The feed an event belongs to."""
+
+    EXECUTION = "execution"
+    LEASE = "lease"
+    SIGNAL = "signal"
+    COMPLETION = "completion"
+    OPERATOR = "operator"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One fact, published in the same commit as the change it tells of."""
+
+    family: Family
+    name: str
+    namespace: str
+    execution_id: str
+    at_ms: int
+    flow_id: str | None = None
+    data: dict[str, str | int | None] = {}
+
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event with its place in the log."""
+
+    sequence: int
+    event: Event

@@ -1,0 +1,88 @@
+"""What a policy means: how long to wait before a retry, and whose policy applies."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from flowfabric.contracts.policy import (
+    ExecutionPolicy,
+    ExponentialBackoff,
+    FixedBackoff,
+    RetryPolicy,
+)
+from flowfabric.errors import InvalidPolicyJson
+
+if TYPE_CHECKING:
+    from flowfabric.contracts.policy import Backoff
+
+NEVER_RETRIED: Final = frozenset(
+    {
+        "permanent",
+        "cancelled",
+        "fatal",
+        "journal_mismatch",
+        "extractor_payload_decode",
+        "extractor_missing_state",
+        "runtime_no_handler",
+    }
+)
+"""Failure categories for which another attempt cannot help."""
+
+
+def parse_retry_policy(text: str) -> RetryPolicy | None:
+    """A retry policy that travelled as JSON; empty text means none.
+
+    Raises:
+        InvalidPolicyJson: the text is not a retry policy.
+    """
+    if not text.strip():
+        return None
+    try:
+        return msgspec.json.decode(text, type=RetryPolicy)
+    except msgspec.DecodeError as error:
+        raise InvalidPolicyJson(field="retry_policy_json", rule=f"malformed: {error}") from error
+
+
+def may_retry(policy: RetryPolicy | None, category: str, retry_count: int) -> bool:
+    """Whether a failure of this category gets another attempt."""
+    if policy is None or category in NEVER_RETRIED or retry_count >= policy.max_retries:
+        return False
+    return not policy.retryable_categories or category in policy.retryable_categories
+
+
+def retry_delay_ms(backoff: Backoff, retry_count: int, random: float) -> int:
+    """How long to wait before the next attempt.
+
+    Args:
+        backoff: the policy's back-off.
+        retry_count: retries already made; 0 gives the first wait.
+        random: in [0, 1); jitter adds up to as much again, never past the maximum.
+    """
+    if isinstance(backoff, FixedBackoff):
+        return backoff.delay_ms
+    delay = _exponential_ms(backoff, retry_count)
+    if backoff.jitter:
+        delay += random * delay
+    return max(min(round(delay), backoff.max_delay_ms), min(backoff.initial_delay_ms, backoff.max_delay_ms))
+
+
+def _exponential_ms(backoff: ExponentialBackoff, retry_count: int) -> float:
+    """The wait without jitter, computed so that no retry count can overflow."""
+    if backoff.initial_delay_ms == 0:
+        return 0.0
+    ratio = max(backoff.max_delay_ms / backoff.initial_delay_ms, 1.0)
+    if retry_count * math.log(backoff.multiplier) >= math.log(ratio):
+        return float(backoff.max_delay_ms)
+    return float(backoff.initial_delay_ms) * backoff.multiplier**retry_count
+
+
+def merge_policies(own: ExecutionPolicy | None, handler: ExecutionPolicy | None) -> ExecutionPolicy | None:
+    """The execution's policy, with the handler's parts where it has none."""
+    if own is None or handler is None:
+        return own if handler is None else handler
+    absent = {name: getattr(handler, name) for name, part in asdict(own).items() if part is None}
+    return replace(own, **absent)

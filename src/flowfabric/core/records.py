@@ -1,0 +1,569 @@
+"""What the engine remembers: one struct per kind of record.
+
+A record's key is ``"<kind>/<id>"``. Keys that belong to an execution contain the execution id,
+and with it the partition tag, so everything one command writes shares a partition.
+
+The rule this module keeps: nested values are frozen and containers are replaced, never changed
+in place. A shallow copy of a record is therefore a full copy. Fields are only ever added, with
+a default, so that records written by another version can be read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final, TypeVar
+
+import msgspec
+
+from flowfabric.contracts.policy import ExecutionPolicy
+from flowfabric.contracts.states import (
+    AttemptLifecycle,
+    AttemptType,
+    BlockingReason,
+    LifecyclePhase,
+    TerminalOutcome,
+)
+from flowfabric.core.vocabulary import BlockerKind, Continuation, GrantKind, LeaseState
+
+Key = str
+
+
+class LastRequest(msgspec.Struct, frozen=True, array_like=True):
+    """The latest command that changed a record, and what it was answered."""
+
+    request_id: str
+    outcome: bytes
+    """May hold a waitpoint token, so it is never shown."""
+
+    def __repr__(self) -> str:
+        return f"LastRequest(request_id={self.request_id!r}, outcome=<{len(self.outcome)} bytes>)"
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Base of all records."""
+
+    KIND: ClassVar[str]
+    LARGE: ClassVar[bool] = False
+    """True for records that hold payloads: stores keep them apart from the small ones."""
+
+    last_request: LastRequest | None = None
+
+    @property
+    def key(self) -> Key:
+        """The record's unique key."""
+        return f"{self.KIND}/{self.identity}"
+
+    @property
+    def identity(self) -> str:
+        """The part of the key after the kind."""
+        raise AssertionError
+
+
+class Blocker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One reason why a runnable execution may not be claimed."""
+
+    kind: BlockerKind
+    reason: BlockingReason
+    detail: str = ""
+    until_ms: int | None = None
+    """Set on time blockers only: the instant at which the blocker goes away."""
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The right of one worker to run an attempt, until ``expires_at``."""
+
+    lease_id: str
+    epoch: int
+    worker_id: str
+    worker_instance_id: str
+    acquired_at: int
+    expires_at: int
+    ttl_ms: int
+    state: LeaseState = LeaseState.HELD
+    last_renewed_at: int | None = None
+    ended_at: int | None = None
+    """When an expired or revoked lease was found or made so."""
+    reclaimable_at: int | None = None
+    revoke_reason: str = ""
+
+
+class ReleasedLease(msgspec.Struct, frozen=True, kw_only=True):
+    """The fence under which a lease was given up, and the answer its holder got."""
+
+    lease_id: str
+    epoch: int
+    attempt_id: str
+    operation: str
+    outcome: bytes
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A short-lived ticket that lets one worker claim, resume or reclaim an execution."""
+
+    kind: GrantKind
+    worker_id: str
+    worker_instance_id: str
+    created_at: int
+    expires_at: int
+    capability_hash: str | None = None
+    route_snapshot_json: str | None = None
+    admission_summary: str | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One run of an execution's handler.
+
+    The latest attempt is nested in its execution; earlier ones are ``PastAttempt`` records.
+    """
+
+    attempt_id: str
+    attempt_index: int
+    attempt_type: AttemptType
+    state: AttemptLifecycle
+    started_at: int
+    worker_id: str
+    worker_instance_id: str
+    ended_at: int | None = None
+    resumed_at: int | None = None
+    suspended_at: int | None = None
+    suspension_id: str = ""
+    """What the attempt was put aside for: a suspension, a delay, or waiting for children."""
+    stream_closed_at: int | None = None
+    stream_closed_reason: str | None = None
+    failure_reason: str = ""
+    failure_category: str = ""
+    previous_attempt_index: int | None = None
+    cause: str = ""
+    """Why a retry, reclaim or replay attempt was opened."""
+    policy_json: str = ""
+    timeout_ms: int | None = None
+    """Leased time this attempt may still use; the part already used was subtracted at release."""
+    timeout_at: int | None = None
+    """When the attempt times out; set only while its lease is held."""
+    generation: int = 0
+
+
+class PastAttempt(Record):
+    """An attempt that another one has followed."""
+
+    KIND = "attempt"
+
+    execution_id: str
+    attempt: Attempt
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.attempt.attempt_index}"
+
+
+class Execution(Record):
+    """One unit of work. Everything the contracts call its state is derived from this record."""
+
+    KIND = "execution"
+
+    execution_id: str
+    namespace: str
+    lane_id: str
+    execution_kind: str
+    priority: int
+    creator_identity: str
+    created_at: int
+    last_transition_at: int
+    last_mutation_at: int
+    payload_encoding: str | None = None
+    input_sha256: bytes = b""
+
+    phase: LifecyclePhase = LifecyclePhase.RUNNABLE
+    blockers: tuple[Blocker, ...] = ()
+    lease: Lease | None = None
+    attempt: Attempt | None = None
+    continuation: Continuation = Continuation.FIRST
+    outcome: TerminalOutcome = TerminalOutcome.NONE
+    suspended_reason: BlockingReason = BlockingReason.NONE
+
+    lease_epoch: int = 0
+    attempt_count: int = 0
+    retry_count: int = 0
+    reclaim_count: int = 0
+    replay_count: int = 0
+    signal_count: int = 0
+
+    grant: Grant | None = None
+    released: ReleasedLease | None = None
+    retry_reason: str = ""
+    policy: ExecutionPolicy | None = None
+    required_capabilities: tuple[str, ...] = ()
+    tags: dict[str, str] = {}
+    flow_id: str | None = None
+    deadline_at: int | None = None
+    started_at: int | None = None
+    completed_at: int | None = None
+    suspension_id: str | None = None
+    waitpoint_id: str | None = None
+    open_waitpoint_ids: tuple[str, ...] = ()
+    """The waitpoints that are pending or active."""
+    resumed_suspension_id: str | None = None
+    """The suspension whose end the next, or the running, resumed claim continues."""
+    failure_reason: str = ""
+    failure_category: str = ""
+    cancellation_reason: str = ""
+    cancelled_by: str = ""
+    cancelled_from: LifecyclePhase | None = None
+    """The phase in which a cancelled execution was cancelled."""
+    unresolved_dependencies: int = 0
+    """Required dependencies whose upstream has not ended yet."""
+    progress_pct: int | None = None
+    progress_message: str | None = None
+    progress_updated_at: int | None = None
+    has_result: bool = False
+    journal_generation: int = 0
+
+    @property
+    def identity(self) -> str:
+        return self.execution_id
+
+
+class Payload(Record):
+    """The input of an execution. Written once."""
+
+    KIND = "payload"
+    LARGE = True
+
+    execution_id: str
+    data: bytes
+
+    @property
+    def identity(self) -> str:
+        return self.execution_id
+
+
+class ExecutionResult(Record):
+    """What the handler of a completed execution returned, per replay generation."""
+
+    KIND = "result"
+    LARGE = True
+
+    execution_id: str
+    generation: int
+    data: bytes
+    encoding: str | None = None
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.generation}"
+
+
+class Reservation(Record):
+    """An idempotency key that is bound to one execution and to the digest of its request."""
+
+    KIND = "reservation"
+
+    partition_tag: str
+    namespace: str
+    idempotency_key: str
+    execution_id: str
+    digest: bytes
+    created_at: int
+    expires_at: int
+    confirmed: bool = False
+
+    @property
+    def identity(self) -> str:
+        return f"{self.partition_tag}/{self.namespace}/{self.idempotency_key}"
+
+
+class Dedup(Record):
+    """One remembered answer, where many callers may send the same thing."""
+
+    KIND = "dedup"
+
+    scope: str
+    """Begins with the execution id."""
+    dedup_key: str
+    digest: bytes
+    value: bytes
+    """May hold a waitpoint token, so it is never shown."""
+    expires_at: int
+
+    @property
+    def identity(self) -> str:
+        return f"{self.scope}/{self.dedup_key}"
+
+    def __repr__(self) -> str:
+        size = len(self.value)
+        return f"Dedup(identity={self.identity!r}, value=<{size} bytes>, expires_at={self.expires_at})"
+
+
+class Suspension(Record):
+    """One episode of waiting: the condition, what has satisfied it so far, and how it ended."""
+
+    KIND = "suspension"
+
+    execution_id: str
+    suspension_id: str
+    namespace: str
+    lane_id: str
+    attempt_index: int
+    waitpoint_ids: tuple[str, ...]
+    """In binding order; the first is the primary one."""
+    waitpoint_keys: tuple[str, ...]
+    reason_code: str
+    requested_by: str
+    condition: bytes
+    """The resume condition, msgpack."""
+    policy: bytes
+    """The resume policy, msgpack."""
+    created_at: int
+    timeout_at: int | None = None
+    timeout_behavior: str = "fail"
+    continuation_metadata_pointer: str | None = None
+    satisfiers: dict[str, tuple[str, ...]] = {}
+    """Node path in the condition -> what has satisfied it."""
+    satisfier_signals: tuple[int, ...] = ()
+    """Sequence numbers of the signals that contributed."""
+    last_signal_at: int | None = None
+    satisfied_at: int | None = None
+    closed_at: int | None = None
+    close_reason: str = ""
+    closer_signal_id: str | None = None
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.suspension_id}"
+
+    @property
+    def timed_out(self) -> bool:
+        """True if the deadline ended the suspension."""
+        return self.close_reason.startswith("timed_out")
+
+
+class BufferedSignal(msgspec.Struct, frozen=True, array_like=True):
+    """What a condition looks at in a signal that waits for a suspension."""
+
+    sequence: int
+    signal_id: str
+    signal_name: str
+    source_type: str
+    source_identity: str
+
+
+class Waitpoint(Record):
+    """A place where signals for an execution arrive."""
+
+    KIND = "waitpoint"
+
+    execution_id: str
+    waitpoint_id: str
+    waitpoint_key: str
+    attempt_index: int
+    state: str
+    """``pending``, ``active`` or ``closed``."""
+    token_kid: str
+    token_digest: str
+    """A digest of the token's signature; the token itself is computed again from the key."""
+    created_at: int
+    token_fingerprint: str = ""
+    suspension_id: str | None = None
+    required_signal_names: tuple[str, ...] = ()
+    activated_at: int | None = None
+    satisfied_at: int | None = None
+    closed_at: int | None = None
+    expires_at: int | None = None
+    close_reason: str = ""
+    signal_count: int = 0
+    matched_signal_count: int = 0
+    last_signal_at: int | None = None
+    buffered: tuple[BufferedSignal, ...] = ()
+    """Signals that came while the waitpoint was pending, and those kept for its next suspension."""
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.waitpoint_id}"
+
+
+class Signal(Record):
+    """One delivered signal. Sequence numbers are gap-free per execution."""
+
+    KIND = "signal"
+    LARGE = True
+
+    execution_id: str
+    sequence: int
+    signal_id: str
+    waitpoint_id: str
+    waitpoint_key: str
+    signal_name: str
+    signal_category: str
+    source_type: str
+    source_identity: str
+    target_scope: str
+    accepted_at: int
+    effect: str
+    payload: bytes | None = None
+    payload_encoding: str | None = None
+    correlation_id: str | None = None
+    idempotency_key: str | None = None
+    created_at: int | None = None
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.sequence}"
+
+
+class StreamMeta(Record):
+    """The state of one attempt's frame stream."""
+
+    KIND = "stream"
+
+    execution_id: str
+    attempt_index: int
+    created_at: int
+    last_ms: int = 0
+    last_seq: int = -1
+    frame_count: int = 0
+    """Frames ever appended; trimming does not lower it."""
+    durable_retained: int = 0
+    """Frames of each part that are still kept."""
+    summary_retained: int = 0
+    live_retained: int = 0
+    total_bytes: int = 0
+    last_frame_at: int | None = None
+    trimmed_at: int | None = None
+    """When frames of any part were last trimmed."""
+    live_rate_hz: float | None = None
+    live_last_at: int | None = None
+    live_expires_at: int | None = None
+    summary_version: int = 0
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.attempt_index}"
+
+
+class StreamSummary(Record):
+    """The rolling document of a stream in summary mode, as JSON."""
+
+    KIND = "summary"
+    LARGE = True
+
+    execution_id: str
+    attempt_index: int
+    document: bytes
+    version: int
+    patch_kind: str
+    first_applied_ms: int
+    last_updated_ms: int
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.attempt_index}"
+
+
+class JournalRecord(Record):
+    """One recorded step, wait or sleep of an execution, per replay generation."""
+
+    KIND = "journal"
+    LARGE = True
+
+    execution_id: str
+    generation: int
+    name: str
+    ordinal: int
+    kind: str
+    recorded_at: int
+    value: bytes | None = None
+    wake_at: int | None = None
+    timed_out: bool = False
+
+    @property
+    def identity(self) -> str:
+        return journal_identity(self.execution_id, self.generation, self.name, self.ordinal)
+
+
+def journal_identity(execution_id: str, generation: int, name: str, ordinal: int) -> str:
+    """The identity of one journal entry."""
+    return f"{execution_id}/{generation}/{ordinal}/{name}"
+
+
+class SigningKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One HMAC key. ``expires_at`` is None for the current key and fixed once it is rotated out."""
+
+    kid: str
+    secret: bytes
+    installed_at: int
+    expires_at: int | None = None
+
+    def __repr__(self) -> str:
+        return f"SigningKey(kid={self.kid!r}, expires_at={self.expires_at!r})"
+
+
+class RetiredKey(msgspec.Struct, frozen=True, array_like=True):
+    """A key that was removed. Its id stays bound to its secret, of which only a digest is left."""
+
+    kid: str
+    secret_digest: bytes
+
+
+class Keyring(Record):
+    """All waitpoint signing keys of a store. One record."""
+
+    KIND = "keyring"
+
+    current_kid: str
+    keys: tuple[SigningKey, ...]
+    retired: tuple[RetiredKey, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        return KEYRING_ID
+
+
+KEYRING_ID: Final = "{fp:0}:waitpoint"
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+RECORD_TYPES: Final[dict[str, type[Record]]] = {
+    record_type.KIND: record_type
+    for record_type in (
+        Execution,
+        PastAttempt,
+        Payload,
+        ExecutionResult,
+        Reservation,
+        Dedup,
+        Suspension,
+        Waitpoint,
+        Signal,
+        StreamMeta,
+        StreamSummary,
+        JournalRecord,
+        Keyring,
+    )
+}
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    kind: msgspec.msgpack.Decoder(record_type) for kind, record_type in RECORD_TYPES.items()
+}
+
+encode_record = _encoder.encode
+"""Turn a record into the bytes that stores keep."""
+
+
+def kind_of(key: Key) -> str:
+    """The kind part of a key."""
+    return key.partition("/")[0]
+
+
+def decode_record(key: Key, data: bytes) -> Record:
+    """Read a record back.
+
+    Raises:
+        msgspec.DecodeError: the bytes are not a record of the key's kind.
+    """
+    record: Record = _decoders[kind_of(key)].decode(data)
+    return record
+
+
+def key_for(record_type: type[Record], identity: str) -> Key:
+    """The key of the record of this type with this identity."""
+    return f"{record_type.KIND}/{identity}"

@@ -1,0 +1,182 @@
+"""Creating executions, and binding idempotency keys to them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from flowfabric import errors
+from flowfabric.contracts.executions import (
+    CreateExecutionArgs,
+    CreateExecutionResult,
+    ExecutionCreated,
+    ExecutionDuplicate,
+)
+from flowfabric.contracts.ids import ExecutionId
+from flowfabric.contracts.limits import IDEMPOTENCY_WINDOW_MS, PRIORITY_MAX, PRIORITY_MIN
+from flowfabric.contracts.partitions import FLOW_PARTITIONS, partition_index
+from flowfabric.contracts.policy import ExecutionPolicy
+from flowfabric.contracts.states import BlockingReason
+from flowfabric.core.commands import (
+    KeyReserved,
+    ReservationSettled,
+    ReserveIdempotencyKeyArgs,
+    SettleReservationArgs,
+)
+from flowfabric.core.events import Family
+from flowfabric.core.records import Execution, Payload, Reservation, key_for
+from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.transitions import add_blocker, publish, time_blocker
+from flowfabric.core.state import public_state
+
+if TYPE_CHECKING:
+    from flowfabric.core.work import Work
+
+RESERVATION_GRACE_MS: Final = 30_000
+"""How long a reservation may wait for its execution before it is freed."""
+
+_encode_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+@rule(CreateExecutionArgs)
+def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionResult:
+    """Admit a unit of work: eligible at once, or delayed if its time is in the future."""
+    if work.envelope.namespace is not None and args.namespace != work.envelope.namespace:
+        raise errors.InvalidInput(
+            field="namespace", value=args.namespace, rule=f"must be {work.envelope.namespace!r}"
+        )
+    existing = work.read(Execution, args.execution_id)
+    if existing is not None and existing.namespace != args.namespace:
+        raise errors.InvalidInput(field="execution_id", value=args.execution_id, rule="is in use")
+    if existing is not None:
+        return ExecutionDuplicate(execution_id=args.execution_id)
+    policy = args.policy
+    execution = Execution(
+        execution_id=args.execution_id,
+        namespace=args.namespace,
+        lane_id=args.lane_id,
+        execution_kind=args.execution_kind,
+        priority=clamp_priority(args.priority or (0 if policy is None else policy.priority)),
+        creator_identity=args.creator_identity,
+        created_at=work.now,
+        last_transition_at=work.now,
+        last_mutation_at=work.now,
+        payload_encoding=args.payload_encoding,
+        input_sha256=hashlib.sha256(args.input_payload).digest(),
+        policy=policy,
+        required_capabilities=() if policy is None else policy.required_capabilities,
+        tags=args.tags,
+        deadline_at=_deadline(work.now, args),
+    )
+    delay_until = _delay_until(args)
+    if delay_until is not None and delay_until > work.now:
+        add_blocker(execution, time_blocker(delay_until, BlockingReason.WAITING_FOR_DELAY))
+    work.add(execution)
+    work.add(Payload(execution_id=args.execution_id, data=args.input_payload))
+    publish(work, execution, Family.EXECUTION, "created", lane_id=args.lane_id, kind=args.execution_kind)
+    return ExecutionCreated(execution_id=args.execution_id, public_state=public_state(execution))
+
+
+def clamp_priority(priority: int) -> int:
+    """Priorities outside the range are moved to its nearer end, not refused."""
+    return min(max(priority, PRIORITY_MIN), PRIORITY_MAX)
+
+
+def _delay_until(args: CreateExecutionArgs) -> int | None:
+    if args.delay_until is not None or args.policy is None:
+        return args.delay_until
+    return args.policy.delay_until
+
+
+def _deadline(now: int, args: CreateExecutionArgs) -> int | None:
+    if args.execution_deadline_at is not None:
+        return args.execution_deadline_at
+    timeouts = None if args.policy is None else args.policy.timeout_policy
+    if timeouts is None or timeouts.execution_deadline_ms is None:
+        return None
+    return now + timeouts.execution_deadline_ms
+
+
+def request_digest(args: CreateExecutionArgs) -> bytes:
+    """A digest of what is asked for, without the parts that a repeated request mints anew."""
+    content = (
+        args.namespace,
+        args.lane_id,
+        args.execution_kind,
+        args.input_payload,
+        args.payload_encoding,
+        args.priority,
+        args.tags,
+        args.policy,
+        args.delay_until,
+        args.execution_deadline_at,
+    )
+    return hashlib.sha256(_encode_sorted(content)).digest()
+
+
+def idempotency_window_ms(policy: ExecutionPolicy | None) -> int:
+    """How long an idempotency key stays bound."""
+    if policy is None or policy.dedup_window_ms is None:
+        return IDEMPOTENCY_WINDOW_MS
+    return policy.dedup_window_ms
+
+
+def reservation_identity(namespace: str, idempotency_key: str) -> str:
+    """Where an idempotency key is kept: in the partition of the key's own hash."""
+    index = partition_index(f"{namespace}\x1f{idempotency_key}".encode(), FLOW_PARTITIONS)
+    return f"{{fp:{index}}}/{namespace}/{idempotency_key}"
+
+
+def _reservation_subject(args: ReserveIdempotencyKeyArgs) -> str:
+    return key_for(Reservation, reservation_identity(args.namespace, args.idempotency_key))
+
+
+@rule(ReserveIdempotencyKeyArgs, subject=no_subject, reads=lambda args: (_reservation_subject(args),))
+def reserve_idempotency_key(work: Work, args: ReserveIdempotencyKeyArgs) -> KeyReserved:
+    """Bind the key, or answer with the execution that it is bound to already."""
+    identity = reservation_identity(args.namespace, args.idempotency_key)
+    bound = work.read(Reservation, identity)
+    if bound is not None and bound.expires_at > work.now:
+        if bound.digest != args.digest:
+            raise errors.IdempotencyConflict(
+                idempotency_key=args.idempotency_key, execution_id=bound.execution_id
+            )
+        return KeyReserved(execution_id=ExecutionId(bound.execution_id))
+    work.add(
+        Reservation(
+            partition_tag=identity.partition("/")[0],
+            namespace=args.namespace,
+            idempotency_key=args.idempotency_key,
+            execution_id=args.execution_id,
+            digest=args.digest,
+            created_at=work.now,
+            expires_at=work.now + args.window_ms,
+        )
+    )
+    return KeyReserved(execution_id=args.execution_id)
+
+
+@rule(
+    SettleReservationArgs,
+    subject=no_subject,
+    reads=lambda args: (key_for(Reservation, args.reservation_id),),
+)
+def settle_reservation(work: Work, args: SettleReservationArgs) -> ReservationSettled:
+    """Confirm or free a reservation; the scanner's half of creating with an idempotency key."""
+    reservation = work.read(Reservation, args.reservation_id)
+    if reservation is None:
+        return ReservationSettled(action="gone")
+    if reservation.expires_at <= work.now:
+        work.remove(reservation)
+        return ReservationSettled(action="expired")
+    if reservation.confirmed:
+        return ReservationSettled(action="kept")
+    if work.read(Execution, reservation.execution_id) is not None:
+        work.edit(reservation).confirmed = True
+        return ReservationSettled(action="confirmed")
+    if reservation.created_at + RESERVATION_GRACE_MS > work.now:
+        return ReservationSettled(action="kept")
+    work.remove(reservation)
+    return ReservationSettled(action="freed")

@@ -1,0 +1,197 @@
+"""The working set of a batch, and the view of it that one rule gets.
+
+A rule reads what was loaded, overlaid with what earlier commands of its batch have changed. Its
+own changes stay private until it returns: a refusal, or a record that still has to be loaded,
+leaves no trace. That makes running a rule again harmless, and needs no ``await`` in the core.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flowfabric import errors
+from flowfabric.contracts.handles import BackendTag
+from flowfabric.core.records import AnyRecord, Execution, Key, Record, key_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flowfabric.core.events import Event
+
+
+class Missing(Exception):
+    """A rule asked for records that are not in the working set yet."""
+
+    def __init__(self, *keys: Key) -> None:
+        super().__init__(*keys)
+        self.keys = keys
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What travels with a command besides its arguments."""
+
+    request_id: str
+    namespace: str | None = None
+    """The only namespace whose records the caller may see; None for a caller without bounds."""
+    actor: str = ""
+    random: float = 0.0
+    """A random number in [0, 1), minted with the envelope so that rules stay pure."""
+    backend: BackendTag = BackendTag.MEMORY
+    """The kind of store, which the handles that rules make out have to name."""
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """One frame to append to a stream."""
+
+    stream: str
+    ms: int
+    seq: int
+    data: bytes
+
+
+class Trim(msgspec.Struct, frozen=True, array_like=True):
+    """Keep only the newest ``keep`` frames of a stream."""
+
+    stream: str
+    keep: int
+
+
+class WorkingSet:
+    """The records of one batch: what was loaded, and what its commands have made of it."""
+
+    __slots__ = ("current", "loaded", "now", "versions")
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.loaded: dict[Key, Record | None] = {}
+        self.versions: dict[Key, int] = {}
+        self.current: dict[Key, Record | None] = {}
+
+    def put_loaded(self, now: int, rows: Iterable[tuple[Key, int, Record | None]]) -> None:
+        """Take in what a store returned. Version 0 stands for «no such record»."""
+        self.now = max(self.now, now)
+        for key, version, record in rows:
+            self.loaded[key] = record
+            self.versions[key] = version
+
+    def clear(self) -> None:
+        """Forget everything, so that it is loaded again."""
+        self.now = 0
+        self.loaded.clear()
+        self.versions.clear()
+        self.current.clear()
+
+    def absorb(self, work: Work) -> None:
+        """Make the changes of a rule that returned visible to the rules after it."""
+        self.current.update(work.writes)
+
+
+class Work:
+    """What one rule may read, and the changes it makes."""
+
+    __slots__ = ("_set", "appends", "envelope", "events", "now", "reads", "trims", "writes")
+
+    def __init__(self, working_set: WorkingSet, envelope: Envelope) -> None:
+        self._set = working_set
+        self.envelope = envelope
+        self.now = working_set.now
+        self.reads: set[Key] = set()
+        self.writes: dict[Key, Record | None] = {}
+        self.events: list[Event] = []
+        self.appends: list[Frame] = []
+        self.trims: list[Trim] = []
+
+    def peek(self, key: Key) -> Record | None:
+        """The record with this key as this rule sees it, or None."""
+        if key in self.writes:
+            return self.writes[key]
+        self.reads.add(key)
+        current = self._set.current
+        if key in current:
+            return current[key]
+        try:
+            return self._set.loaded[key]
+        except KeyError:
+            raise Missing(key) from None
+
+    def read(self, record_type: type[AnyRecord], identity: str) -> AnyRecord | None:
+        """The record of this type with this identity, or None. Do not change it: ``edit`` it."""
+        record = self.peek(key_for(record_type, identity))
+        assert record is None or isinstance(record, record_type)
+        return record
+
+    def read_all(self, record_type: type[AnyRecord], identities: Iterable[str]) -> list[AnyRecord | None]:
+        """Records of one type, in the order asked for. All that are not loaded are loaded at once."""
+        found: list[AnyRecord | None] = []
+        missing: list[Key] = []
+        for identity in identities:
+            try:
+                found.append(self.read(record_type, identity))
+            except Missing as one:
+                missing.extend(one.keys)
+        if missing:
+            raise Missing(*missing)
+        return found
+
+    def edit(self, record: AnyRecord) -> AnyRecord:
+        """A copy of the record that may be changed and will be committed."""
+        key = record.key
+        pending = self.writes.get(key)
+        if pending is not None:
+            assert isinstance(pending, type(record))
+            return pending
+        self.reads.add(key)
+        fresh = copy.copy(record)
+        self.writes[key] = fresh
+        return fresh
+
+    def add(self, record: Record) -> None:
+        """Commit a new record, or replace the one with its key, which the rule must have read then."""
+        key = record.key
+        self.reads.add(key)
+        self.writes[key] = record
+
+    def remove(self, record: Record) -> None:
+        """Commit the removal of a record."""
+        key = record.key
+        self.reads.add(key)
+        self.writes[key] = None
+
+    def publish(self, event: Event) -> None:
+        """Commit an event together with the changes."""
+        self.events.append(event)
+
+    def append(self, frame: Frame) -> None:
+        """Commit a frame."""
+        self.appends.append(frame)
+
+    def trim(self, trim: Trim) -> None:
+        """Commit the trimming of a stream, after its appends."""
+        self.trims.append(trim)
+
+    def discard(self) -> None:
+        """Forget all changes: the rule refused. What it read is kept, its refusal rests on it."""
+        self.writes.clear()
+        self.events.clear()
+        self.appends.clear()
+        self.trims.clear()
+
+    @property
+    def changed(self) -> bool:
+        """True if there is anything to commit."""
+        return bool(self.writes or self.events or self.appends or self.trims)
+
+    def execution(self, execution_id: str) -> Execution:
+        """The execution with this id, in the caller's namespace.
+
+        Raises:
+            ExecutionNotFound: there is none, or it belongs to another namespace.
+        """
+        record = self.read(Execution, execution_id)
+        namespace = self.envelope.namespace
+        if record is None or (namespace is not None and record.namespace != namespace):
+            raise errors.ExecutionNotFound(execution_id=execution_id)
+        return record
