@@ -1,0 +1,200 @@
+"""The protocol behind which every store stands.
+
+A store loads records, commits changes if nothing they rest on has changed, reads index ranges,
+frames and events, tells the time, and wakes those who wait. No rule lives in a store.
+
+The promises each store keeps, which the conformance suite checks:
+
+- ``commit`` applies everything or nothing, and is durable to the store's level when it returns.
+- A version is compared for every key in ``Commit.versions``; if one differs, nothing is applied
+  and ``Conflict`` names the keys that differ.
+- Reading never removes anything.
+- A fault raises ``errors.StoreError``; it never looks like «not found» or «empty».
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from flowfabric.core.events import Event, Family, StoredEvent
+    from flowfabric.core.indexes import IndexRow
+    from flowfabric.core.records import Key, Record
+    from flowfabric.core.work import Frame, Trim
+
+
+class Loaded(msgspec.Struct):
+    """Records as they are now. Version 0 stands for «no such record».
+
+    What other versions mean is the store's own business. They only ever grow, and a record that is
+    removed and created again does not get a version it has had before.
+    """
+
+    now: int
+    """The store's clock in milliseconds, read after the records were reached."""
+    rows: list[tuple[Key, int, Record | None]]
+
+
+class Change(msgspec.Struct):
+    """A record to write or, if ``record`` is None, to remove."""
+
+    key: Key
+    version: int
+    """The version the change rests on; 0 if the record must not exist yet."""
+    record: Record | None
+
+
+class Commit(msgspec.Struct):
+    """One atomic change."""
+
+    now: int
+    changes: list[Change]
+    relied_on: list[tuple[Key, int]]
+    """Records that were read and not changed, with the versions that were seen."""
+    rows_removed: list[IndexRow]
+    """Rows that are there."""
+    rows_added: list[IndexRow]
+    """Rows that are not there once the others were removed: a row belongs to one record."""
+    events: list[Event]
+    appends: list[Frame]
+    trims: list[Trim]
+
+
+class Conflict(Exception):
+    """Nothing was committed: these records had changed since they were loaded.
+
+    An answer that the engine acts on, not an error.
+    """
+
+    def __init__(self, keys: frozenset[Key]) -> None:
+        super().__init__(f"{len(keys)} record(s) changed since they were loaded")
+        self.keys = keys
+
+
+class Durability(msgspec.Struct, frozen=True, kw_only=True):
+    """What an acknowledged commit survives, read back from the store's own settings."""
+
+    level: str
+    """``D0`` memory only, ``D1`` a killed process, ``D2`` power loss, ``D3`` loss of the host."""
+    store: str
+    settings: dict[str, str]
+
+
+class Store(Protocol):
+    """Where records, indexes, events and frames live."""
+
+    async def open(self) -> Durability:
+        """Connect, migrate the schema if needed, and attest the durability level.
+
+        Raises:
+            StoreError: the store cannot be reached, is corrupt, or is newer than this program.
+        """
+
+    async def close(self) -> None:
+        """Let go of the store. Closing twice is harmless."""
+
+    async def now(self) -> int:
+        """The store's clock, in milliseconds."""
+
+    async def load(self, keys: Iterable[Key]) -> Loaded:
+        """Read records by key, all from one snapshot."""
+
+    async def commit(self, commit: Commit) -> None:
+        """Apply a change atomically.
+
+        Raises:
+            Conflict: a record that the change rests on has another version now.
+            StoreError: the store failed. ``StoreUnreachable`` means the outcome is unknown.
+        """
+
+    async def read_index(
+        self,
+        index: str,
+        scope: str,
+        *,
+        after: tuple[int, str] | None = None,
+        upto: int | None = None,
+        limit: int = 100,
+        descending: bool = False,
+    ) -> list[tuple[int, str]]:
+        """Rows ``(sort, member)`` of one scope in order, strictly behind ``after``.
+
+        ``upto`` is the last sort value that counts, in either direction.
+        """
+
+    async def count_index(self, index: str, scope: str) -> int:
+        """How many rows one scope has."""
+
+    async def index_scopes(
+        self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000
+    ) -> list[str]:
+        """The scopes of an index that begin with ``prefix`` and have rows, in order, after ``after``."""
+
+    async def list_keys(self, prefix: Key, *, after: Key | None = None, limit: int = 100) -> list[Key]:
+        """Keys of records that begin with ``prefix``, in ``key_order``, strictly after ``after``."""
+
+    async def read_frames(
+        self,
+        stream: str,
+        *,
+        first: tuple[int, int] = (0, 0),
+        last: tuple[int, int] | None = None,
+        limit: int = 100,
+    ) -> list[Frame]:
+        """Frames of a stream in order, both bounds inclusive."""
+
+    async def read_events(
+        self,
+        after: int,
+        *,
+        families: frozenset[Family] | None = None,
+        execution_id: str | None = None,
+        limit: int = 100,
+    ) -> list[StoredEvent]:
+        """Events after a place in the log, in commit order."""
+
+    async def last_event(self) -> int:
+        """The place of the newest event, 0 if there is none."""
+
+    async def set_clock_offset(self, offset_ms: int) -> None:
+        """Shift the store's clock and forget its mark. Only ``flowfabric.testing`` does that."""
+
+    async def wait_for_change(self, timeout_ms: int) -> bool:
+        """Return as soon as *another* process may have committed, or when the time is over.
+
+        Returns:
+            True if there may be something new.
+        """
+
+
+def key_order(key: Key) -> tuple[str, str, str]:
+    """What keys are ordered by: identity, partition tag, kind.
+
+    Execution ids begin with the time once the tag is taken away, so new keys come last and the
+    records of one execution are neighbours. Within one partition and kind it is the order of the
+    keys themselves.
+
+    >>> key_order("signal/{fp:7}:0190-aa/3")
+    ('0190-aa/3', '{fp:7}:', 'signal')
+    """
+    kind, _, identity = key.partition("/")
+    rest, tag = split_tag(identity)
+    return rest, tag, kind
+
+
+def split_tag(identity: str) -> tuple[str, str]:
+    """An identity without the partition tag at its beginning, and the tag."""
+    if identity[:1] == "{":
+        tag, colon, rest = identity.partition("}:")
+        if colon:
+            return rest, tag + colon
+    return identity, ""
+
+
+def keys_of(pairs: Sequence[tuple[Key, int]]) -> frozenset[Key]:
+    """The keys of pairs of key and version."""
+    return frozenset(key for key, _ in pairs)

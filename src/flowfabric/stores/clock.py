@@ -1,0 +1,80 @@
+"""The store's clock: the only clock that judges expiry, delay, deadline and windows.
+
+A store keeps a *mark*, the latest instant that a commit has seen. The clock never reads less than
+the mark, so an event cannot precede its cause when the host's clock is set back a little. It is
+not held for ever: a mark that is more than ``STEP_BACK_MS_MAX`` ahead was left by a forward spike
+and would freeze every expiry, so the host's clock is believed again and the step is reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STEP_BACK_MS_MAX: Final = 60_000
+
+_logger = logging.getLogger("flowfabric.stores")
+
+
+class ClockStep(msgspec.Struct, frozen=True, kw_only=True):
+    """The clock went back by more than is papered over."""
+
+    mark_ms: int
+    """The latest instant the store had seen."""
+    clock_ms: int
+    """What the clock reads now, and is believed to be."""
+
+
+def host_clock_ms() -> int:
+    """The wall clock of this host."""
+    return time.time_ns() // 1_000_000
+
+
+class StoreClock:
+    """Reads the host's clock, plus an offset that only tests set, under the rule of the mark.
+
+    Args:
+        host_clock: the clock to read, in milliseconds.
+        on_step: called once for each step back that was too large to wait for.
+    """
+
+    def __init__(
+        self,
+        host_clock: Callable[[], int] = host_clock_ms,
+        on_step: Callable[[ClockStep], None] | None = None,
+    ) -> None:
+        self._host_clock = host_clock
+        self._on_step = on_step
+        self._reported_mark_ms = 0
+        self.steps = 0
+        """How many steps back were reported since the store was opened."""
+
+    def read(self, mark_ms: int, offset_ms: int = 0) -> int:
+        """The time now, given the stored mark."""
+        clock_ms = self._host_clock() + offset_ms
+        if clock_ms >= mark_ms:
+            return clock_ms
+        if mark_ms - clock_ms <= STEP_BACK_MS_MAX:
+            return mark_ms
+        self._report(ClockStep(mark_ms=mark_ms, clock_ms=clock_ms))
+        return clock_ms
+
+    def _report(self, step: ClockStep) -> None:
+        if step.mark_ms == self._reported_mark_ms:
+            return
+        self._reported_mark_ms = step.mark_ms
+        self.steps += 1
+        _logger.warning(
+            "the clock went back by %d ms, from %d to %d; it is believed again. Check the time service.",
+            step.mark_ms - step.clock_ms,
+            step.mark_ms,
+            step.clock_ms,
+        )
+        if self._on_step is not None:
+            self._on_step(step)

@@ -1,0 +1,57 @@
+"""Stores, each empty and open."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.stores.sqlite import SqliteStore
+from flowfabric.stores.sqlite.driver import ApswDriver, Driver, StandardDriver
+
+DRIVERS: dict[str, type[ApswDriver] | type[StandardDriver]] = {"apsw": ApswDriver, "sqlite3": StandardDriver}
+
+
+MAKERS: dict[str, Callable[[str], Any]] = {
+    "memory": lambda path: MemoryStore(),
+    "sqlite in memory": lambda path: SqliteStore(":memory:"),
+    "sqlite": SqliteStore,
+    "sqlite over sqlite3": lambda path: SqliteStore(path, driver=StandardDriver()),
+}
+
+
+@pytest.fixture(params=list(MAKERS))
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
+    """Every store there is."""
+    made = MAKERS[request.param](str(tmp_path / "work.db"))
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture(params=list(DRIVERS))
+def driver(request: pytest.FixtureRequest) -> Driver:
+    """Both drivers."""
+    return DRIVERS[request.param]()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Where a file may be made."""
+    return str(tmp_path / "work.db")
+
+
+@pytest.fixture
+async def open_store(path: str) -> AsyncIterator[Callable[..., Any]]:
+    """Opens stores on one file and closes what is still open in the end."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(**options: Any) -> SqliteStore:
+            made = SqliteStore(path, **options)
+            await made.open()
+            stack.push_async_callback(made.close)
+            return made
+
+        yield open_one
