@@ -1,0 +1,1 @@
+"""The door: batches commands, loads, decides, commits, answers; scanners and scheduler beside it."""

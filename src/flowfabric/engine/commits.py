@@ -1,0 +1,99 @@
+"""From what the rules of a batch have changed to one commit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from flowfabric.core.indexes import IndexRow, index_rows
+from flowfabric.core.records import Key, LastRequest, Record
+from flowfabric.stores.base import Change, Commit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowfabric.contracts.base import Command
+    from flowfabric.core.registry import Rule
+    from flowfabric.core.work import Trim, Work, WorkingSet
+
+_encode_outcome = msgspec.msgpack.Encoder().encode
+
+
+def repeated_outcome(rule: Rule, command: Command[Any], work: Work) -> Any:
+    """The answer that this request already got, or None if it is new."""
+    key = rule.subject(command)
+    if key is None:
+        return None
+    subject = work.peek(key)
+    if subject is None or subject.last_request is None:
+        return None
+    if subject.last_request.request_id != work.envelope.request_id:
+        return None
+    return rule.outcome_decoder.decode(subject.last_request.outcome)
+
+
+def remember_outcome(rule: Rule, command: Command[Any], work: Work, outcome: Any) -> None:
+    """Keep request id and outcome in the subject, if the rule changed it."""
+    key = rule.subject(command)
+    if key is None:
+        return
+    subject = work.writes.get(key)
+    if subject is not None:
+        subject.last_request = LastRequest(work.envelope.request_id, _encode_outcome(outcome))
+
+
+def build_commit(works: Sequence[Work], working_set: WorkingSet) -> Commit | None:
+    """Join the changes of all rules, in their order. None if there is nothing to commit."""
+    changing = [work for work in works if work.changed]
+    if not changing:
+        return None
+    final: dict[Key, Record | None] = {}
+    trims: dict[str, Trim] = {}
+    read: set[Key] = set()
+    commit = Commit(
+        now=working_set.now,
+        changes=[],
+        relied_on=[],
+        rows_removed=[],
+        rows_added=[],
+        events=[],
+        appends=[],
+        trims=[],
+    )
+    for work in changing:
+        final.update(work.writes)
+        read |= work.reads
+        commit.events += work.events
+        commit.appends += work.appends
+        # The rule that trims last knows how many frames are left after all appends.
+        trims.update((trim.stream, trim) for trim in work.trims)
+    commit.trims = list(trims.values())
+    versions, loaded = working_set.versions, working_set.loaded
+    for key, record in final.items():
+        before = loaded.get(key)
+        if before is None and record is None:
+            continue
+        commit.changes.append(Change(key, versions.get(key, 0), record))
+        _diff_rows(before, record, commit)
+    commit.relied_on = [(key, versions[key]) for key in read if key not in final]
+    return commit
+
+
+def _diff_rows(before: Record | None, after: Record | None, commit: Commit) -> None:
+    old: set[IndexRow] = set() if before is None else index_rows(before)
+    new: set[IndexRow] = set() if after is None else index_rows(after)
+    commit.rows_removed += old - new
+    commit.rows_added += new - old
+
+
+def affected_by(keys: frozenset[Key], works: Sequence[Work]) -> list[bool]:
+    """Which works touched one of these keys, directly or through what an affected one wrote."""
+    tainted = set(keys)
+    affected = []
+    for work in works:
+        touched = not tainted.isdisjoint(work.reads)
+        if touched:
+            tainted |= work.writes.keys()
+        affected.append(touched)
+    return affected

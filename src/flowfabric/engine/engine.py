@@ -1,0 +1,419 @@
+"""The one door: commands in, answers out.
+
+Commands are gathered into batches (write combining: while one batch is in flight, the next one
+fills). A batch is loaded, decided and committed as one. A refused command never fails its batch;
+a conflict runs again only the commands that touched the changed records.
+
+The rules this module keeps:
+
+- An answer is given after the commit that made it true, never before.
+- One command changes the records of one partition; the commit may hold many commands.
+- A store fault fails every command of the batch with that fault. Whether it took effect is
+  learned by asking again with the same request id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import secrets
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+
+import msgspec
+
+from flowfabric import errors
+from flowfabric.contracts.check import check
+from flowfabric.contracts.handles import BackendTag
+from flowfabric.core.registry import RULES, Rule
+from flowfabric.core.work import Envelope, Missing, Work, WorkingSet
+from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it registers what can be done
+from flowfabric.engine.commits import affected_by, build_commit, remember_outcome, repeated_outcome
+from flowfabric.engine.notifier import Notifier, topics_of
+from flowfabric.engine.operations import operation_for
+from flowfabric.stores.base import Conflict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowfabric.contracts.base import Command
+    from flowfabric.core.records import Key
+    from flowfabric.stores.base import Durability, Store
+
+R = TypeVar("R")
+
+BATCH_MAX: Final = 256
+CONFLICTS_MAX: Final = 8
+ROUNDS_MAX: Final = 64
+"""How often the rules of one batch may ask for records that are not loaded yet."""
+WATCH_MS: Final = 1_000
+"""How long one look for changes by other processes takes at most, and the pause after a fault."""
+
+log = logging.getLogger("flowfabric.engine")
+
+_BACKENDS: Final = {tag.lower(): tag for tag in BackendTag}
+"""The tags that handles carry, by the names that stores give themselves."""
+
+_request_prefix = secrets.token_hex(8)
+_request_numbers = itertools.count()
+
+
+_NO_WORK: Final = Work(WorkingSet(), Envelope(request_id=""))
+
+
+class Ticket:
+    """One command on its way through a batch."""
+
+    __slots__ = ("answer", "command", "conflicts", "envelope", "error", "group", "rule", "work")
+
+    def __init__(self, command: Command[Any], rule: Rule, envelope: Envelope, group: Group) -> None:
+        self.command = command
+        self.rule = rule
+        self.envelope = envelope
+        self.group = group
+        self.conflicts = 0
+        self.work: Work = _NO_WORK
+        self.answer: Any = None
+        self.error: Exception | None = None
+
+
+class Group:
+    """Commands that were submitted together and are answered together."""
+
+    __slots__ = ("future", "open", "tickets")
+
+    def __init__(self, future: asyncio.Future[list[Any]]) -> None:
+        self.future = future
+        self.tickets: list[Ticket] = []
+        self.open = 0
+
+    def settle(self) -> None:
+        """Count one ticket as done, and answer when all are."""
+        self.open -= 1
+        if self.open == 0 and not self.future.done():
+            self.future.set_result([ticket.error or ticket.answer for ticket in self.tickets])
+
+
+class Question:
+    """One query on its way to its answer."""
+
+    __slots__ = ("command", "envelope", "future", "rule")
+
+    def __init__(
+        self, rule: Rule, command: Command[Any], envelope: Envelope, future: asyncio.Future[Any]
+    ) -> None:
+        self.rule = rule
+        self.command = command
+        self.envelope = envelope
+        self.future = future
+
+    def first_reads(self) -> tuple[Key, ...]:
+        """The records that the query is sure to read."""
+        subject = self.rule.subject(self.command)
+        return self.rule.reads(self.command) if subject is None else (subject, *self.rule.reads(self.command))
+
+    def settle(self, working_set: WorkingSet) -> tuple[Key, ...]:
+        """Answer, or return the keys of the records that are still missing."""
+        if self.future.done():
+            return ()
+        try:
+            self.future.set_result(self.rule.decide(Work(working_set, self.envelope), self.command))
+        except Missing as missing:
+            return missing.keys
+        except Exception as refusal:  # noqa: BLE001 - one broken query must not fail those beside it
+            self.future.set_exception(refusal)
+        return ()
+
+
+class Engine:
+    """Executes commands against one store.
+
+    Args:
+        store: where everything is kept. The engine opens and closes it.
+        namespace: the namespace of commands that do not name another.
+    """
+
+    def __init__(self, store: Store, *, namespace: str | None = None) -> None:
+        self.store = store
+        self.namespace = namespace
+        self.notifier = Notifier()
+        self.durability: Durability | None = None
+        self._backend = BackendTag.MEMORY
+        self._queue: list[Ticket] = []
+        self._questions: list[Question] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def start(self) -> Durability:
+        """Open the store. Returns what an acknowledged command survives."""
+        self.durability = await self.store.open()
+        self._backend = _BACKENDS.get(self.durability.store, BackendTag.MEMORY)
+        self._closing = False
+        self._watch = asyncio.create_task(self._watch_store(), name="flowfabric watch")
+        return self.durability
+
+    async def stop(self) -> None:
+        """Finish the commands in flight and close the store."""
+        self._closing = True
+        if self._pump is not None:
+            await self._pump
+        self.notifier.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+        await self.store.close()
+
+    async def _watch_store(self) -> None:
+        """Wake those who wait in this process whenever another process has changed the store."""
+        while True:
+            try:
+                if await self.store.wait_for_change(WATCH_MS):
+                    self.notifier.publish_foreign_change()
+            except errors.StoreError as error:
+                log.warning("cannot look for changes by other processes, trying again: %s", error)
+                await asyncio.sleep(WATCH_MS / 1_000)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def execute(
+        self,
+        command: Command[R],
+        *,
+        request_id: str | None = None,
+        namespace: str | None = None,
+        actor: str = "",
+    ) -> R:
+        """Carry out one command and return its outcome.
+
+        Args:
+            command: what to do.
+            request_id: repeat it to ask again after a lost answer; minted when absent.
+            namespace: the only namespace the command may see or change.
+            actor: who asks, for the record.
+
+        Raises:
+            InvalidInput: a field breaks a rule; nothing was changed.
+            FlowFabricError: the refusal of the command's rule; nothing was changed.
+            Contention: other writers kept changing the same records; try again.
+            StoreError: the store failed. Ask again with the same ``request_id``.
+        """
+        self._require_running()
+        envelope = self._envelope(request_id, namespace, actor)
+        carry_out = operation_for(command)
+        if carry_out is not None:
+            check(command)
+            answer: R = await carry_out(self, command, envelope)
+            return answer
+        rule = RULES[type(command)]
+        if rule.is_query:
+            check(command)
+            return cast("R", await self._answer(rule, command, envelope))
+        [decided] = await self.decide([(command, envelope)])
+        if isinstance(decided, Exception):
+            raise decided
+        return cast("R", decided)
+
+    async def execute_many(
+        self,
+        commands: Sequence[Command[R]],
+        *,
+        request_ids: Sequence[str | None] | None = None,
+        namespace: str | None = None,
+        actor: str = "",
+    ) -> list[R | Exception]:
+        """Carry out many commands; each has its own outcome, or the exception that refused it."""
+        self._require_running()
+        ids = request_ids if request_ids is not None else [None] * len(commands)
+        envelopes = [self._envelope(request_id, namespace, actor) for request_id in ids]
+        asked = list(zip(commands, envelopes, strict=True))
+        if all(operation_for(command) is None for command in commands):
+            return await self.decide(asked)
+        return await asyncio.gather(
+            *(
+                self.execute(command, request_id=envelope.request_id, namespace=namespace, actor=actor)
+                for command, envelope in asked
+            ),
+            return_exceptions=True,
+        )
+
+    async def execute_unbounded(
+        self, commands: Sequence[Command[Any]], *, actor: str = "scanner"
+    ) -> list[Any]:
+        """Carry out the engine's own commands, which may concern any namespace."""
+        self._require_running()
+        envelopes = [
+            msgspec.structs.replace(self._envelope(None, None, actor), namespace=None) for _ in commands
+        ]
+        return await self.decide(list(zip(commands, envelopes, strict=True)))
+
+    async def _answer(self, rule: Rule, command: Command[Any], envelope: Envelope) -> Any:
+        """Decide a query. It changes nothing, so it waits for no commit; it shares its load."""
+        question = Question(rule, command, envelope, asyncio.get_running_loop().create_future())
+        self._questions.append(question)
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._answer_questions())
+        return await question.future
+
+    async def _answer_questions(self) -> None:
+        """Answer all queries that have come up, with one load for all of them."""
+        questions, self._questions, self._asking = self._questions, [], None
+        try:
+            await self._load_and_answer(questions)
+        except Exception as error:  # noqa: BLE001 - every asker gets the fault that stopped the load
+            for question in questions:
+                if not question.future.done():
+                    question.future.set_exception(error)
+
+    async def _load_and_answer(self, questions: list[Question]) -> None:
+        working_set = WorkingSet()
+        wanted = {key for question in questions for key in question.first_reads()}
+        for _ in range(ROUNDS_MAX):
+            loaded = await self.store.load(wanted)
+            working_set.put_loaded(loaded.now, loaded.rows)
+            wanted = {key for question in questions for key in question.settle(working_set)}
+            if not wanted:
+                return
+        raise AssertionError(f"queries still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
+
+    async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]]) -> list[Any]:
+        """Have the rules of some commands decide them, in one batch as far as possible."""
+        if not asked:
+            return []
+        group = Group(asyncio.get_running_loop().create_future())
+        group.tickets += [
+            Ticket(command, RULES[type(command)], envelope, group) for command, envelope in asked
+        ]
+        for ticket in group.tickets:
+            try:
+                check(ticket.command)
+            except errors.FlowFabricError as error:
+                ticket.error = error
+        self._enqueue(group)
+        return await group.future
+
+    def _require_running(self) -> None:
+        if self._closing or self.durability is None:
+            raise errors.Unavailable("The engine is not running. Start it before sending commands.")
+
+    def _envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
+        return Envelope(
+            request_id=request_id or f"{_request_prefix}-{next(_request_numbers)}",
+            namespace=namespace or self.namespace,
+            actor=actor,
+            random=random.random(),  # noqa: S311 - spreads retries, guards nothing
+            backend=self._backend,
+        )
+
+    def _enqueue(self, group: Group) -> None:
+        waiting = [ticket for ticket in group.tickets if ticket.error is None]
+        group.open = len(waiting) or 1
+        if not waiting:
+            group.settle()
+            return
+        self._queue.extend(waiting)
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().create_task(self._run_batches())
+
+    async def _run_batches(self) -> None:
+        try:
+            while self._queue:
+                batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+                await self._run_batch(batch)
+        finally:
+            self._pump = None
+
+    async def _run_batch(self, batch: list[Ticket]) -> None:
+        """Load, decide and commit until every ticket of the batch has its answer."""
+        working_set = WorkingSet()
+        try:
+            while batch:
+                await self._decide(batch, working_set)
+                batch = await self._commit(batch, working_set)
+        except Exception as error:  # noqa: BLE001 - every caller gets the fault that stopped its batch
+            for ticket in batch:
+                ticket.error = error
+                ticket.group.settle()
+
+    async def _decide(self, batch: list[Ticket], working_set: WorkingSet) -> None:
+        """Run the rules of the batch, loading whatever they turn out to need."""
+        wanted = _first_reads(batch) - working_set.loaded.keys()
+        for _ in range(ROUNDS_MAX):
+            if wanted or not working_set.now:
+                loaded = await self.store.load(wanted)
+                working_set.put_loaded(loaded.now, loaded.rows)
+            working_set.current.clear()
+            wanted = {key for ticket in batch for key in _decide_one(ticket, working_set)}
+            if not wanted:
+                return
+        raise AssertionError(f"rules still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
+
+    async def _commit(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
+        """Commit what the batch changed, settle it, and return the tickets that must run again."""
+        commit = build_commit([ticket.work for ticket in batch], working_set)
+        if commit is not None:
+            try:
+                await self.store.commit(commit)
+            except Conflict as conflict:
+                return await self._retry(batch, working_set, conflict)
+            self.notifier.publish(topics_of(commit))
+        for ticket in batch:
+            ticket.group.settle()
+        return []
+
+    async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
+        """Commit the tickets that the conflict did not touch; return the others, to run again."""
+        affected = affected_by(conflict.keys, [ticket.work for ticket in batch])
+        again = [ticket for ticket, touched in zip(batch, affected, strict=True) if touched]
+        rest = [ticket for ticket, touched in zip(batch, affected, strict=True) if not touched]
+        for ticket in again:
+            ticket.conflicts += 1
+            if ticket.conflicts >= CONFLICTS_MAX:
+                ticket.error = errors.Contention(record=min(conflict.keys), tries=CONFLICTS_MAX)
+                ticket.group.settle()
+        again = [ticket for ticket in again if ticket.conflicts < CONFLICTS_MAX]
+        if rest:
+            again += await self._commit(rest, working_set)
+        working_set.clear()
+        patience_ms = max((ticket.conflicts for ticket in again), default=0)
+        await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
+        return again
+
+
+def _first_reads(batch: list[Ticket]) -> set[str]:
+    keys: set[str] = set()
+    for ticket in batch:
+        subject = ticket.rule.subject(ticket.command)
+        if subject is not None:
+            keys.add(subject)
+        keys.update(ticket.rule.reads(ticket.command))
+    return keys
+
+
+def _decide_one(ticket: Ticket, working_set: WorkingSet) -> tuple[str, ...]:
+    """Run one rule. Returns the keys of the records it needs and that are not loaded."""
+    work = Work(working_set, ticket.envelope)
+    ticket.work, ticket.error = work, None
+    try:
+        repeated = repeated_outcome(ticket.rule, ticket.command, work)
+        if repeated is not None:
+            ticket.answer = repeated
+            return ()
+        ticket.answer = ticket.rule.decide(work, ticket.command)
+        remember_outcome(ticket.rule, ticket.command, work, ticket.answer)
+    except Missing as missing:
+        return missing.keys
+    except Exception as refusal:  # noqa: BLE001 - a broken rule must not fail the commands beside it
+        work.discard()
+        ticket.error = refusal
+        return ()
+    working_set.absorb(work)
+    return ()

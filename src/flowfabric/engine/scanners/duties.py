@@ -1,0 +1,125 @@
+"""Every duty, as data: which index tells what is due, and which command acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from flowfabric.contracts.base import Command
+from flowfabric.contracts.executions import ExpireExecutionArgs, ExpireReason, PromoteDelayedArgs
+from flowfabric.contracts.ids import ExecutionId
+from flowfabric.contracts.suspensions import ExpireSuspensionArgs
+from flowfabric.core import indexes
+from flowfabric.core.commands import (
+    EndReclaimGraceArgs,
+    ExpireLeaseArgs,
+    ExpireLiveFramesArgs,
+    ExpireWaitpointArgs,
+    ForgetDedupArgs,
+    SettleReservationArgs,
+)
+from flowfabric.core.rules.creation import RESERVATION_GRACE_MS
+
+
+class Duty(msgspec.Struct, frozen=True, kw_only=True):
+    """One background duty."""
+
+    name: str
+    index: str
+    interval_ms: int
+    """The longest pause between two sweeps; the next entry, or a wake-up, ends it sooner."""
+    command: Callable[[str], Command[Any]]
+    """Makes the command for one index member."""
+    scope: str = ""
+    grace_ms: int = 0
+    """How long after its instant an entry is due."""
+
+
+def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
+    """All duties of an engine.
+
+    Args:
+        reclaim_grace_ms: how long a lapsed lease keeps others from reclaiming the execution.
+    """
+    return (
+        Duty(
+            name="lease_expiry",
+            index=indexes.DUE_LEASE,
+            interval_ms=1_500,
+            command=lambda member: ExpireLeaseArgs(
+                execution_id=ExecutionId(member), reclaim_grace_ms=reclaim_grace_ms
+            ),
+        ),
+        Duty(
+            name="reclaim_grace",
+            index=indexes.DUE_RECLAIM,
+            interval_ms=1_500,
+            command=lambda member: EndReclaimGraceArgs(execution_id=ExecutionId(member)),
+        ),
+        Duty(
+            name="delayed_promoter",
+            index=indexes.DUE_DELAY,
+            interval_ms=750,
+            command=lambda member: PromoteDelayedArgs(execution_id=ExecutionId(member)),
+        ),
+        Duty(
+            name="attempt_timeout",
+            index=indexes.DUE_ATTEMPT,
+            interval_ms=2_000,
+            command=lambda member: ExpireExecutionArgs(
+                execution_id=ExecutionId(member), expire_reason=ExpireReason.ATTEMPT_TIMEOUT
+            ),
+        ),
+        Duty(
+            name="execution_deadline",
+            index=indexes.DUE_DEADLINE,
+            interval_ms=5_000,
+            command=lambda member: ExpireExecutionArgs(
+                execution_id=ExecutionId(member), expire_reason=ExpireReason.EXECUTION_DEADLINE
+            ),
+        ),
+        Duty(
+            name="suspension_timeout",
+            index=indexes.DUE_SUSPENSION,
+            interval_ms=2_000,
+            command=lambda member: ExpireSuspensionArgs(execution_id=ExecutionId(member)),
+        ),
+        Duty(
+            name="pending_wp_expiry",
+            index=indexes.DUE_WAITPOINT,
+            interval_ms=5_000,
+            command=lambda member: ExpireWaitpointArgs(waitpoint_identity=member),
+        ),
+        Duty(
+            name="reservation_settler",
+            index=indexes.DUE_RESERVATION,
+            scope="open",
+            grace_ms=RESERVATION_GRACE_MS,
+            interval_ms=15_000,
+            command=lambda member: SettleReservationArgs(reservation_id=member),
+        ),
+        Duty(
+            name="reservation_expiry",
+            index=indexes.DUE_RESERVATION,
+            scope="confirmed",
+            interval_ms=60_000,
+            command=lambda member: SettleReservationArgs(reservation_id=member),
+        ),
+        Duty(
+            name="dedup_expiry",
+            index=indexes.DUE_DEDUP,
+            interval_ms=60_000,
+            command=lambda member: ForgetDedupArgs(dedup_id=member),
+        ),
+        Duty(
+            name="live_frame_expiry",
+            index=indexes.DUE_LIVE_FRAMES,
+            interval_ms=5_000,
+            command=lambda member: ExpireLiveFramesArgs(stream_id=member),
+        ),
+    )
+
+
+DUTIES: Final = duties()

@@ -1,0 +1,93 @@
+"""The loop that every duty runs in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from flowfabric import errors
+from flowfabric.engine.notifier import due_topic
+from flowfabric.engine.scanners.duties import DUTIES, Duty
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.notifier import Subscription
+
+log = logging.getLogger("flowfabric.scanners")
+
+PAGE: Final = 100
+PAUSE_AFTER_FAULT_MS: Final = 1_000
+
+
+class Scanners:
+    """Runs the duties of one engine until stopped."""
+
+    def __init__(self, engine: Engine, duties: Iterable[Duty] = DUTIES) -> None:
+        self._engine = engine
+        self._duties = tuple(duties)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.cycles: dict[str, int] = {duty.name: 0 for duty in self._duties}
+        """How many sweeps each duty has made."""
+
+    def start(self) -> None:
+        """Begin. Starting twice is harmless."""
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._run(duty), name=f"flowfabric {duty.name}") for duty in self._duties
+            ]
+
+    async def stop(self) -> None:
+        """Stop after the commands in flight."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _run(self, duty: Duty) -> None:
+        with self._engine.notifier.subscribe(due_topic(duty.index)) as changes:
+            while True:
+                try:
+                    await self._sweep_and_wait(duty, changes)
+                except errors.FlowFabricError as error:
+                    log.warning("%s: the sweep failed, trying again: %s", duty.name, error)
+                    await asyncio.sleep(PAUSE_AFTER_FAULT_MS / 1_000)
+
+    async def _sweep_and_wait(self, duty: Duty, changes: Subscription) -> None:
+        await sweep(self._engine, duty)
+        self.cycles[duty.name] += 1
+        pause_ms = await self._until_next(duty)
+        if pause_ms > 0:
+            await changes.wait(pause_ms)
+
+    async def _until_next(self, duty: Duty) -> int:
+        """Milliseconds until the next entry is due, at most the duty's interval."""
+        now = await self._engine.store.now()
+        upcoming = await self._engine.store.read_index(
+            duty.index, duty.scope, after=(now - duty.grace_ms, "\U0010ffff"), limit=1
+        )
+        if not upcoming:
+            return duty.interval_ms
+        return max(1, min(duty.interval_ms, upcoming[0][0] + duty.grace_ms - now))
+
+
+async def sweep(engine: Engine, duty: Duty) -> int:
+    """Do the duty once for everything that is due. Returns how many entries were due.
+
+    The sweep moves on behind each page, so entries that stay put never starve the others.
+    """
+    seen = 0
+    after: tuple[int, str] | None = None
+    upto = await engine.store.now() - duty.grace_ms
+    while True:
+        page = await engine.store.read_index(duty.index, duty.scope, after=after, upto=upto, limit=PAGE)
+        if not page:
+            return seen
+        answers = await engine.execute_unbounded([duty.command(member) for _, member in page])
+        for (_, member), answer in zip(page, answers, strict=True):
+            if isinstance(answer, Exception):
+                log.warning("%s: %s: %s", duty.name, member, answer)
+        seen += len(page)
+        after = page[-1]

@@ -1,0 +1,168 @@
+"""Finding work for a worker: reads what is claimable, then claims it, in one commit.
+
+Only scopes that the worker can serve are read, so work that needs other capabilities neither
+blocks nor slows it, and lanes without work cost nothing. What another worker took meanwhile, or
+holds a grant for, is passed over; the search goes on behind it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from flowfabric import errors
+from flowfabric.contracts.ids import ExecutionId, LaneId, new_attempt_id, new_lease_id, partition_of
+from flowfabric.contracts.leases import (
+    ClaimBatchArgs,
+    ClaimBatchResult,
+    ClaimedWork,
+    ClaimForWorkerArgs,
+    ClaimForWorkerOutcome,
+    ClaimGrant,
+    IssueClaimGrantArgs,
+    NoWork,
+    WorkGranted,
+)
+from flowfabric.contracts.partitions import Partition
+from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
+from flowfabric.core.indexes import ELIGIBLE, SEPARATOR, scope_of
+from flowfabric.core.records import Execution, key_for
+from flowfabric.engine.operations import operation
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from flowfabric.core.work import Envelope
+    from flowfabric.engine.engine import Engine
+
+ROUNDS_MAX: Final = 8
+"""How often one call looks further behind candidates that turned out to be taken."""
+
+PASSED_OVER: Final = (errors.StateRefusal, errors.NotFound, errors.Contention, errors.CapabilityMismatch)
+"""Refusals that say: not this one, try the next."""
+
+
+class Candidate(NamedTuple):
+    """A claimable execution, as an index shows it. Sorts by claiming order."""
+
+    order: int
+    execution_id: ExecutionId
+    lane_id: LaneId
+    scope: str
+
+
+class Search:
+    """Walks over what is claimable for one worker, the most urgent first."""
+
+    def __init__(
+        self, engine: Engine, namespace: str | None, lanes: Iterable[LaneId], capabilities: Collection[str]
+    ) -> None:
+        self._engine = engine
+        self._namespace = namespace or ""
+        self._lanes = tuple(lanes)
+        self._capabilities = frozenset(capabilities)
+        self._behind: dict[str, tuple[int, str]] = {}
+
+    async def next(self, limit: int) -> list[Candidate]:
+        """The next candidates; fewer than ``limit`` when there are no more."""
+        pages = [
+            await self._page(lane, scope, limit) for lane in self._lanes for scope in await self._scopes(lane)
+        ]
+        found = list(islice(heapq.merge(*pages), limit))
+        for candidate in found:
+            self._behind[candidate.scope] = (candidate.order, candidate.execution_id)
+        return found
+
+    async def _scopes(self, lane: LaneId) -> list[str]:
+        """The lane's scopes whose requirements the worker meets."""
+        prefix = scope_of(self._namespace, lane) + SEPARATOR
+        scopes = await self._engine.store.index_scopes(ELIGIBLE, prefix)
+        return [scope for scope in scopes if self._capabilities.issuperset(_required(scope))]
+
+    async def _page(self, lane: LaneId, scope: str, limit: int) -> list[Candidate]:
+        behind = self._behind.get(scope)
+        rows = await self._engine.store.read_index(ELIGIBLE, scope, after=behind, limit=limit)
+        return [Candidate(order, ExecutionId(execution_id), lane, scope) for order, execution_id in rows]
+
+
+def _required(scope: str) -> list[str]:
+    required = scope.rpartition(SEPARATOR)[2]
+    return required.split(",") if required else []
+
+
+@operation(ClaimBatchArgs)
+async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) -> ClaimBatchResult:
+    """Claim up to ``limit`` executions for one worker, the most urgent of all its lanes first."""
+    search = Search(engine, envelope.namespace, args.lanes, args.worker_capabilities)
+    claims: list[ClaimedWork] = []
+    for _ in range(ROUNDS_MAX):
+        wanted = args.limit - len(claims)
+        candidates = await search.next(wanted)
+        commands = [_claim_of(candidate, args) for candidate in candidates]
+        for answer in await engine.execute_many(commands, namespace=envelope.namespace):
+            if isinstance(answer, CandidateClaimed):
+                claims.append(answer.work)
+            elif isinstance(answer, Exception) and not isinstance(answer, PASSED_OVER):
+                raise answer
+        if len(candidates) < wanted or len(claims) == args.limit:
+            break
+    return ClaimBatchResult(claims=tuple(claims))
+
+
+def _claim_of(candidate: Candidate, args: ClaimBatchArgs) -> ClaimCandidateArgs:
+    return ClaimCandidateArgs(
+        execution_id=candidate.execution_id,
+        lane_id=candidate.lane_id,
+        worker_id=args.worker_id,
+        worker_instance_id=args.worker_instance_id,
+        worker_capabilities=args.worker_capabilities,
+        lease_id=new_lease_id(),
+        attempt_id=new_attempt_id(),
+        lease_ttl_ms=args.lease_ttl_ms,
+        policies=args.policies,
+    )
+
+
+@operation(ClaimForWorkerArgs)
+async def claim_for_worker(
+    engine: Engine, args: ClaimForWorkerArgs, envelope: Envelope
+) -> ClaimForWorkerOutcome:
+    """Reserve the most urgent execution of a lane that this worker can run."""
+    search = Search(engine, envelope.namespace, (args.lane_id,), args.worker_capabilities)
+    for _ in range(ROUNDS_MAX):
+        candidates = await search.next(ROUNDS_MAX)
+        for candidate in candidates:
+            if await _grant(engine, candidate, args, envelope):
+                return WorkGranted(grant=await _grant_of(engine, candidate.execution_id))
+        if len(candidates) < ROUNDS_MAX:
+            break
+    return NoWork()
+
+
+async def _grant(engine: Engine, candidate: Candidate, args: ClaimForWorkerArgs, envelope: Envelope) -> bool:
+    command = IssueClaimGrantArgs(
+        execution_id=candidate.execution_id,
+        lane_id=args.lane_id,
+        worker_id=args.worker_id,
+        worker_instance_id=args.worker_instance_id,
+        worker_capabilities=args.worker_capabilities,
+        grant_ttl_ms=args.grant_ttl_ms,
+    )
+    try:
+        await engine.execute(command, namespace=envelope.namespace)
+    except PASSED_OVER:
+        return False
+    return True
+
+
+async def _grant_of(engine: Engine, execution_id: ExecutionId) -> ClaimGrant:
+    loaded = await engine.store.load([key_for(Execution, execution_id)])
+    execution = loaded.rows[0][2]
+    assert isinstance(execution, Execution)
+    return ClaimGrant(
+        execution_id=execution_id,
+        partition_key=Partition(index=partition_of(execution_id)).key,
+        grant_key=f"{execution.key}/grant",
+        expires_at_ms=loaded.now if execution.grant is None else execution.grant.expires_at,
+    )
