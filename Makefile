@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs model races lock clean
+.PHONY: help demo test check format bench docs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -46,12 +46,6 @@ bench: $(READY) ## run the benchmarks
 
 docs: $(READY) ## regenerate the reference pages
 	@$(PY) docs/build.py $(ARGS)
-
-model: $(READY) ## run the model tests with many more examples
-	@$(PYTEST) --hypothesis-profile=long --timeout=1800 tests/model $(ARGS)
-
-races: $(READY) ## run the race tests
-	@$(PYTEST) tests/races $(ARGS)
 
 lock: ## pin requirements/*.txt anew; UPGRADE=1 takes the newest versions allowed
 	@PYTHON='$(PYTHON)' requirements/lock $(if $(UPGRADE),--upgrade)

@@ -11,6 +11,7 @@ class's name in snake case, unless the class states it.
     ├── Contention          others were faster; the same request may succeed later (retryable)
     ├── LimitExceeded       a cap was reached
     ├── Unavailable         this deployment does not offer the operation
+    ├── RunEnded            an execution that is waited for ended, but not well
     └── StoreError          the store failed
         ├── StoreUnreachable    (retryable)
         ├── StoreTimeout        (retryable)
@@ -18,7 +19,7 @@ class's name in snake case, unless the class states it.
         ├── StoreFull
         └── StoreUnusable
 
-The eight families never share a class, because callers treat them differently.
+The nine families never share a class, because callers treat them differently.
 """
 
 from __future__ import annotations
@@ -140,6 +141,10 @@ class Unavailable(FlowFabricError):
     """This deployment does not offer the operation. Use a store that does."""
 
 
+class RunEnded(FlowFabricError):
+    """The execution ended without a result. See its failure reason."""
+
+
 class StoreError(FlowFabricError):
     """The store failed. Look at the store's own log."""
 
@@ -162,6 +167,25 @@ class StoreFull(StoreError):
 
 class StoreUnusable(StoreError):
     """The store does not fit this program or its configuration. Correct what the message names."""
+
+
+# Runs that ended
+
+
+class RunFailed(RunEnded):
+    """The execution failed. See the reason and the category."""
+
+
+class RunCancelled(RunEnded):
+    """The execution was cancelled. See the reason."""
+
+
+class RunExpired(RunEnded):
+    """The execution ran out of time. Give it more, or find out what took so long."""
+
+
+class RunSkipped(RunEnded):
+    """What the execution depends on cannot succeed any more. Replay what it depends on first."""
 
 
 # Invalid input

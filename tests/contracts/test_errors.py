@@ -44,6 +44,7 @@ FAMILIES = [
     errors.Contention,
     errors.LimitExceeded,
     errors.Unavailable,
+    errors.RunEnded,
     errors.StoreError,
 ]
 

@@ -146,9 +146,9 @@ def _active_means_running(held: Held) -> Iterator[str]:
     lease = execution.lease
     if lease is not None and lease.epoch != execution.lease_epoch:
         yield f"leased under epoch {lease.epoch}, the latest is {execution.lease_epoch}"
-    if attempt is not None and attempt.timeout_at is not None:
-        if lease is None or lease.state is not LeaseState.HELD:
-            yield "its attempt's time runs although nobody holds the lease"
+    timed = attempt is not None and attempt.timeout_at is not None
+    if timed and (lease is None or lease.state is not LeaseState.HELD):
+        yield "its attempt's time runs although nobody holds the lease"
 
 
 def _grant_fits(held: Held) -> Iterator[str]:

@@ -33,9 +33,12 @@ class LastRequest(msgspec.Struct, frozen=True, array_like=True):
     request_id: str
     outcome: bytes
     """May hold a waitpoint token, so it is never shown."""
+    operation: str = ""
+    """The command's type. The same id with another command is another request."""
 
     def __repr__(self) -> str:
-        return f"LastRequest(request_id={self.request_id!r}, outcome=<{len(self.outcome)} bytes>)"
+        shown = f"request_id={self.request_id!r}, operation={self.operation!r}"
+        return f"LastRequest({shown}, outcome=<{len(self.outcome)} bytes>)"
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -94,6 +97,11 @@ class ReleasedLease(msgspec.Struct, frozen=True, kw_only=True):
     attempt_id: str
     operation: str
     outcome: bytes
+    """May hold a waitpoint token, so it is never shown."""
+
+    def __repr__(self) -> str:
+        fence = f"{self.lease_id!r}, {self.epoch}, {self.attempt_id!r}"
+        return f"ReleasedLease({fence}, operation={self.operation!r}, outcome=<{len(self.outcome)} bytes>)"
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -268,7 +276,12 @@ class Reservation(Record):
 
     @property
     def identity(self) -> str:
-        return f"{self.partition_tag}/{self.namespace}/{self.idempotency_key}"
+        return reservation_identity(self.partition_tag, self.namespace, self.idempotency_key)
+
+
+def reservation_identity(partition_tag: str, namespace: str, idempotency_key: str) -> str:
+    """The identity of one reservation. Both names may hold any mark that separates others."""
+    return f"{partition_tag}/{len(namespace)}/{namespace}/{idempotency_key}"
 
 
 class Dedup(Record):

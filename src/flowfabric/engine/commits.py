@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flowfabric.core.indexes import IndexRow, index_rows
-from flowfabric.core.records import Key, LastRequest, Record
+from flowfabric.core.records import Execution, Key, LastRequest, Record
 from flowfabric.stores.base import Change, Commit
 
 if TYPE_CHECKING:
@@ -21,16 +21,27 @@ _encode_outcome = msgspec.msgpack.Encoder().encode
 
 
 def repeated_outcome(rule: Rule, command: Command[Any], work: Work) -> Any:
-    """The answer that this request already got, or None if it is new."""
+    """The answer that this request already got, or None if it is new.
+
+    The answer belongs to the namespace that got it; a request id is no proof of who asks.
+    """
     key = rule.subject(command)
-    if key is None:
+    subject = None if key is None else work.peek(key)
+    last = None if subject is None else subject.last_request
+    if subject is None or last is None or last.request_id != work.envelope.request_id:
         return None
-    subject = work.peek(key)
-    if subject is None or subject.last_request is None:
+    if last.operation != type(command).__name__ or _is_foreign(subject, work):
         return None
-    if subject.last_request.request_id != work.envelope.request_id:
-        return None
-    return rule.outcome_decoder.decode(subject.last_request.outcome)
+    return rule.outcome_decoder.decode(last.outcome)
+
+
+def _is_foreign(subject: Record, work: Work) -> bool:
+    """Whether the record belongs to an execution that the caller may not see."""
+    execution_id = getattr(subject, "execution_id", None)
+    if work.envelope.namespace is None or execution_id is None:
+        return False
+    execution = work.read(Execution, execution_id)
+    return execution is None or execution.namespace != work.envelope.namespace
 
 
 def remember_outcome(rule: Rule, command: Command[Any], work: Work, outcome: Any) -> None:
@@ -40,7 +51,9 @@ def remember_outcome(rule: Rule, command: Command[Any], work: Work, outcome: Any
         return
     subject = work.writes.get(key)
     if subject is not None:
-        subject.last_request = LastRequest(work.envelope.request_id, _encode_outcome(outcome))
+        subject.last_request = LastRequest(
+            work.envelope.request_id, _encode_outcome(outcome), type(command).__name__
+        )
 
 
 def build_commit(works: Sequence[Work], working_set: WorkingSet) -> Commit | None:

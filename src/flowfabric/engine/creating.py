@@ -1,15 +1,17 @@
 """Creating with an idempotency key: the key is bound first, then the execution is created.
 
 The two live in different partitions, so they are two commits. A crash between them leaves a
-reservation alone; repeating the request finishes it, and a scanner frees it otherwise.
+reservation alone; repeating the request finishes it, and a scanner frees it otherwise. The second
+commit relies on the reservation, so nothing is created under a key that was freed meanwhile.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from flowfabric import errors
 from flowfabric.contracts.executions import CreateExecutionArgs, CreateExecutionResult
 from flowfabric.core.commands import ReserveIdempotencyKeyArgs
 from flowfabric.core.rules.creation import idempotency_window_ms, request_digest
@@ -20,13 +22,31 @@ if TYPE_CHECKING:
     from flowfabric.engine.engine import Engine
 
 
+TRIES_MAX: Final = 3
+"""How often a key is reserved anew that was lost between the two commits."""
+
+
 @operation(CreateExecutionArgs, applies=lambda args: bool(args.idempotency_key))
 async def create_once(engine: Engine, args: CreateExecutionArgs, envelope: Envelope) -> CreateExecutionResult:
     """Create the execution unless its idempotency key is bound to one already.
 
     Raises:
         IdempotencyConflict: the key is bound to a request with other content.
+        InvalidInput: see ``create_execution``.
     """
+    answer: Any = None
+    for _ in range(TRIES_MAX):
+        answer = await _reserve_and_create(engine, args, envelope)
+        if not isinstance(answer, errors.Contention):
+            break
+    if isinstance(answer, Exception):
+        raise answer
+    created: CreateExecutionResult = answer
+    return created
+
+
+async def _reserve_and_create(engine: Engine, args: CreateExecutionArgs, envelope: Envelope) -> Any:
+    """The outcome of creating, or the exception that refused it."""
     assert args.idempotency_key is not None
     reserved = await engine.execute(
         ReserveIdempotencyKeyArgs(
@@ -41,7 +61,4 @@ async def create_once(engine: Engine, args: CreateExecutionArgs, envelope: Envel
     # A reservation that an earlier request left without its execution is finished here, under
     # the id it was made for.
     [answer] = await engine.decide([(replace(args, execution_id=reserved.execution_id), envelope)])
-    if isinstance(answer, Exception):
-        raise answer
-    created: CreateExecutionResult = answer
-    return created
+    return answer

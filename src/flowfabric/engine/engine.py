@@ -65,7 +65,7 @@ _NO_WORK: Final = Work(WorkingSet(), Envelope(request_id=""))
 class Ticket:
     """One command on its way through a batch."""
 
-    __slots__ = ("answer", "command", "conflicts", "envelope", "error", "group", "rule", "work")
+    __slots__ = ("answer", "command", "conflicts", "envelope", "error", "group", "rule", "settled", "work")
 
     def __init__(self, command: Command[Any], rule: Rule, envelope: Envelope, group: Group) -> None:
         self.command = command
@@ -76,6 +76,15 @@ class Ticket:
         self.work: Work = _NO_WORK
         self.answer: Any = None
         self.error: Exception | None = None
+        self.settled = False
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Give the ticket its answer, or this error. What is settled stays as it is."""
+        if self.settled:
+            return
+        self.settled = True
+        self.error = error or self.error
+        self.group.settle()
 
 
 class Group:
@@ -159,7 +168,7 @@ class Engine:
         """Finish the commands in flight and close the store."""
         self._closing = True
         if self._pump is not None:
-            await self._pump
+            await asyncio.wait([self._pump])  # unlike a plain await, it never cancels the pump
         self.notifier.close()
         if self._watch is not None:
             self._watch.cancel()
@@ -237,13 +246,19 @@ class Engine:
         asked = list(zip(commands, envelopes, strict=True))
         if all(operation_for(command) is None for command in commands):
             return await self.decide(asked)
-        return await asyncio.gather(
-            *(
-                self.execute(command, request_id=envelope.request_id, namespace=namespace, actor=actor)
-                for command, envelope in asked
-            ),
-            return_exceptions=True,
-        )
+        return await asyncio.gather(*(self._attempt(command, envelope) for command, envelope in asked))
+
+    async def _attempt(self, command: Command[R], envelope: Envelope) -> R | Exception:
+        """One command's outcome, or the exception that refused it."""
+        try:
+            return await self.execute(
+                command,
+                request_id=envelope.request_id,
+                namespace=envelope.namespace,
+                actor=envelope.actor,
+            )
+        except Exception as refusal:  # noqa: BLE001 - it is this command's answer
+            return refusal
 
     async def execute_unbounded(
         self, commands: Sequence[Command[Any]], *, actor: str = "scanner"
@@ -338,10 +353,23 @@ class Engine:
             while batch:
                 await self._decide(batch, working_set)
                 batch = await self._commit(batch, working_set)
+        except errors.StoreCorrupt as error:
+            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
         except Exception as error:  # noqa: BLE001 - every caller gets the fault that stopped its batch
             for ticket in batch:
-                ticket.error = error
-                ticket.group.settle()
+                ticket.settle(error)
+        except asyncio.CancelledError:
+            for ticket in batch:
+                ticket.settle(errors.Unavailable("The engine was cancelled. Whether it acted is not known."))
+            raise
+
+    async def _run_apart(self, batch: list[Ticket], error: errors.StoreCorrupt) -> None:
+        """Run each ticket alone, so that a damaged record fails only the one that needs it."""
+        if len(batch) == 1:
+            batch[0].settle(error)
+            return
+        for ticket in batch:
+            await self._run_batch([ticket])
 
     async def _decide(self, batch: list[Ticket], working_set: WorkingSet) -> None:
         """Run the rules of the batch, loading whatever they turn out to need."""
@@ -366,7 +394,7 @@ class Engine:
                 return await self._retry(batch, working_set, conflict)
             self.notifier.publish(topics_of(commit))
         for ticket in batch:
-            ticket.group.settle()
+            ticket.settle()
         return []
 
     async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
@@ -377,8 +405,7 @@ class Engine:
         for ticket in again:
             ticket.conflicts += 1
             if ticket.conflicts >= CONFLICTS_MAX:
-                ticket.error = errors.Contention(record=min(conflict.keys), tries=CONFLICTS_MAX)
-                ticket.group.settle()
+                ticket.settle(errors.Contention(record=min(conflict.keys), tries=CONFLICTS_MAX))
         again = [ticket for ticket in again if ticket.conflicts < CONFLICTS_MAX]
         if rest:
             again += await self._commit(rest, working_set)

@@ -119,7 +119,9 @@ class Traced:
         """Carry out many commands inside one span, which is named after them if they are alike."""
         names = {operation_name(type(command)) for command in commands}
         name = names.pop() if len(names) == 1 else "execute_many"
-        attributes = {"count": len(commands), **({} if namespace is None else {"namespace": namespace})}
+        attributes: dict[str, str | int] = {"count": len(commands)}
+        if namespace is not None:
+            attributes["namespace"] = namespace
         with self._tracer.span(f"ff.{name}", attributes):
             return await self._inner.execute_many(
                 commands, request_ids=request_ids, namespace=namespace, actor=actor
@@ -127,7 +129,8 @@ class Traced:
 
 
 def _attributes(command: Command[Any], namespace: str | None) -> dict[str, str | int]:
-    values = {name: getattr(command, name, None) for name in _TRACED} | {"namespace": namespace}
+    values: dict[str, str | int | None] = {name: getattr(command, name, None) for name in _TRACED}
+    values["namespace"] = namespace
     return {name: value for name, value in values.items() if value is not None}
 
 

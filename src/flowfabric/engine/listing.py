@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Final
 
-from flowfabric.contracts.ids import ExecutionId, LaneId
+from flowfabric.contracts.ids import ExecutionId, LaneId, LeaseId, Namespace, WorkerInstanceId
 from flowfabric.contracts.leases import EligibleExecutions, ScanEligibleArgs
 from flowfabric.contracts.reads import (
     ExecutionSummary,
@@ -178,8 +178,8 @@ def summary_of(execution: Execution) -> ExecutionSummary:
     """What a list shows of an execution."""
     return ExecutionSummary(
         execution_id=ExecutionId(execution.execution_id),
-        namespace=execution.namespace,
-        lane_id=execution.lane_id,
+        namespace=Namespace(execution.namespace),
+        lane_id=LaneId(execution.lane_id),
         execution_kind=execution.execution_kind,
         public_state=public_state(execution),
         priority=execution.priority,
@@ -311,9 +311,9 @@ def _expired_lease(execution: Execution) -> list[ExpiredLeaseEntry]:
     return [
         ExpiredLeaseEntry(
             execution_id=ExecutionId(execution.execution_id),
-            lease_id=lease.lease_id,
+            lease_id=LeaseId(lease.lease_id),
             lease_epoch=lease.epoch,
-            worker_instance_id=lease.worker_instance_id,
+            worker_instance_id=WorkerInstanceId(lease.worker_instance_id),
             expires_at=lease.expires_at,
             attempt_index=attempt.attempt_index,
         )

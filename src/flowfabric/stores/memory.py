@@ -9,6 +9,9 @@ import asyncio
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from flowfabric import errors
 from flowfabric.core.events import Event, Family, StoredEvent
 from flowfabric.core.records import Key, Record, decode_record, encode_record
 from flowfabric.core.work import Frame
@@ -60,7 +63,10 @@ class MemoryStore:
         if stored is None:
             return key, 0, None
         version, data = stored
-        return key, version, decode_record(key, data)
+        try:
+            return key, version, decode_record(key, data)
+        except msgspec.DecodeError as error:
+            raise errors.StoreCorrupt(record=key, reason=error) from error
 
     async def commit(self, commit: Commit) -> None:
         self._compare_versions(commit)

@@ -19,6 +19,7 @@ from flowfabric.contracts.limits import IDEMPOTENCY_WINDOW_MS, PRIORITY_MAX, PRI
 from flowfabric.contracts.partitions import FLOW_PARTITIONS, partition_index
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import BlockingReason
+from flowfabric.core import records
 from flowfabric.core.commands import (
     KeyReserved,
     ReservationSettled,
@@ -26,7 +27,7 @@ from flowfabric.core.commands import (
     SettleReservationArgs,
 )
 from flowfabric.core.events import Family
-from flowfabric.core.records import Execution, Payload, Reservation, key_for
+from flowfabric.core.records import Execution, Key, Payload, Reservation, key_for
 from flowfabric.core.registry import no_subject, rule
 from flowfabric.core.rules.transitions import add_blocker, publish, time_blocker
 from flowfabric.core.state import public_state
@@ -40,18 +41,27 @@ RESERVATION_GRACE_MS: Final = 30_000
 _encode_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
-@rule(CreateExecutionArgs)
+def _reservation_keys(args: CreateExecutionArgs) -> tuple[Key, ...]:
+    if not args.idempotency_key:
+        return ()
+    return (key_for(Reservation, reservation_identity(args.namespace, args.idempotency_key)),)
+
+
+@rule(CreateExecutionArgs, reads=_reservation_keys)
 def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionResult:
-    """Admit a unit of work: eligible at once, or delayed if its time is in the future."""
-    if work.envelope.namespace is not None and args.namespace != work.envelope.namespace:
-        raise errors.InvalidInput(
-            field="namespace", value=args.namespace, rule=f"must be {work.envelope.namespace!r}"
-        )
+    """Admit a unit of work: eligible at once, or delayed if its time is in the future.
+
+    Raises:
+        InvalidInput: the namespace is not the caller's, or the id is in use in another one.
+        Contention: the idempotency key is not bound to this execution any more.
+    """
+    _require_namespace(work, args.namespace)
     existing = work.read(Execution, args.execution_id)
     if existing is not None and existing.namespace != args.namespace:
         raise errors.InvalidInput(field="execution_id", value=args.execution_id, rule="is in use")
     if existing is not None:
         return ExecutionDuplicate(execution_id=args.execution_id)
+    _require_reserved(work, args)
     policy = args.policy
     execution = Execution(
         execution_id=args.execution_id,
@@ -77,6 +87,24 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
     work.add(Payload(execution_id=args.execution_id, data=args.input_payload))
     publish(work, execution, Family.EXECUTION, "created", lane_id=args.lane_id, kind=args.execution_kind)
     return ExecutionCreated(execution_id=args.execution_id, public_state=public_state(execution))
+
+
+def _require_namespace(work: Work, namespace: str) -> None:
+    bound = work.envelope.namespace
+    if bound is not None and namespace != bound:
+        raise errors.InvalidInput(field="namespace", value=namespace, rule=f"must be {bound!r}")
+
+
+def _require_reserved(work: Work, args: CreateExecutionArgs) -> None:
+    """Refuse a key that is bound to something else meanwhile.
+
+    A caller that pauses between reserving and creating for longer than the grace finds its
+    reservation freed, and perhaps made anew for another execution.
+    """
+    for key in _reservation_keys(args):
+        bound = work.peek(key)
+        if not isinstance(bound, Reservation) or bound.execution_id != args.execution_id:
+            raise errors.Contention(idempotency_key=args.idempotency_key)
 
 
 def clamp_priority(priority: int) -> int:
@@ -126,7 +154,7 @@ def idempotency_window_ms(policy: ExecutionPolicy | None) -> int:
 def reservation_identity(namespace: str, idempotency_key: str) -> str:
     """Where an idempotency key is kept: in the partition of the key's own hash."""
     index = partition_index(f"{namespace}\x1f{idempotency_key}".encode(), FLOW_PARTITIONS)
-    return f"{{fp:{index}}}/{namespace}/{idempotency_key}"
+    return records.reservation_identity(f"{{fp:{index}}}", namespace, idempotency_key)
 
 
 def _reservation_subject(args: ReserveIdempotencyKeyArgs) -> str:
@@ -136,6 +164,7 @@ def _reservation_subject(args: ReserveIdempotencyKeyArgs) -> str:
 @rule(ReserveIdempotencyKeyArgs, subject=no_subject, reads=lambda args: (_reservation_subject(args),))
 def reserve_idempotency_key(work: Work, args: ReserveIdempotencyKeyArgs) -> KeyReserved:
     """Bind the key, or answer with the execution that it is bound to already."""
+    _require_namespace(work, args.namespace)
     identity = reservation_identity(args.namespace, args.idempotency_key)
     bound = work.read(Reservation, identity)
     if bound is not None and bound.expires_at > work.now:
@@ -173,7 +202,8 @@ def settle_reservation(work: Work, args: SettleReservationArgs) -> ReservationSe
         return ReservationSettled(action="expired")
     if reservation.confirmed:
         return ReservationSettled(action="kept")
-    if work.read(Execution, reservation.execution_id) is not None:
+    execution = work.read(Execution, reservation.execution_id)
+    if execution is not None and execution.namespace == reservation.namespace:
         work.edit(reservation).confirmed = True
         return ReservationSettled(action="confirmed")
     if reservation.created_at + RESERVATION_GRACE_MS > work.now:

@@ -138,8 +138,16 @@ def _is_due(work: Work, execution: Execution, reason: ExpireReason) -> bool:
     """Whether the deadline that a scanner found is still set and has struck."""
     if is_terminal(execution):
         return False
-    if reason is ExpireReason.EXECUTION_DEADLINE:
-        due_at = execution.deadline_at
-    else:
-        due_at = None if execution.attempt is None else execution.attempt.timeout_at
+    due_at = execution.deadline_at if reason is ExpireReason.EXECUTION_DEADLINE else _timeout_of(execution)
     return due_at is not None and due_at <= work.now
+
+
+def _timeout_of(execution: Execution) -> int | None:
+    """When the attempt times out. Only leased time counts, so a lease that ends earlier prevents it.
+
+    After an outage both instants have passed, and nobody may have marked the lease as lapsed yet.
+    """
+    attempt, lease = execution.attempt, execution.lease
+    if attempt is None or lease is None or attempt.timeout_at is None:
+        return None
+    return attempt.timeout_at if attempt.timeout_at <= lease.expires_at else None

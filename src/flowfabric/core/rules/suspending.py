@@ -50,17 +50,19 @@ from flowfabric.core.conditions import Arrival, apply_signal, required_signal_na
 from flowfabric.core.events import Family
 from flowfabric.core.records import (
     KEYRING_ID,
+    Attempt,
     BufferedSignal,
     Dedup,
     Execution,
     Key,
     Keyring,
+    Lease,
     Suspension,
     Waitpoint,
     key_for,
 )
 from flowfabric.core.registry import rule
-from flowfabric.core.rules.fencing import fenced
+from flowfabric.core.rules.fencing import fenced, first_answer, remember_answer
 from flowfabric.core.rules.journal import journal_wait
 from flowfabric.core.rules.remembered import content_digest, recall, remember
 from flowfabric.core.rules.transitions import (
@@ -119,6 +121,9 @@ def _suspension_keys(args: SuspendExecutionArgs) -> tuple[Key, ...]:
 def suspend_execution(work: Work, args: SuspendExecutionArgs) -> SuspendExecutionResult:
     """Give the lease up and wait; or go on at once, if early signals meet the condition already.
 
+    Repeating it with the same fence and suspension id, or with the same idempotency key, gives
+    the first answer again and changes nothing.
+
     Raises:
         IdempotencyConflict: the key was used for another suspension.
         InvalidInput: the request breaks a rule of ``validate_suspend``, or its keys do not fit.
@@ -131,11 +136,11 @@ def suspend_execution(work: Work, args: SuspendExecutionArgs) -> SuspendExecutio
             one cannot be opened.
     """
     execution = work.execution(args.execution_id)
-    answered = _first_answer(work, args)
+    answered = _earlier_answer(work, execution, args)
     if answered is not None:
         return answered
     validate_suspend(args, work.now)
-    _require_suspendable(work, execution, args)
+    lease, attempt = _require_suspendable(work, execution, args)
     execution = work.edit(execution)
     suspension = _new_suspension(work, execution, args)
     bound = _bind_waitpoints(work, execution, args, suspension)
@@ -143,18 +148,25 @@ def suspend_execution(work: Work, args: SuspendExecutionArgs) -> SuspendExecutio
     work.add(suspension)
     execution.suspension_id = args.suspension_id
     outcome = _wait_or_go_on(work, execution, suspension, bound)
-    _remember_answer(work, args, suspension, outcome)
+    _remember_under_key(work, args, suspension, outcome)
+    if isinstance(outcome, ExecutionSuspended):
+        remember_answer(execution, lease, attempt, args, outcome)
     return outcome
 
 
-def _first_answer(work: Work, args: SuspendExecutionArgs) -> SuspendExecutionResult | None:
-    if not args.idempotency_key:
-        return None
-    value = recall(work, _dedup_scope(args), args.idempotency_key, _request_digest(args))
-    return None if value is None else _outcome_decoder.decode(value)
+def _earlier_answer(
+    work: Work, execution: Execution, args: SuspendExecutionArgs
+) -> SuspendExecutionResult | None:
+    """What this request was answered before: told by its key, or by the fence it gave up."""
+    if args.idempotency_key:
+        value = recall(work, _dedup_scope(args), args.idempotency_key, _request_digest(args))
+        if value is not None:
+            return _outcome_decoder.decode(value)
+    answer = first_answer(execution, args.fence, args)
+    return answer if answer is not None and answer.details.suspension_id == args.suspension_id else None
 
 
-def _remember_answer(
+def _remember_under_key(
     work: Work, args: SuspendExecutionArgs, suspension: Suspension, outcome: SuspendExecutionResult
 ) -> None:
     if not args.idempotency_key:
@@ -180,15 +192,18 @@ def dedup_window_ms(now: int, timeout_at: int | None) -> int:
     return min(max(timeout_at - now, 0) + SUSPEND_DEDUP_SLACK_MS, SUSPEND_DEDUP_MS_MAX)
 
 
-def _require_suspendable(work: Work, execution: Execution, args: SuspendExecutionArgs) -> None:
+def _require_suspendable(
+    work: Work, execution: Execution, args: SuspendExecutionArgs
+) -> tuple[Lease, Attempt]:
     """Refuse everyone but the holder of the attempt's lease, and a suspension that was there before."""
     if args.fence is not None and execution.phase is LifecyclePhase.SUSPENDED:
         raise errors.AlreadySuspended(execution_id=args.execution_id)
-    _, attempt = fenced(work, execution, args.fence)
+    lease, attempt = fenced(work, execution, args.fence)
     if attempt.attempt_index != args.attempt_index:
         raise errors.InvalidLeaseForSuspend(attempt_index=args.attempt_index)
     if work.read(Suspension, f"{args.execution_id}/{args.suspension_id}") is not None:
         raise errors.InvalidInput(field="suspension_id", value=args.suspension_id, rule="used before")
+    return lease, attempt
 
 
 def _new_suspension(work: Work, execution: Execution, args: SuspendExecutionArgs) -> Suspension:

@@ -1,0 +1,37 @@
+"""The suite that every store has to pass.
+
+A store's author subclasses ``StoreConformance`` and says how a store is made::
+
+    class TestMyStore(StoreConformance):
+        def make_store(self, path):
+            return MyStore(path / "work.db")
+
+The suite needs pytest and pytest-asyncio. It drives the store by a clock of its own, compares what
+is stored with what the memory store holds after the same commands, and audits after every test.
+"""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "flowfabric.testing.conformance.protocol",
+    "flowfabric.testing.conformance.commands",
+    "flowfabric.testing.conformance.fences",
+    "flowfabric.testing.conformance.scenarios",
+)
+
+from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
+from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
+from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
+from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
+
+__all__ = [
+    "CommandConformance",
+    "FenceConformance",
+    "ProtocolConformance",
+    "ScenarioConformance",
+    "StoreConformance",
+]
+
+
+class StoreConformance(ProtocolConformance, CommandConformance, FenceConformance, ScenarioConformance):
+    """Everything a store has to pass."""

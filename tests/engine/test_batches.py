@@ -1,0 +1,153 @@
+"""Batches: what is submitted together shares commits, and nothing else."""
+
+import asyncio
+
+import pytest
+
+from flowfabric import errors
+from flowfabric.contracts.executions import ChangePriorityArgs, CompleteExecutionArgs
+from flowfabric.core.registry import RULES
+from flowfabric.engine.engine import BATCH_MAX
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.testing import Bed, RecordingStore
+
+
+@pytest.fixture
+async def bed():
+    async with Bed(RecordingStore(MemoryStore())) as bed:
+        yield bed
+        await bed.check()
+
+
+class SlowStore(RecordingStore):
+    """Holds every commit until it is let through, so that commands gather behind it."""
+
+    def __init__(self):
+        super().__init__(MemoryStore())
+        self.gate = asyncio.Event()
+
+    async def commit(self, commit):
+        await self.gate.wait()
+        await super().commit(commit)
+
+
+async def test_commands_that_are_sent_together_share_one_commit(bed):
+    await bed.engine.execute_many([bed.creation() for _ in range(50)])
+    assert len(bed.store.commits) == 1
+    assert bed.store.loads == 1
+
+
+async def test_commands_that_come_while_a_commit_is_under_way_share_the_next():
+    store = SlowStore()
+    async with Bed(store) as bed:
+        first = asyncio.create_task(bed.execute(bed.creation()))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(bed.execute(bed.creation())) for _ in range(30)]
+        await asyncio.sleep(0)
+        store.gate.set()
+        await asyncio.gather(first, *others)
+        assert len(store.commits) <= 2
+
+
+async def test_a_batch_has_a_bound(bed):
+    await bed.engine.execute_many([bed.creation() for _ in range(2 * BATCH_MAX + 1)])
+    assert len(bed.store.commits) == 3
+
+
+async def test_no_commands_need_no_commit(bed):
+    assert await bed.engine.execute_many([]) == []
+    assert bed.store.commits == []
+
+
+async def test_a_refused_command_does_not_fail_those_beside_it(bed):
+    good, other = await bed.create(), await bed.create()
+    answers = await bed.engine.execute_many(
+        [
+            ChangePriorityArgs(execution_id=good, new_priority=5),
+            ChangePriorityArgs(execution_id=bed.new_execution_id(), new_priority=5),
+            ChangePriorityArgs(execution_id=good, new_priority=2**40),
+            ChangePriorityArgs(execution_id=other, new_priority=5),
+        ]
+    )
+    assert [type(answer).__name__ for answer in answers] == [
+        "PriorityChanged",
+        "ExecutionNotFound",
+        "InvalidInput",
+        "PriorityChanged",
+    ]
+    assert (await bed.execution(good)).priority == (await bed.execution(other)).priority == 5
+
+
+async def test_a_broken_rule_fails_only_its_own_command(bed, monkeypatch):
+    def broken(work, args):
+        if args.new_priority == 13:
+            work.edit(work.execution(args.execution_id)).priority = 99
+            raise ZeroDivisionError
+        return decide(work, args)
+
+    decide = RULES[ChangePriorityArgs].decide
+    monkeypatch.setattr(RULES[ChangePriorityArgs], "decide", broken)
+    ids = [await bed.create() for _ in range(3)]
+    answers = await bed.engine.execute_many(
+        [
+            ChangePriorityArgs(execution_id=execution_id, new_priority=priority)
+            for execution_id, priority in zip(ids, (5, 13, 5), strict=True)
+        ]
+    )
+    assert isinstance(answers[1], ZeroDivisionError)
+    assert [(await bed.execution(execution_id)).priority for execution_id in ids] == [5, 0, 5]
+
+
+async def test_a_command_sees_what_those_before_it_in_the_batch_have_done(bed):
+    claim = await bed.start()
+    complete = CompleteExecutionArgs(execution_id=claim.execution_id, fence=claim.fence, attempt_index=0)
+    again = CompleteExecutionArgs(
+        execution_id=claim.execution_id, attempt_index=0, source="operator_override"
+    )
+    first, second = await bed.engine.execute_many([complete, again])
+    assert type(first).__name__ == "ExecutionCompleted"
+    assert isinstance(second, errors.ExecutionNotActive)
+
+
+async def test_a_read_commits_nothing(bed):
+    execution_id = await bed.create()
+    commits = len(bed.store.commits)
+    await bed.unchanging(ChangePriorityArgs(execution_id=execution_id, new_priority=0))
+    assert len(bed.store.commits) == commits
+
+
+async def test_a_stopped_engine_refuses_and_says_why():
+    bed = Bed(MemoryStore())
+    with pytest.raises(errors.Unavailable, match="not running"):
+        await bed.create()
+    async with bed:
+        await bed.create()
+    with pytest.raises(errors.Unavailable, match="not running"):
+        await bed.create()
+
+
+async def test_stopping_waits_for_the_commands_in_flight():
+    store = SlowStore()
+    bed = Bed(store)
+    await bed.engine.start()
+    asked = asyncio.create_task(bed.execute(bed.creation()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(bed.engine.stop())
+    await asyncio.sleep(0)
+    assert not stopping.done()
+    store.gate.set()
+    await stopping
+    assert type(await asked).__name__ == "ExecutionCreated"
+
+
+async def test_a_caller_that_leaves_does_not_stop_its_command():
+    store = SlowStore()
+    async with Bed(store) as bed:
+        asked = asyncio.create_task(bed.execute(args := bed.creation()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asked.cancel()
+        store.gate.set()
+        await bed.create()
+        assert await bed.state(args.execution_id) == "waiting"

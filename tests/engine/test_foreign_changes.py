@@ -1,0 +1,40 @@
+"""What another process commits wakes those who wait in this one, and not the background duties."""
+
+import asyncio
+
+from flowfabric.engine.engine import Engine
+from flowfabric.engine.notifier import Notifier, claimable_topic, due_topic, execution_topic
+from flowfabric.stores.memory import MemoryStore
+
+
+class SharedStore(MemoryStore):
+    """A store in which the test says when another process has committed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed = asyncio.Event()
+
+    async def wait_for_change(self, timeout_ms: int) -> bool:
+        await self.changed.wait()
+        self.changed.clear()
+        return True
+
+
+async def test_a_change_by_another_process_wakes_who_waits() -> None:
+    store = SharedStore()
+    async with Engine(store) as engine:
+        with engine.notifier.subscribe(execution_topic("x")) as changes:
+            assert not changes.event.is_set()
+            store.changed.set()
+            assert await changes.wait(5_000)
+
+
+def test_a_change_by_another_process_leaves_the_duties_alone() -> None:
+    notifier = Notifier()
+    with (
+        notifier.subscribe(claimable_topic("n", "lane")) as worker,
+        notifier.subscribe(due_topic("due_lease")) as duty,
+    ):
+        notifier.publish_foreign_change()
+        assert worker.event.is_set()
+        assert not duty.event.is_set()
