@@ -86,6 +86,10 @@ def test_routing_requirements_must_be_an_object():
             {"routing_requirements": {"isolation_level": "vm"}},
             "policy.routing_requirements.isolation_level",
         ),
+        (
+            {"stream_policy": {"retention_ttl_ms": 1_000}},
+            "policy.stream_policy.retention_ttl_ms",
+        ),
         ({"retry_policy": {"max_retry": 3}}, "policy.retry_policy.max_retry"),
     ],
 )

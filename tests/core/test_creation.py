@@ -162,6 +162,26 @@ class TestReservation:
         other = book.run(reserve("key", digest=b"other", namespace="other"), namespace="other")
         assert other.execution_id != first.execution_id
 
+    def test_a_key_of_another_namespace_cannot_be_bound(self, book):
+        with book.refuses(errors.InvalidInput):
+            book.run(reserve("key", namespace="other"))
+
+    def test_names_that_hold_the_separator_do_not_meet(self):
+        identities = {
+            reservation_identity(namespace, key).partition("/")[2]
+            for namespace, key in [("a", "b/c"), ("a/b", "c"), ("a/3", "b/c"), ("a/3/b", "c")]
+        }
+        assert len(identities) == 4
+
+    def test_a_key_that_is_bound_to_something_else_meanwhile_creates_nothing(self, book):
+        book.run(reserve("key"))
+        with book.refuses(errors.Contention):
+            book.run(create(new_execution_id(), idempotency_key="key"))
+
+    def test_a_key_that_was_freed_meanwhile_creates_nothing(self, book):
+        with book.refuses(errors.Contention):
+            book.run(create(new_execution_id(), idempotency_key="key"))
+
     def test_a_key_is_free_again_at_the_end_of_its_window(self, book):
         book.run(reserve("key"))
         book.advance(WINDOW_MS)
@@ -176,6 +196,13 @@ class TestReservation:
         assert self.settle(book) == "confirmed"
         with book.unchanged():
             assert self.settle(book) == "kept"
+
+    def test_an_execution_of_another_namespace_confirms_nothing(self, book):
+        foreign = create(new_execution_id(), namespace="other")
+        book.run(foreign, namespace="other")
+        book.run(reserve("key", execution_id=foreign.execution_id))
+        book.advance(RESERVATION_GRACE_MS)
+        assert self.settle(book) == "freed"
 
     def test_a_reservation_that_was_left_alone_is_freed_after_its_grace(self, book):
         book.run(reserve("key"))

@@ -17,6 +17,7 @@ from tests.core.requests import DELAY_MS
 DONE = ("terminal", "unowned", "not_applicable", "none")
 TIMEOUT_MS = 100
 TIMEOUT = TimeoutPolicy(attempt_timeout_ms=TIMEOUT_MS)
+TIMEOUT_AFTER_LEASE = TimeoutPolicy(attempt_timeout_ms=TTL_MS + 1)
 
 
 def cancelled(execution_id, phase):
@@ -279,6 +280,22 @@ class TestAttemptTimeout:
         book.advance(1)
         with book.unchanged():
             assert book.run(requests.timeout(execution_id)) == ExecutionAlreadyTerminal()
+
+    def test_it_does_not_strike_after_a_lease_that_lapsed_unseen(self, book):
+        """As after an outage: both instants have passed, and only leased time counts."""
+        execution_id, _ = book.start(policy=ExecutionPolicy(timeout_policy=TIMEOUT_AFTER_LEASE))
+        book.advance(TTL_MS * 10)
+        with book.unchanged():
+            assert book.run(requests.timeout(execution_id)) == ExecutionAlreadyTerminal()
+        book.run(requests.mark_expired(execution_id))
+        book.claim(execution_id)
+
+    def test_it_strikes_at_the_instant_at_which_the_lease_ends(self, book):
+        timeouts = TimeoutPolicy(attempt_timeout_ms=TTL_MS)
+        execution_id, _ = book.start(policy=ExecutionPolicy(timeout_policy=timeouts))
+        book.advance(TTL_MS)
+        book.run(requests.timeout(execution_id))
+        assert book.situation(execution_id) is Situation.EXPIRED
 
     def test_it_does_not_strike_while_nobody_holds_the_lease(self, book):
         delayed, fence = self.running(book)

@@ -4,7 +4,8 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.executions import ExecutionCompleted, RetryScheduled, TerminalFailed
-from flowfabric.contracts.policy import ExecutionPolicy, FixedBackoff, RetryPolicy
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX
+from flowfabric.contracts.policy import ExecutionPolicy, FixedBackoff, RetryPolicy, TimeoutPolicy
 from flowfabric.contracts.states import AttemptLifecycle, PublicState
 from flowfabric.core.events import Family
 from flowfabric.core.records import ExecutionResult
@@ -164,6 +165,20 @@ class TestFail:
         execution_id, fence = book.start(policy=policy)
         answer = book.run(requests.fail(execution_id, fence, failure_category=category))
         assert isinstance(answer, outcome)
+
+    def test_durations_that_lead_past_the_last_instant_are_cut(self, book):
+        policy = ExecutionPolicy(
+            retry_policy=RetryPolicy(max_retries=1, backoff=FixedBackoff(delay_ms=SAFE_INTEGER_MAX)),
+            timeout_policy=TimeoutPolicy(
+                attempt_timeout_ms=SAFE_INTEGER_MAX, execution_deadline_ms=SAFE_INTEGER_MAX
+            ),
+        )
+        execution_id, fence = book.start(policy=policy)
+        execution = book.execution(execution_id)
+        assert (execution.deadline_at, execution.attempt.timeout_at) == (SAFE_INTEGER_MAX, SAFE_INTEGER_MAX)
+        outcome = book.run(requests.fail(execution_id, fence))
+        assert outcome.delay_until == SAFE_INTEGER_MAX
+        assert book.run(requests.fail(execution_id, fence)) == outcome
 
     def test_the_callers_policy_counts_only_where_none_is_stored(self, book):
         caller = '{"max_retries": 5, "backoff": {"type": "fixed", "delay_ms": 1}}'

@@ -377,10 +377,45 @@ def test_a_key_means_nothing_in_another_execution(book):
 
 def test_an_empty_key_is_no_key(book):
     execution_id, fence = book.start()
-    args = suspend_args(execution_id, fence, idempotency_key="")
-    book.run(args)
+    suspend(book, execution_id, fence, idempotency_key="")
     with book.refuses(errors.AlreadySuspended):
-        book.run(args)
+        suspend(book, execution_id, fence, idempotency_key="")
+
+
+def test_repeating_a_suspension_with_its_fence_gives_the_first_answer(book):
+    execution_id, fence = book.start()
+    args = suspend_args(execution_id, fence)
+    first = book.run(args)
+    with book.unchanged():
+        assert book.run(args) == first
+
+
+def test_a_repeated_suspension_gets_its_answer_even_after_the_resume(book):
+    execution_id, fence = book.start()
+    args = suspend_args(execution_id, fence)
+    first = book.run(args)
+    signal(book, execution_id, first.details)
+    book.claim(execution_id)
+    with book.unchanged():
+        assert book.run(args) == first
+
+
+def test_a_suspension_that_was_satisfied_at_once_keeps_its_lease_and_may_be_followed_by_another(book):
+    execution_id, fence = book.start()
+    details = pending(book, execution_id, fence)
+    book.run(buffer_args(execution_id, details))
+    use = UsePendingWaitpoint(waitpoint_id=details.waitpoint_id)
+    outcome = suspend(
+        book, execution_id, fence, waitpoints=(use,), resume_condition=anything(details.waitpoint_key)
+    )
+    assert isinstance(outcome, SuspendAlreadySatisfied)
+    assert isinstance(suspend(book, execution_id, fence), ExecutionSuspended)
+
+
+def test_the_kept_answer_of_a_suspension_is_not_shown(book):
+    execution_id, fence = book.start()
+    token = suspend(book, execution_id, fence).details.waitpoint_token
+    assert token.mac not in repr(book.execution(execution_id))
 
 
 def test_another_namespace_is_not_told_a_remembered_outcome(book):

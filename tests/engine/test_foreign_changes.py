@@ -29,6 +29,25 @@ async def test_a_change_by_another_process_wakes_who_waits() -> None:
             assert await changes.wait(5_000)
 
 
+async def test_the_watch_goes_on_after_an_unexpected_fault(monkeypatch) -> None:
+    monkeypatch.setattr("flowfabric.engine.engine.WATCH_MS", 1)
+    store = SharedStore()
+    looks = 0
+
+    async def wait_for_change(timeout_ms: int) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise ZeroDivisionError
+        return await SharedStore.wait_for_change(store, timeout_ms)
+
+    monkeypatch.setattr(store, "wait_for_change", wait_for_change)
+    async with Engine(store) as engine:
+        with engine.notifier.subscribe(execution_topic("x")) as changes:
+            store.changed.set()
+            assert await changes.wait(5_000)
+
+
 def test_a_change_by_another_process_leaves_the_duties_alone() -> None:
     notifier = Notifier()
     with (

@@ -162,7 +162,8 @@ async def test_with_all_scanners_running_a_lost_lease_is_marked():
 
 
 @pytest.mark.realtime
-async def test_scanners_go_on_after_the_store_has_failed(monkeypatch):
+@pytest.mark.parametrize("fault", [errors.StoreUnreachable, ZeroDivisionError])
+async def test_scanners_go_on_after_the_store_has_failed(monkeypatch, fault):
     monkeypatch.setattr("flowfabric.engine.scanners.loop.PAUSE_AFTER_FAULT_MS", 1)
     store = FaultyStore(MemoryStore())
     async with Engine(store, namespace="tenant") as engine:
@@ -173,7 +174,7 @@ async def test_scanners_go_on_after_the_store_has_failed(monkeypatch):
             nonlocal failures
             if failures:
                 failures -= 1
-                raise errors.StoreUnreachable
+                raise fault
             return await reads(*args, **options)
 
         monkeypatch.setattr(store.inner, "read_index", read_index)
@@ -186,3 +187,13 @@ async def test_scanners_go_on_after_the_store_has_failed(monkeypatch):
         await until(swept)
         await scanners.stop()
         assert failures == 0
+
+
+async def test_what_becomes_due_during_a_sweep_is_swept_at_once(bed):
+    delay_until = bed.clock.now_ms + 10
+    await bed.create(delay_until=delay_until)
+    scanners = Scanners(bed.engine, [PROMOTER])
+    swept_upto = bed.clock.now_ms
+    bed.clock.advance(20)
+    assert await scanners._until_next(PROMOTER, swept_upto) == 1
+    assert await scanners._until_next(PROMOTER, delay_until) == PROMOTER.interval_ms

@@ -1,8 +1,8 @@
 """The execution policy: retries, timeouts, suspension, routing, streams, and its parsing.
 
-A policy field is honoured or refused with ``invalid_policy_json``, never ignored. Refused
-today: ``fallback_policy``, ``budget_ids``, ``routing_requirements.preferred_locality``,
-``routing_requirements.isolation_level``, and names that are not fields of a policy.
+A policy field is honoured or refused with ``invalid_policy_json``, never ignored. These are
+refused: ``fallback_policy``, ``budget_ids``, ``preferred_locality`` and ``isolation_level`` of
+``routing_requirements``, ``retention_ttl_ms`` of ``stream_policy``, and names that no policy has.
 ``priority`` and ``delay_until`` apply when the create command leaves its own unset.
 """
 
@@ -48,7 +48,7 @@ class TimeoutBehavior(StrEnum):
 
 
 class DurabilityMode(StrEnum):
-    """How soon a stream's frames must be on disk."""
+    """How soon a stream's frames must be on disk. Both are on disk before they are acknowledged."""
 
     BUFFERED = "buffered"
     DURABLE = "durable"
@@ -106,7 +106,6 @@ class StreamPolicy(Value):
 
     durability_mode: DurabilityMode = DurabilityMode.BUFFERED
     retention_maxlen: Tally = STREAM_RETENTION_MAXLEN
-    retention_ttl_ms: DurationMs | None = None
 
 
 class ExecutionPolicy(Value):

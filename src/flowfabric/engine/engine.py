@@ -26,6 +26,7 @@ import msgspec
 from flowfabric import errors
 from flowfabric.contracts.check import check
 from flowfabric.contracts.handles import BackendTag
+from flowfabric.contracts.limits import NAME_CHARS_MAX
 from flowfabric.core.registry import RULES, Rule
 from flowfabric.core.work import Envelope, Missing, Work, WorkingSet
 from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it registers what can be done
@@ -54,10 +55,6 @@ log = logging.getLogger("flowfabric.engine")
 
 _BACKENDS: Final = {tag.lower(): tag for tag in BackendTag}
 """The tags that handles carry, by the names that stores give themselves."""
-
-_request_prefix = secrets.token_hex(8)
-_request_numbers = itertools.count()
-
 
 _NO_WORK: Final = Work(WorkingSet(), Envelope(request_id=""))
 
@@ -155,12 +152,18 @@ class Engine:
         self._pump: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
+        self._request_prefix = ""
+        self._request_numbers = itertools.count()
 
     async def start(self) -> Durability:
         """Open the store. Returns what an acknowledged command survives."""
         self.durability = await self.store.open()
         self._backend = _BACKENDS.get(self.durability.store, BackendTag.MEMORY)
         self._closing = False
+        # Not before: engines that were made before a fork would mint the same ids, and one
+        # process would be given the answers of another, leases among them.
+        self._request_prefix = secrets.token_hex(8)
+        self.notifier.open()
         self._watch = asyncio.create_task(self._watch_store(), name="flowfabric watch")
         return self.durability
 
@@ -184,6 +187,9 @@ class Engine:
                     self.notifier.publish_foreign_change()
             except errors.StoreError as error:
                 log.warning("cannot look for changes by other processes, trying again: %s", error)
+                await asyncio.sleep(WATCH_MS / 1_000)
+            except Exception:  # a watch that ended unseen would leave everyone here asleep
+                log.exception("looking for changes by other processes failed unexpectedly")
                 await asyncio.sleep(WATCH_MS / 1_000)
 
     async def __aenter__(self) -> Self:
@@ -210,7 +216,7 @@ class Engine:
             actor: who asks, for the record.
 
         Raises:
-            InvalidInput: a field breaks a rule; nothing was changed.
+            InvalidInput: a field, the request id or the actor breaks a rule; nothing was changed.
             FlowFabricError: the refusal of the command's rule; nothing was changed.
             Contention: other writers kept changing the same records; try again.
             StoreError: the store failed. Ask again with the same ``request_id``.
@@ -239,7 +245,11 @@ class Engine:
         namespace: str | None = None,
         actor: str = "",
     ) -> list[R | Exception]:
-        """Carry out many commands; each has its own outcome, or the exception that refused it."""
+        """Carry out many commands; each has its own outcome, or the exception that refused it.
+
+        Raises:
+            InvalidInput: a request id or the actor breaks a rule; nothing was sent.
+        """
         self._require_running()
         ids = request_ids if request_ids is not None else [None] * len(commands)
         envelopes = [self._envelope(request_id, namespace, actor) for request_id in ids]
@@ -320,9 +330,12 @@ class Engine:
             raise errors.Unavailable("The engine is not running. Start it before sending commands.")
 
     def _envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
+        _check_name("request_id", request_id or "")
+        _check_name("actor", actor)
         return Envelope(
-            request_id=request_id or f"{_request_prefix}-{next(_request_numbers)}",
-            namespace=namespace or self.namespace,
+            request_id=request_id or f"{self._request_prefix}-{next(self._request_numbers)}",
+            # The empty name is no namespace's, so it must not lift the bounds.
+            namespace=self.namespace if namespace is None else namespace,
             actor=actor,
             random=random.random(),  # noqa: S311 - spreads retries, guards nothing
             backend=self._backend,
@@ -413,6 +426,17 @@ class Engine:
         patience_ms = max((ticket.conflicts for ticket in again), default=0)
         await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
         return again
+
+
+def _check_name(field: str, name: str) -> None:
+    """Refuse what could not be stored: it would fail the whole batch that it is committed with.
+
+    Raises:
+        InvalidInput: the name is too long, or has control characters or lone surrogates.
+    """
+    if len(name) > NAME_CHARS_MAX or not name.isprintable():
+        rule = f"at most {NAME_CHARS_MAX} printable characters"
+        raise errors.InvalidInput(field=field, value=ascii(name[:64]), rule=rule)
 
 
 def _first_reads(batch: list[Ticket]) -> set[str]:

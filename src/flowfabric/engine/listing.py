@@ -33,7 +33,7 @@ from flowfabric.core import indexes
 from flowfabric.core.indexes import SEPARATOR, scope_of
 from flowfabric.core.records import Execution, Suspension, key_for
 from flowfabric.core.state import public_state
-from flowfabric.core.vocabulary import BlockerKind
+from flowfabric.core.vocabulary import BlockerKind, LeaseState
 from flowfabric.engine.cursors import format_cursor, parse_cursor
 from flowfabric.engine.operations import operation
 
@@ -292,29 +292,41 @@ async def list_expired_leases(
     """Leases that have lapsed, marked or not, the oldest first."""
     after = parse_cursor(args.cursor)
     now = await engine.store.now()
-    unmarked = await engine.store.read_index(indexes.DUE_LEASE, "", after=after, upto=now, limit=args.limit)
-    marked = await engine.store.read_index(indexes.LAPSED, "", after=after, limit=args.limit)
-    rows = sorted(unmarked + marked)
-    page = rows[: args.limit]
-    executions = await load_executions(engine, [member for _, member in page], envelope.namespace)
-    more = len(rows) > len(page) or len(unmarked) == args.limit or len(marked) == args.limit
+    found: list[tuple[Row, ExpiredLeaseEntry]] = []
+    while len(found) <= args.limit:
+        rows = await _lapsed_rows(engine, now, after, args.limit + 1)
+        executions = await load_executions(engine, [member for _, member in rows], envelope.namespace)
+        entries = {execution.execution_id: _expired_lease(execution, now) for execution in executions}
+        found += [(row, entry) for row in rows if (entry := entries.get(row[1])) is not None]
+        if len(rows) <= args.limit:
+            break
+        after = rows[-1]
+    # The cursor names a row of the caller's own: another one's id is not for its eyes.
+    page, more = found[: args.limit], len(found) > args.limit
     return ListExpiredLeasesPage(
-        entries=tuple(entry for execution in executions for entry in _expired_lease(execution)),
-        next_cursor=format_cursor(page[-1]) if more and page else None,
+        entries=tuple(entry for _, entry in page),
+        next_cursor=format_cursor(page[-1][0]) if more and page else None,
     )
 
 
-def _expired_lease(execution: Execution) -> list[ExpiredLeaseEntry]:
+async def _lapsed_rows(engine: Engine, now: int, after: Row | None, limit: int) -> list[Row]:
+    unmarked = await engine.store.read_index(indexes.DUE_LEASE, "", after=after, upto=now, limit=limit)
+    marked = await engine.store.read_index(indexes.LAPSED, "", after=after, limit=limit)
+    return sorted({*unmarked, *marked})[:limit]
+
+
+def _expired_lease(execution: Execution, now: int) -> ExpiredLeaseEntry | None:
+    """The lapsed lease, unless somebody has reclaimed the execution since its row was read."""
     lease, attempt = execution.lease, execution.attempt
     if lease is None or attempt is None:
-        return []
-    return [
-        ExpiredLeaseEntry(
-            execution_id=ExecutionId(execution.execution_id),
-            lease_id=LeaseId(lease.lease_id),
-            lease_epoch=lease.epoch,
-            worker_instance_id=WorkerInstanceId(lease.worker_instance_id),
-            expires_at=lease.expires_at,
-            attempt_index=attempt.attempt_index,
-        )
-    ]
+        return None
+    if lease.state is LeaseState.HELD and lease.expires_at > now:
+        return None
+    return ExpiredLeaseEntry(
+        execution_id=ExecutionId(execution.execution_id),
+        lease_id=LeaseId(lease.lease_id),
+        lease_epoch=lease.epoch,
+        worker_instance_id=WorkerInstanceId(lease.worker_instance_id),
+        expires_at=lease.expires_at,
+        attempt_index=attempt.attempt_index,
+    )

@@ -89,6 +89,10 @@ class Notifier:
         """True once the engine stops; there is nothing to wait for any more."""
         return self._closed
 
+    def open(self) -> None:
+        """Begin, or begin again after the engine was stopped."""
+        self._closed = False
+
     def close(self) -> None:
         """Wake everyone for the last time."""
         self._closed = True

@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
 
-ROUNDS_MAX: Final = 8
-"""How often one call looks further behind candidates that turned out to be taken."""
+PAGES_MAX: Final = 8
+"""How many pages of candidates one call looks at when others turn out to be taken."""
+PAGE_ROWS: Final = 64
+"""How many candidates every page but the first has; the first has as many as are wanted."""
+SCOPES_PER_PAGE: Final = 1_000
 
 PASSED_OVER: Final = (errors.StateRefusal, errors.NotFound, errors.Contention, errors.CapabilityMismatch)
 """Refusals that say: not this one, try the next."""
@@ -77,8 +80,16 @@ class Search:
     async def _scopes(self, lane: LaneId) -> list[str]:
         """The lane's scopes whose requirements the worker meets."""
         prefix = scope_of(self._namespace, lane) + SEPARATOR
-        scopes = await self._engine.store.index_scopes(ELIGIBLE, prefix)
-        return [scope for scope in scopes if self._capabilities.issuperset(_required(scope))]
+        found: list[str] = []
+        after: str | None = None
+        while True:
+            scopes = await self._engine.store.index_scopes(
+                ELIGIBLE, prefix, after=after, limit=SCOPES_PER_PAGE
+            )
+            found += [scope for scope in scopes if self._capabilities.issuperset(_required(scope))]
+            if len(scopes) < SCOPES_PER_PAGE:
+                return found
+            after = scopes[-1]
 
     async def _page(self, lane: LaneId, scope: str, limit: int) -> list[Candidate]:
         behind = self._behind.get(scope)
@@ -96,18 +107,28 @@ async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) 
     """Claim up to ``limit`` executions for one worker, the most urgent of all its lanes first."""
     search = Search(engine, envelope.namespace, args.lanes, args.worker_capabilities)
     claims: list[ClaimedWork] = []
-    for _ in range(ROUNDS_MAX):
-        wanted = args.limit - len(claims)
-        candidates = await search.next(wanted)
-        commands = [_claim_of(candidate, args) for candidate in candidates]
-        for answer in await engine.execute_many(commands, namespace=envelope.namespace):
-            if isinstance(answer, CandidateClaimed):
-                claims.append(answer.work)
-            elif isinstance(answer, Exception) and not isinstance(answer, PASSED_OVER):
-                raise answer
-        if len(candidates) < wanted or len(claims) == args.limit:
+    size = args.limit
+    for _ in range(PAGES_MAX):
+        page = await search.next(size)
+        untried = iter(page)
+        while candidates := list(islice(untried, args.limit - len(claims))):
+            claims += await _claim(engine, candidates, args, envelope)
+        if len(page) < size or len(claims) == args.limit:
             break
+        size = max(args.limit - len(claims), PAGE_ROWS)
     return ClaimBatchResult(claims=tuple(claims))
+
+
+async def _claim(
+    engine: Engine, candidates: list[Candidate], args: ClaimBatchArgs, envelope: Envelope
+) -> list[ClaimedWork]:
+    """Claim those of the candidates that are still to be had."""
+    commands = [_claim_of(candidate, args) for candidate in candidates]
+    answers = await engine.execute_many(commands, namespace=envelope.namespace)
+    for answer in answers:
+        if isinstance(answer, Exception) and not isinstance(answer, PASSED_OVER):
+            raise answer
+    return [answer.work for answer in answers if isinstance(answer, CandidateClaimed)]
 
 
 def _claim_of(candidate: Candidate, args: ClaimBatchArgs) -> ClaimCandidateArgs:
@@ -130,12 +151,12 @@ async def claim_for_worker(
 ) -> ClaimForWorkerOutcome:
     """Reserve the most urgent execution of a lane that this worker can run."""
     search = Search(engine, envelope.namespace, (args.lane_id,), args.worker_capabilities)
-    for _ in range(ROUNDS_MAX):
-        candidates = await search.next(ROUNDS_MAX)
+    for _ in range(PAGES_MAX):
+        candidates = await search.next(PAGE_ROWS)
         for candidate in candidates:
             if await _grant(engine, candidate, args, envelope):
                 return WorkGranted(grant=await _grant_of(engine, candidate.execution_id))
-        if len(candidates) < ROUNDS_MAX:
+        if len(candidates) < PAGE_ROWS:
             break
     return NoWork()
 

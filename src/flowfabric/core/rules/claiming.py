@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from flowfabric import errors
 from flowfabric.contracts.ids import AttemptId, ExecutionId, LaneId, LeaseId
 from flowfabric.contracts.leases import ClaimedWork
-from flowfabric.contracts.limits import RECLAIM_COUNT_MAX
+from flowfabric.contracts.limits import RECLAIM_COUNT_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.policy import ExecutionPolicy, require_capabilities
 from flowfabric.contracts.states import AttemptLifecycle, AttemptType, LifecyclePhase, TerminalOutcome
 from flowfabric.core.commands import (
@@ -130,7 +130,8 @@ def adopt_policy(execution: Execution, handler: ExecutionPolicy | None) -> None:
     if had_timeouts or timeouts is None or timeouts.execution_deadline_ms is None:
         return
     if execution.deadline_at is None:
-        execution.deadline_at = execution.created_at + timeouts.execution_deadline_ms
+        deadline_at = execution.created_at + timeouts.execution_deadline_ms
+        execution.deadline_at = min(deadline_at, SAFE_INTEGER_MAX)
 
 
 def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:

@@ -15,7 +15,12 @@ from flowfabric.contracts.executions import (
     ExecutionDuplicate,
 )
 from flowfabric.contracts.ids import ExecutionId
-from flowfabric.contracts.limits import IDEMPOTENCY_WINDOW_MS, PRIORITY_MAX, PRIORITY_MIN
+from flowfabric.contracts.limits import (
+    IDEMPOTENCY_WINDOW_MS,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    SAFE_INTEGER_MAX,
+)
 from flowfabric.contracts.partitions import FLOW_PARTITIONS, partition_index
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import BlockingReason
@@ -124,7 +129,7 @@ def _deadline(now: int, args: CreateExecutionArgs) -> int | None:
     timeouts = None if args.policy is None else args.policy.timeout_policy
     if timeouts is None or timeouts.execution_deadline_ms is None:
         return None
-    return now + timeouts.execution_deadline_ms
+    return min(now + timeouts.execution_deadline_ms, SAFE_INTEGER_MAX)
 
 
 def request_digest(args: CreateExecutionArgs) -> bytes:
@@ -181,7 +186,7 @@ def reserve_idempotency_key(work: Work, args: ReserveIdempotencyKeyArgs) -> KeyR
             execution_id=args.execution_id,
             digest=args.digest,
             created_at=work.now,
-            expires_at=work.now + args.window_ms,
+            expires_at=min(work.now + args.window_ms, SAFE_INTEGER_MAX),
         )
     )
     return KeyReserved(execution_id=args.execution_id)

@@ -16,6 +16,7 @@ from flowfabric.contracts.executions import (
     RetryScheduled,
     TerminalFailed,
 )
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.contracts.policy import RetryPolicy
 from flowfabric.contracts.states import AttemptLifecycle, BlockingReason, PublicState, TerminalOutcome
 from flowfabric.core.policies import may_retry, parse_retry_policy, retry_delay_ms
@@ -104,7 +105,8 @@ def schedule_retry(
     stream_reason: str = "attempt_failure",
 ) -> RetryScheduled:
     """End the attempt, and wait before the next one is opened at its claim."""
-    delay_until = work.now + retry_delay_ms(policy.backoff, execution.retry_count, work.envelope.random)
+    delay_ms = retry_delay_ms(policy.backoff, execution.retry_count, work.envelope.random)
+    delay_until = min(work.now + delay_ms, SAFE_INTEGER_MAX)
     release_lease(work, execution, release_reason)
     end_attempt(
         work,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
@@ -141,7 +142,8 @@ def grant_lease(
     execution.continuation = Continuation.NONE
     execution.grant = None
     if attempt.timeout_ms is not None:
-        execution.attempt = replace(attempt, timeout_at=work.now + attempt.timeout_ms)
+        timeout_at = min(work.now + attempt.timeout_ms, SAFE_INTEGER_MAX)
+        execution.attempt = replace(attempt, timeout_at=timeout_at)
     if execution.started_at is None:
         execution.started_at = work.now
     mark_transition(work, execution)

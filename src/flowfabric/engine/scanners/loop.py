@@ -54,33 +54,45 @@ class Scanners:
                 except errors.FlowFabricError as error:
                     log.warning("%s: the sweep failed, trying again: %s", duty.name, error)
                     await asyncio.sleep(PAUSE_AFTER_FAULT_MS / 1_000)
+                except Exception:  # a duty that ended unseen would leave its work undone for good
+                    log.exception("%s: the sweep failed unexpectedly", duty.name)
+                    await asyncio.sleep(PAUSE_AFTER_FAULT_MS / 1_000)
 
     async def _sweep_and_wait(self, duty: Duty, changes: Subscription) -> None:
-        await sweep(self._engine, duty)
+        upto = await self._engine.store.now() - duty.grace_ms
+        await sweep(self._engine, duty, upto=upto)
         self.cycles[duty.name] += 1
-        pause_ms = await self._until_next(duty)
-        if pause_ms > 0:
-            await changes.wait(pause_ms)
+        await changes.wait(await self._until_next(duty, upto))
 
-    async def _until_next(self, duty: Duty) -> int:
-        """Milliseconds until the next entry is due, at most the duty's interval."""
-        now = await self._engine.store.now()
+    async def _until_next(self, duty: Duty, swept_upto: int) -> int:
+        """Milliseconds until the next entry is due, at most the duty's interval.
+
+        What became due while the sweep was running counts as well; what the sweep has seen and
+        left where it was does not.
+        """
         upcoming = await self._engine.store.read_index(
-            duty.index, duty.scope, after=(now - duty.grace_ms, "\U0010ffff"), limit=1
+            duty.index, duty.scope, after=(swept_upto, "\U0010ffff"), limit=1
         )
         if not upcoming:
             return duty.interval_ms
-        return max(1, min(duty.interval_ms, upcoming[0][0] + duty.grace_ms - now))
+        due_at = upcoming[0][0] + duty.grace_ms
+        return max(1, min(duty.interval_ms, due_at - await self._engine.store.now()))
 
 
-async def sweep(engine: Engine, duty: Duty) -> int:
+async def sweep(engine: Engine, duty: Duty, *, upto: int | None = None) -> int:
     """Do the duty once for everything that is due. Returns how many entries were due.
 
     The sweep moves on behind each page, so entries that stay put never starve the others.
+
+    Args:
+        engine: a running engine.
+        duty: what to do.
+        upto: the last instant that counts, instead of now.
     """
     seen = 0
     after: tuple[int, str] | None = None
-    upto = await engine.store.now() - duty.grace_ms
+    if upto is None:
+        upto = await engine.store.now() - duty.grace_ms
     while True:
         page = await engine.store.read_index(duty.index, duty.scope, after=after, upto=upto, limit=PAGE)
         if not page:

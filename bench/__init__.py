@@ -1,0 +1,1 @@
+"""Benchmarks, through the public worker. Run all of them with ``make bench``."""

@@ -1,0 +1,73 @@
+"""``python -m bench [NAME ...]``: run benchmarks and print their figures.
+
+Exits with 1 if a figure is on the wrong side of its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+
+from bench.scene import Figure, fresh_sqlite, fsync_us
+
+NAMES = ("core", "throughput", "latency", "steps", "growth")
+
+
+def main() -> int:
+    """Run what was asked for, and say how it went."""
+    arguments = _parse()
+    print(
+        f"Python {platform.python_version()}, fdatasync {fsync_us():.0f} us, synchronous=FULL, payload 4 KiB"
+    )
+    found: list[Figure] = []
+    for name in arguments.names or NAMES:
+        with fresh_sqlite() as url:
+            figures = _run(name, url, uvloop=arguments.uvloop)
+        for figure in figures:
+            print(_line(figure), flush=True)
+        found += figures
+    if arguments.json:
+        Path(arguments.json).write_bytes(json.dumps([msgspec.to_builtins(f) for f in found]).encode())
+    missed = [figure.name for figure in found if not figure.holds]
+    if missed:
+        print(f"missed: {', '.join(missed)}")
+    return 1 if missed else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all when absent"
+    )
+    parser.add_argument("--uvloop", action="store_true", help="use uvloop")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to a file")
+    return parser.parse_args()
+
+
+def _run(name: str, url: str, *, uvloop: bool) -> list[Figure]:
+    measure = import_module(f"bench.{name}").measure
+    factory = import_module("uvloop").new_event_loop if uvloop else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        figures: list[Figure] = runner.run(measure(url))
+    return figures
+
+
+def _line(figure: Figure) -> str:
+    bound = ""
+    if figure.floor is not None:
+        bound = f"floor {figure.floor:,.0f}"
+    if figure.ceiling is not None:
+        bound = f"ceiling {figure.ceiling:,.1f}"
+    verdict = "" if not bound else ("ok" if figure.holds else "MISSED")
+    return f"{figure.name:<44} {figure.value:>10,.2f} {figure.unit:<4} {bound:<16} {verdict:<7} {figure.note}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What every benchmark shares: an app with its handlers, a store in a fresh folder, and figures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from flowfabric import FlowFabric, Task
+
+PAYLOAD = bytes(range(256)) * 16
+"""4 KiB of input."""
+RESULT = b"r" * 64
+CONCURRENCY = 16
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured number, with the floor or ceiling it is held against."""
+
+    name: str
+    value: float
+    unit: str
+    floor: float | None = None
+    ceiling: float | None = None
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number is on the right side of its bound."""
+        if self.floor is not None and self.value < self.floor:
+            return False
+        return self.ceiling is None or self.value <= self.ceiling
+
+
+class Scene:
+    """A started app with a running worker."""
+
+    def __init__(self, app: FlowFabric) -> None:
+        self.app = app
+        self.started: dict[str, float] = {}
+        """Execution id -> when its handler last began, by this process's clock."""
+        self.submitted = 0
+        self.finished = 0
+
+
+def make_app(url: str) -> tuple[FlowFabric, Scene]:
+    """The app that all benchmarks drive."""
+    app = FlowFabric(url)
+    scene = Scene(app)
+
+    @app.handler
+    async def echo(task: Task, data: bytes) -> bytes:
+        scene.started[task.execution_id] = time.perf_counter()
+        scene.finished += 1
+        return RESULT
+
+    @app.handler
+    async def wait_once(task: Task, data: bytes) -> bytes:
+        await task.wait_for_signal("go")
+        scene.started[task.execution_id] = time.perf_counter()
+        return RESULT
+
+    @app.handler
+    async def many_steps(task: Task, count: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(count):
+            await task.step("step", _step, task)
+        return time.perf_counter() - begun
+
+    return app, scene
+
+
+def _step(task: Task) -> str:
+    return "recorded"
+
+
+@contextlib.asynccontextmanager
+async def running(url: str, *, concurrency: int = CONCURRENCY) -> AsyncIterator[Scene]:
+    """A started app with one worker."""
+    app, scene = make_app(url)
+    async with app:
+        worker = app.worker(concurrency=concurrency)
+        working = asyncio.create_task(worker.run())
+        try:
+            yield scene
+        finally:
+            worker.stop()
+            await working
+
+
+@contextlib.contextmanager
+def fresh_sqlite() -> Iterator[str]:
+    """The URL of a new SQLite file in a folder of its own."""
+    folder = tempfile.mkdtemp(prefix="flowfabric-bench-", dir=os.environ.get("FF_BENCH_DIR"))
+    try:
+        yield f"sqlite:///{folder}/bench.db"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fsync_us(folder: str | None = None, rounds: int = 200) -> float:
+    """The median time of one small write with fdatasync, in microseconds."""
+    with tempfile.NamedTemporaryFile(dir=folder or os.environ.get("FF_BENCH_DIR")) as file:
+        times = []
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            os.write(file.fileno(), b"x" * 4096)
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e6
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The value below which this part of the values lies."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
+
+
+def file_bytes(url: str) -> int:
+    """How large the database behind a URL is, its log included."""
+    path = Path(url.removeprefix("sqlite:///"))
+    return sum(part.stat().st_size for part in path.parent.glob(path.name + "*"))

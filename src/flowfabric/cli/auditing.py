@@ -1,0 +1,41 @@
+"""``audit``: check the invariants of everything stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowfabric.audit import audit
+from flowfabric.cli.exits import OK, REFUSED
+from flowfabric.cli.output import print_fields, print_json, print_note, print_table
+from flowfabric.cli.session import open_engine, run
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from flowfabric.audit import AuditReport
+
+
+def run_audit(arguments: Namespace) -> int:
+    """Carry out ``audit``."""
+    return run(_audit(arguments))
+
+
+async def _audit(arguments: Namespace) -> int:
+    async with open_engine(arguments) as engine:
+        report = await audit(engine, namespace=None if arguments.everywhere else arguments.namespace)
+    if arguments.json:
+        print_json(report)
+    else:
+        _print_report(report)
+    return REFUSED if report.violations else OK
+
+
+def _print_report(report: AuditReport) -> None:
+    print_fields([(f"checked {name}", str(count)) for name, count in sorted(report.checked.items())])
+    if not report.complete:
+        print_note("there are more violations than are shown")
+    if not report.violations:
+        print("no invariant is violated")
+        return
+    rows = [[violation.invariant, violation.subject, violation.detail] for violation in report.violations]
+    print_table(["INVARIANT", "SUBJECT", "DETAIL"], rows, flexible=2)

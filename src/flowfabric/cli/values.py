@@ -1,0 +1,146 @@
+"""Reading the values of options: durations, tags, ids, lists and JSON."""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import Any, Final
+
+from flowfabric.cli.exits import UsageError
+
+UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def duration_ms(text: str) -> int:
+    """Read a duration in milliseconds.
+
+    >>> duration_ms("1h30m"), duration_ms("250ms"), duration_ms("0.5s")
+    (5400000, 250, 500)
+    """
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ArgumentTypeError(f"{text!r} is not a duration; write 500ms, 30s, 5m, 2h, 1d or 1h30m")
+    return round(sum(float(number) * UNITS_MS[unit] for number, unit in parts))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read names with commas between them.
+
+    >>> names("mail, reports")
+    ('mail', 'reports')
+    """
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise ArgumentTypeError(f"{text!r} names nothing; write names with commas between them")
+    return found
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def tag(text: str) -> tuple[str, str]:
+    """Read a tag.
+
+    >>> tag("team.name=media")
+    ('team.name', 'media')
+    """
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ArgumentTypeError(f"{text!r} is not a tag; write key=value, such as team.name=media")
+    return key, value
+
+
+def execution_id(text: str) -> str:
+    """Read a full execution id."""
+    from flowfabric.contracts.ids import parse_execution_id
+    from flowfabric.errors import InvalidInput
+
+    try:
+        return parse_execution_id(text)
+    except InvalidInput as error:
+        raise ArgumentTypeError(
+            f"{text!r} is not an execution id ({error.rule}); write it whole, as in '{{fp:7}}:<uuid>'"
+        ) from error
+
+
+def uuid(text: str) -> str:
+    """Read a waitpoint id."""
+    from flowfabric.contracts.ids import parse_uuid
+    from flowfabric.errors import InvalidInput
+
+    try:
+        return parse_uuid(text)
+    except InvalidInput as error:
+        raise ArgumentTypeError(f"{text!r} is not a uuid") from error
+
+
+def json_payload(text: str, what: str) -> bytes:
+    """Read JSON that stands in the text itself, in ``@file``, or on standard input (``-``).
+
+    Raises:
+        UsageError: the file cannot be read, or this is not JSON.
+    """
+    import msgspec
+
+    data = _source_bytes(text)
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise UsageError(
+            f"{what} is not JSON: {error}. Write text in double quotes, as in '\"text\"'."
+        ) from error
+    return data
+
+
+def json_lines(path: str) -> list[bytes]:
+    """Read a file, or standard input (``-``), with one JSON value in each line that is not blank.
+
+    Raises:
+        UsageError: the file cannot be read, or a line is not JSON.
+    """
+    lines = _file_bytes(path).splitlines()
+    return [_checked_line(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _checked_line(line: bytes, number: int) -> bytes:
+    import msgspec
+
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise UsageError(f"line {number} is not JSON: {error}. Nothing was submitted.") from error
+    return line.strip()
+
+
+def _source_bytes(text: str) -> bytes:
+    if text == "-" or text.startswith("@"):
+        return _file_bytes(text.removeprefix("@"))
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _file_bytes(path: str) -> bytes:
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def decoded_json(data: bytes | None, encoding: str | None) -> Any:
+    """The value in a JSON payload; None for no payload and for bytes that are not JSON."""
+    import msgspec
+
+    if data is None or encoding == "bytes":
+        return None
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError):
+        return None

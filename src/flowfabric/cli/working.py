@@ -1,0 +1,185 @@
+"""``worker``: run an app's handlers until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from flowfabric.app import FlowFabric
+from flowfabric.cli.exits import INTERRUPTED, OK, UsageError
+from flowfabric.cli.output import print_json
+from flowfabric.cli.session import run
+from flowfabric.contracts.ids import Namespace as NamespaceName
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from flowfabric.worker import Worker
+
+SURVIVES: Final = {
+    "D0": "nothing survives this process",
+    "D1": "survives a killed process",
+    "D2": "survives power loss",
+    "D3": "survives the loss of this host",
+}
+
+THREADS: Final = "flowfabric-handler"
+"""How the names of the threads begin in which handlers and their steps run."""
+THREADS_PATIENCE_S: Final = 1.0
+
+log = logging.getLogger("flowfabric.cli")
+
+
+def work(arguments: Namespace) -> int:
+    """Carry out ``worker``."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    app = load_app(arguments.app)
+    if arguments.url_given:
+        app.url = arguments.url_given
+    if arguments.namespace_given:
+        app.namespace = NamespaceName(arguments.namespace_given)
+    try:
+        run(_serve(app, arguments))
+    except asyncio.CancelledError:
+        return INTERRUPTED
+    return OK
+
+
+def _leave_hung_threads_behind(code: int) -> None:
+    """End the process if a handler hangs in a thread, which nothing can end from outside.
+
+    Everything else is closed by now. Without this the interpreter would wait for the thread.
+    """
+    deadline = time.monotonic() + THREADS_PATIENCE_S
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    hung = [thread.name for thread in threads if thread.is_alive()]
+    if hung:
+        log.warning("leaving although handlers hang in %d thread(s)", len(hung))
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def load_app(name: str) -> FlowFabric:
+    """Import the FlowFabric that ``module:attribute`` names; the current folder is searched first.
+
+    Raises:
+        UsageError: there is none. What the module itself raises passes through.
+    """
+    module_name, separator, attribute = name.partition(":")
+    if not (module_name and separator and attribute):
+        raise UsageError(f"{name!r} does not name an app; write module:attribute, such as app:ff.")
+    if (folder := str(os.getcwd())) not in sys.path:  # noqa: PTH109 - sys.path holds text
+        sys.path.insert(0, folder)
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UsageError(
+            f"there is no module {error.name!r} here. Run this in its folder, or set PYTHONPATH."
+        ) from error
+    app = getattr(module, attribute, None)
+    if not isinstance(app, FlowFabric):
+        raise UsageError(
+            f"{attribute!r} in module {module_name!r} is {type(app).__name__}, not a FlowFabric."
+        )
+    return app
+
+
+async def _serve(app: FlowFabric, arguments: Namespace) -> None:
+    steps = ThreadPoolExecutor(thread_name_prefix=f"{THREADS}-step")
+    asyncio.get_running_loop().set_default_executor(steps)
+    code = INTERRUPTED
+    try:
+        async with app:
+            await _run_worker(app, arguments)
+        code = OK
+    finally:
+        steps.shutdown(wait=False, cancel_futures=True)
+        _leave_hung_threads_behind(code)
+
+
+async def _run_worker(app: FlowFabric, arguments: Namespace) -> None:
+    worker = app.worker(**worker_options(arguments))
+    stopped = _stop_on_signals(worker)
+    _announce(app, worker, as_json=arguments.json)
+    await worker.run()
+    log.info("worker %s stopped%s", worker.instance_id, f" by {stopped[0].name}" if stopped else "")
+    if arguments.json:
+        print_json({"stopped": {"worker_instance_id": worker.instance_id}})
+
+
+def worker_options(arguments: Namespace) -> dict[str, Any]:
+    """The options that the command line gives; all others keep their defaults."""
+    drain_ms = arguments.drain_timeout
+    options = {
+        "lanes": arguments.lanes,
+        "concurrency": arguments.concurrency,
+        "capabilities": frozenset(arguments.capabilities),
+        "worker_id": arguments.worker_id,
+        "lease_ttl_ms": arguments.lease_ttl,
+        "drain_timeout_s": None if drain_ms is None else drain_ms / 1_000,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _stop_on_signals(worker: Worker) -> list[signal.Signals]:
+    """Drain at the first signal; at the second one leave at once."""
+    received: list[signal.Signals] = []
+    main = asyncio.current_task()
+    assert main is not None
+
+    def on_signal(number: signal.Signals) -> None:
+        received.append(number)
+        if len(received) == 1:
+            log.info("%s received: draining; once more to leave at once", number.name)
+            worker.stop()
+        else:
+            main.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return received
+
+
+def _announce(app: FlowFabric, worker: Worker, *, as_json: bool) -> None:
+    """Say once where this worker works and what an acknowledged command survives there."""
+    durability = app.engine.durability
+    assert durability is not None
+    options = worker.options
+    log.info(
+        "worker %s on %s %s, durability %s (%s); namespace %s, lanes %s, concurrency %d; handlers: %s",
+        worker.instance_id,
+        durability.store,
+        durability.settings.get("path", ""),
+        durability.level,
+        SURVIVES[durability.level],
+        app.namespace,
+        ",".join(options.lanes),
+        options.concurrency,
+        ", ".join(sorted(app.handlers)) or "none",
+    )
+    if as_json:
+        started = {
+            "worker_instance_id": worker.instance_id,
+            "namespace": app.namespace,
+            "lanes": list(options.lanes),
+            "concurrency": options.concurrency,
+            "handlers": sorted(app.handlers),
+            "durability": durability,
+        }
+        print_json({"started": started})

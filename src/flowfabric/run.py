@@ -1,0 +1,220 @@
+"""A run: one submitted execution, as its submitter holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from flowfabric import errors
+from flowfabric.codec import decode_value, encode_value
+from flowfabric.contracts.cursors import BEGINNING, StreamCursor
+from flowfabric.contracts.executions import CancelExecutionArgs
+from flowfabric.contracts.ids import ExecutionId, IdempotencyKey, new_signal_id
+from flowfabric.contracts.runs import ReadRunArgs, RunView
+from flowfabric.contracts.signals import DeliverSignalArgs, DeliverSignalResult
+from flowfabric.contracts.states import PublicState
+from flowfabric.contracts.streams import StreamFrame, TailFramesArgs
+from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, ReadWaitpointTokenArgs
+from flowfabric.engine.notifier import ended_topic
+from flowfabric.errors import RunCancelled, RunExpired, RunFailed, RunSkipped
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from flowfabric.engine.engine import Engine
+
+T = TypeVar("T")
+
+ENDED: Final = frozenset(
+    {
+        PublicState.COMPLETED,
+        PublicState.FAILED,
+        PublicState.CANCELLED,
+        PublicState.EXPIRED,
+        PublicState.SKIPPED,
+    }
+)
+SAFETY_POLL_MS: Final = 1_000
+"""How often a waiter looks even if nothing woke it."""
+TAIL_BLOCK_MS: Final = 2_000
+"""How long one look at a stream waits for a frame. An execution that is cancelled before it ever
+ran closes no stream, so whoever follows it has to look at the execution now and then."""
+
+
+class Run(Generic[T]):
+    """One execution, by its id.
+
+    Attributes:
+        execution_id: the execution.
+        duplicate: True if submitting found that it existed already.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        execution_id: str,
+        namespace: str,
+        *,
+        result_type: Any = Any,
+        duplicate: bool = False,
+    ) -> None:
+        self.execution_id = ExecutionId(execution_id)
+        self.duplicate = duplicate
+        self._engine = engine
+        self._namespace = namespace
+        self._result_type = result_type
+
+    def __repr__(self) -> str:
+        return f"<Run {self.execution_id}>"
+
+    async def view(self) -> RunView:
+        """How the execution stands.
+
+        Raises:
+            ExecutionNotFound: there is no such execution.
+        """
+        return await self._engine.execute(
+            ReadRunArgs(execution_id=self.execution_id), namespace=self._namespace
+        )
+
+    async def state(self) -> PublicState:
+        """The execution's public state."""
+        return (await self.view()).public_state
+
+    async def result(self, timeout: float | None = None) -> T:
+        """Wait for the end and return the handler's result.
+
+        Args:
+            timeout: seconds to wait; None waits for ever. The execution goes on in any case.
+
+        Raises:
+            TimeoutError: the time was over first.
+            RunFailed, RunCancelled, RunExpired, RunSkipped: it ended otherwise.
+        """
+        async with asyncio.timeout(timeout):
+            view = await self.wait()
+        result: T = self._result_of(view)
+        return result
+
+    async def wait(self) -> RunView:
+        """Wait for the end, whatever it is."""
+        with self._engine.notifier.subscribe(ended_topic(self.execution_id)) as changes:
+            while True:
+                view = await self.view()
+                if view.public_state in ENDED:
+                    return view
+                await changes.wait(SAFETY_POLL_MS)
+
+    def _result_of(self, view: RunView) -> Any:
+        match view.public_state:
+            case PublicState.COMPLETED:
+                if view.result is None:
+                    return None
+                return decode_value(view.result, view.result_encoding, self._result_type)
+            case PublicState.CANCELLED:
+                raise RunCancelled(execution_id=self.execution_id, reason=view.cancellation_reason)
+            case PublicState.EXPIRED:
+                raise RunExpired(execution_id=self.execution_id, reason=view.failure_reason)
+            case PublicState.SKIPPED:
+                raise RunSkipped(execution_id=self.execution_id)
+            case _:
+                raise RunFailed(
+                    execution_id=self.execution_id,
+                    reason=view.failure_reason,
+                    category=view.failure_category,
+                    attempts=view.total_attempt_count,
+                )
+
+    async def cancel(self, reason: str = "cancelled by its submitter") -> None:
+        """Cancel the execution. A running handler is stopped when its worker renews the lease.
+
+        Raises:
+            ExecutionNotActive: it has ended otherwise already.
+        """
+        await self._engine.execute(
+            CancelExecutionArgs(execution_id=self.execution_id, reason=reason), namespace=self._namespace
+        )
+
+    async def signal(
+        self,
+        name: str,
+        payload: Any = None,
+        *,
+        source_identity: str = "",
+        idempotency_key: str | None = None,
+    ) -> DeliverSignalResult:
+        """Send a signal to the waitpoint that waits for this name, or for any.
+
+        Raises:
+            WaitpointNotFound: nothing waits for such a signal now.
+        """
+        pending = await self._engine.execute(
+            ListPendingWaitpointsArgs(execution_id=self.execution_id), namespace=self._namespace
+        )
+        wanted = [
+            entry
+            for entry in pending.entries
+            if not entry.required_signal_names or name in entry.required_signal_names
+        ]
+        if not wanted:
+            raise errors.WaitpointNotFound(execution_id=self.execution_id, signal_name=name)
+        token = await self._engine.execute(
+            ReadWaitpointTokenArgs(execution_id=self.execution_id, waitpoint_id=wanted[0].waitpoint_id),
+            namespace=self._namespace,
+        )
+        if token is None:
+            raise errors.WaitpointNotFound(execution_id=self.execution_id, signal_name=name)
+        data, encoding = (None, None) if payload is None else encode_value(payload)
+        return await self._engine.execute(
+            DeliverSignalArgs(
+                execution_id=self.execution_id,
+                waitpoint_id=wanted[0].waitpoint_id,
+                signal_id=new_signal_id(),
+                signal_name=name,
+                signal_category="",
+                source_type="submitter",
+                source_identity=source_identity,
+                payload=data,
+                payload_encoding=encoding,
+                idempotency_key=None if idempotency_key is None else IdempotencyKey(idempotency_key),
+                waitpoint_token=token,
+            ),
+            namespace=self._namespace,
+        )
+
+    async def stream(self, attempt: int | None = None) -> AsyncIterator[StreamFrame]:
+        """Frames as they are written; ends by itself when the stream is closed.
+
+        Args:
+            attempt: the attempt to follow; None follows the execution through all its attempts.
+        """
+        index = 0 if attempt is None else attempt
+        while True:
+            async for frame in self._attempt_frames(index):
+                yield frame
+            view = await self.view()
+            if attempt is not None or (view.public_state in ENDED and index >= view.current_attempt_index):
+                return
+            index += 1
+
+    async def _attempt_frames(self, index: int) -> AsyncIterator[StreamFrame]:
+        after, block_ms = BEGINNING, 0
+        while True:
+            page = await self._engine.execute(
+                TailFramesArgs(
+                    execution_id=self.execution_id, attempt_index=index, after=after, block_ms=block_ms
+                ),
+                namespace=self._namespace,
+            )
+            for frame in page.frames:
+                yield frame
+            if page.frames:
+                after = StreamCursor(page.frames[-1].id)
+            elif page.is_closed or await self._never_ran(index):
+                return
+            block_ms = TAIL_BLOCK_MS
+
+    async def _never_ran(self, index: int) -> bool:
+        """True if the execution has ended without an attempt of this index."""
+        view = await self.view()
+        return view.public_state in ENDED and index >= view.total_attempt_count

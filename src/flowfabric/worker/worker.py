@@ -1,0 +1,207 @@
+"""One worker: claims as many executions as it has free slots, and is woken when there are more.
+
+It never polls in a hurry: a commit that makes work claimable wakes it, and a slow poll is the
+safety net. When it stops, it claims nothing more, lets running handlers finish for a while, and
+gives back what is left, so that another worker continues it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from flowfabric import errors
+from flowfabric.contracts.check import check
+from flowfabric.contracts.ids import LaneId, WorkerId, WorkerInstanceId, new_uuid4
+from flowfabric.contracts.leases import ClaimBatchArgs, LeaseTtlMs
+from flowfabric.contracts.limits import CLAIM_BATCH_MAX
+from flowfabric.engine.notifier import claimable_topic
+from flowfabric.worker.heartbeat import Heartbeat, HeldLease, Stop
+from flowfabric.worker.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.notifier import Subscription
+    from flowfabric.handlers import Handler
+
+log = logging.getLogger("flowfabric.worker")
+
+SAFETY_POLL_MS: Final = 1_000
+FIRST_PAUSE_MS: Final = 100
+PAUSE_MS_MAX: Final = 5_000
+GIVE_BACK_S: Final = 1.0
+"""How long handlers may take to end once they are stopped; those that take longer are left behind."""
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker works."""
+
+    lanes: tuple[str, ...] = ("default",)
+    concurrency: Annotated[int, Meta(ge=1)] = 16
+    """Handlers that run at the same time."""
+    capabilities: frozenset[str] = frozenset()
+    worker_id: str = "worker"
+    """The logical name; workers that share it may use each other's grants."""
+    lease_ttl_ms: LeaseTtlMs = 30_000
+    drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
+    """How long running handlers may take to finish after the worker was told to stop."""
+
+
+class Worker:
+    """Claims and runs executions of some lanes until it is told to stop. It is used once.
+
+    Raises:
+        InvalidInput: an option breaks a rule.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        handlers: Mapping[str, Handler[..., Any]],
+        *,
+        namespace: str,
+        options: WorkerOptions | None = None,
+    ) -> None:
+        self.options = _checked(options or WorkerOptions())
+        self.instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_uuid4()[:8]}"
+        self._engine = engine
+        self._namespace = namespace
+        self._claim_args = self._make_claim_args(handlers)
+        self._heartbeat = Heartbeat(engine, namespace, self.options.lease_ttl_ms)
+        self._runner = Runner(engine, handlers, namespace, self._heartbeat)
+        self._running: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._at_once = False
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Claim nothing more, and let ``run`` return once running handlers are done.
+
+        Args:
+            at_once: give running handlers' executions back instead of waiting for them.
+        """
+        self._at_once = self._at_once or at_once
+        self._stopping.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until ``stop`` is called, then drain. Cancelling it gives everything back at once."""
+        topics = [claimable_topic(self._namespace, lane) for lane in self.options.lanes]
+        heartbeat = asyncio.create_task(self._heartbeat.run(), name="flowfabric heartbeat")
+        try:
+            with self._engine.notifier.subscribe(*topics) as changes:
+                self._wake = changes.event
+                while not self._stopping.is_set():
+                    await self._fill_slots()
+                    await changes.wait(SAFETY_POLL_MS)
+                await self._drain(changes)
+        finally:
+            try:
+                await self._give_back()
+            finally:
+                heartbeat.cancel()
+                for task in self._running:
+                    task.cancel()
+
+    async def _fill_slots(self) -> None:
+        """Claim for all free slots until there are none, or there is no work."""
+        free = self.options.concurrency - len(self._running)
+        while free > 0 and not self._stopping.is_set():
+            asked = min(free, CLAIM_BATCH_MAX)
+            claimed = await self._claim(asked)
+            for lease in claimed:
+                self._start(lease)
+            if len(claimed) < asked:
+                return
+            free = self.options.concurrency - len(self._running)
+
+    async def _claim(self, limit: int) -> list[HeldLease]:
+        """Claim, for as long as it takes to get an answer. Only what nobody can mend ends the worker."""
+        pause_ms = FIRST_PAUSE_MS
+        while not self._stopping.is_set():
+            asked_at = asyncio.get_running_loop().time()
+            command = msgspec.structs.replace(self._claim_args, limit=limit)
+            try:
+                result = await self._engine.execute(command, namespace=self._namespace)
+            except (errors.InvalidInput, errors.Unavailable):
+                raise
+            except Exception as error:
+                unexpected = not isinstance(error, errors.FlowFabricError)
+                log.warning("cannot claim, trying again in %d ms: %r", pause_ms, error, exc_info=unexpected)
+                await self._pause(pause_ms)
+                pause_ms = min(pause_ms * 2, PAUSE_MS_MAX)
+            else:
+                return [self._heartbeat.hold(claim, asked_at) for claim in result.claims]
+        return []
+
+    async def _pause(self, pause_ms: int) -> None:
+        """Wait, unless the worker is told to stop."""
+        try:
+            async with asyncio.timeout(pause_ms / 1_000):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    def _start(self, lease: HeldLease) -> None:
+        """Start the handler; what is claimed while the worker stops goes back without being started."""
+        if self._stopping.is_set():
+            lease.stop(Stop.GIVE_BACK)
+        task = asyncio.create_task(self._runner.run(lease), name=f"flowfabric {lease.claim.execution_id}")
+        self._running.add(task)
+        task.add_done_callback(lambda _: self._finished(task, lease))
+
+    def _finished(self, task: asyncio.Task[None], lease: HeldLease) -> None:
+        self._heartbeat.let_go(lease)
+        self._running.discard(task)
+        self._wake.set()
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the run of %s broke", lease.claim.execution_id, exc_info=task.exception())
+
+    async def _drain(self, changes: Subscription) -> None:
+        """Wait for running handlers to finish."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.options.drain_timeout_s
+        if self._running:
+            log.info("draining %d running handlers", len(self._running))
+        while self._running and not self._at_once and loop.time() < deadline:
+            await changes.wait((deadline - loop.time()) * 1_000)
+
+    async def _give_back(self) -> None:
+        """Interrupt what still runs, and return it to the queue."""
+        for lease in self._heartbeat.held():
+            lease.stop(Stop.GIVE_BACK)
+        if self._running:
+            await asyncio.wait(self._running, timeout=GIVE_BACK_S)
+        for task in self._running:
+            log.warning("%s did not end when it was stopped; it is left behind", task.get_name())
+
+    def _make_claim_args(self, handlers: Mapping[str, Handler[..., Any]]) -> ClaimBatchArgs:
+        options = self.options
+        policies = {kind: handler.policy for kind, handler in handlers.items() if handler.policy is not None}
+        command = ClaimBatchArgs(
+            lanes=tuple(LaneId(lane) for lane in options.lanes),
+            worker_id=WorkerId(options.worker_id),
+            worker_instance_id=WorkerInstanceId(self.instance_id),
+            worker_capabilities=options.capabilities,
+            lease_ttl_ms=options.lease_ttl_ms,
+            policies=policies,
+        )
+        check(command)
+        return command
+
+
+def _checked(options: WorkerOptions) -> WorkerOptions:
+    """The options as their types say, so that a list of lanes is as good as a tuple."""
+    try:
+        return msgspec.convert(msgspec.structs.asdict(options), WorkerOptions)
+    except msgspec.ValidationError as error:
+        raise errors.InvalidInput(field="worker options", rule=str(error)) from error

@@ -1,0 +1,340 @@
+"""Every verb on a real store, without a worker: what it prints, and what it answers when it cannot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Shell
+
+NOBODY = "{fp:7}:01997b3e-0000-7000-8000-000000000000"
+
+
+def test_submit_prints_the_id_and_list_shows_it(shell: Shell) -> None:
+    execution_id = shell.submit("greet", "ada", "--priority", "5", "--tag", "team.name=media")
+    header, row = shell.out("list").splitlines()
+    assert header.split() == ["EXECUTION", "STATE", "KIND", "LANE", "PRIORITY", "CREATED"]
+    assert row.split()[:5] == [execution_id, "waiting", "greet", "default", "5"]
+
+
+def test_submit_answers_with_the_contracts_outcome(shell: Shell) -> None:
+    created = shell.json("submit", "greet", "1")
+    assert set(created) == {"Created"}
+    assert created["Created"]["public_state"] == "waiting"
+
+
+def test_submitting_again_with_a_key_finds_the_first_submission(shell: Shell) -> None:
+    first = shell.submit("greet", 1, "--idempotency-key", "k")
+    assert shell.submit("greet", 1, "--idempotency-key", "k") == first
+    assert "submitted before" in shell.err
+    assert shell.json("submit", "greet", "1", "--idempotency-key", "k") == {
+        "Duplicate": {"execution_id": first}
+    }
+
+
+def test_other_content_under_a_key_is_refused_and_nothing_is_submitted(shell: Shell) -> None:
+    shell.submit("greet", 1, "--idempotency-key", "k")
+    code, printed = shell.run("submit", "greet", "2", "--idempotency-key", "k")
+    assert (code, printed) == (1, "")
+    assert shell.err.startswith("error: ")
+    assert shell.err.endswith("[idempotency_conflict]\n")
+    assert shell.json("list")["total_returned"] == 1
+
+
+def test_a_delay_is_kept(shell: Shell) -> None:
+    execution_id = shell.submit("greet", 1, "--delay", "1h")
+    shown = shell.json("show", execution_id)
+    assert shown["execution"]["public_state"] == "delayed"
+    assert shown["waits_for"].startswith("It waits until ")
+
+
+def test_many_are_submitted_from_a_file_in_its_order(shell: Shell) -> None:
+    (shell.folder / "many.jsonl").write_text("\n".join(str(number) for number in range(7)) + "\n")
+    printed = shell.out("submit", "greet", "--many", "many.jsonl").splitlines()
+    assert len(set(printed)) == 7
+    _, lines = shell.run("submit", "greet", "--many", "many.jsonl", "--json")
+    assert [set(json.loads(line)) for line in lines.splitlines()] == [{"Created"}] * 7
+    assert shell.json("list", "--limit", "100")["total_returned"] == 14
+
+
+def test_a_file_with_a_wrong_line_submits_nothing(shell: Shell) -> None:
+    (shell.folder / "many.jsonl").write_text("1\n{\n")
+    assert shell.run("submit", "greet", "--many", "many.jsonl")[0] == 2
+    assert "line 2" in shell.err
+    assert not (shell.folder / "work.db").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["submit", "greet", "{"],
+        ["submit", "greet", "@absent.json"],
+        ["submit", "greet", "1", "--many", "x"],
+        ["submit", "greet", "1", "--timeout", "1s"],
+        ["signal", NOBODY, "go", "--token", "k1:00"],
+        ["worker", "cli_app"],
+        ["worker", "no_such_module:ff"],
+        ["worker", "cli_app:not_an_app"],
+    ],
+)
+def test_what_cannot_be_asked_ends_with_code_2(shell: Shell, words: list[str]) -> None:
+    assert shell.run(*words)[0] == 2
+    assert shell.err.startswith("error: ")
+    assert shell.err.endswith("[usage]\n")
+    assert shell.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://somewhere/db", "sqlite://", "sqlite:///x.db?color=red"])
+def test_a_url_that_names_no_store_is_a_wrong_command_line(shell: Shell, url: str) -> None:
+    assert shell.run("list", url=url)[0] == 2
+    assert shell.run("migrate", url=url)[0] == 2
+    assert shell.err.startswith("error: url: ")
+
+
+def test_a_value_that_the_engine_refuses_ends_with_code_1(shell: Shell) -> None:
+    assert shell.run("submit", "greet", "1", "--tag", "NoDot=x")[0] == 1
+    assert shell.err.startswith("error: tags")
+    assert shell.err.endswith("[invalid_tag_key]\n")
+
+
+def test_a_list_goes_on_behind_its_cursor(shell: Shell) -> None:
+    ids = [shell.submit("greet", number) for number in range(3)]
+    first = shell.json("list", "--limit", "2")
+    assert [entry["execution_id"] for entry in first["executions"]] == [ids[2], ids[1]]
+    second = shell.json("list", "--limit", "2", "--cursor", first["next_cursor"])
+    assert [entry["execution_id"] for entry in second["executions"]] == [ids[0]]
+    shell.out("list", "--limit", "2")
+    assert first["next_cursor"] in shell.err
+
+
+def test_a_list_can_be_narrowed(shell: Shell) -> None:
+    here = shell.submit("greet", 1, "--lane", "here")
+    shell.submit("greet", 1, "--lane", "there")
+    assert [entry["execution_id"] for entry in shell.json("list", "--lane", "here")["executions"]] == [here]
+    assert shell.json("list", "--state", "completed")["executions"] == []
+
+
+def test_another_namespace_sees_nothing(shell: Shell) -> None:
+    execution_id = shell.submit("greet", 1)
+    assert shell.json("list", "--namespace", "other")["executions"] == []
+    assert shell.run("show", execution_id, "--namespace", "other")[0] == 1
+    assert shell.err.endswith("[execution_not_found]\n")
+
+
+def test_show_says_what_a_waiting_execution_waits_for(shell: Shell) -> None:
+    execution_id = shell.submit("greet", "ada", "--tag", "team.name=media")
+    printed = shell.out("show", execution_id)
+    assert "It waits for a worker on lane 'default'." in printed
+    assert "team.name=media" in printed
+    assert "timeline" in printed
+
+
+def test_show_in_json_has_everything(shell: Shell) -> None:
+    shown = shell.json("show", shell.submit("greet", "ada"))
+    assert set(shown) == {
+        "execution", "snapshot", "run", "waits_for", "required_capabilities", "attempts", "waitpoints",
+        "journal", "timeline",
+    }  # fmt: skip
+    assert shown["execution"]["state_vector"]["eligibility_state"] == "eligible_now"
+    assert [event["name"] for event in shown["timeline"]] == ["created"]
+
+
+def test_cancel_answers_for_each_id(shell: Shell) -> None:
+    execution_id = shell.submit("greet", 1)
+    code, printed = shell.run("cancel", execution_id, NOBODY, "--reason", "no longer needed")
+    assert code == 1
+    assert printed == f"cancelled {execution_id}, which was runnable\n"
+    assert shell.err.startswith(f"error: {NOBODY}: ")
+    assert shell.json("show", execution_id)["run"]["cancellation_reason"] == "no longer needed"
+
+
+def test_cancel_in_json_prints_one_line_for_each_id(shell: Shell) -> None:
+    execution_id = shell.submit("greet", 1)
+    code, printed = shell.run("cancel", execution_id, NOBODY, "--json")
+    cancelled, refused = (json.loads(line) for line in printed.splitlines())
+    assert code == 1
+    assert cancelled["Cancelled"]["public_state"] == "cancelled"
+    assert refused["error"]["code"] == "execution_not_found"
+
+
+def test_an_ended_execution_can_be_replayed_and_a_waiting_one_not(shell: Shell) -> None:
+    execution_id = shell.submit("greet", 1)
+    assert shell.run("replay", execution_id)[0] == 1
+    assert shell.state(execution_id) == "waiting"
+    shell.out("cancel", execution_id)
+    assert shell.json("replay", execution_id) == {"Replayed": {"public_state": "waiting"}}
+    shell.out("cancel", execution_id)
+    assert (
+        shell.out("replay", execution_id, "--keep-journal")
+        == f"replayed {execution_id}, which is waiting now"
+    )
+
+
+@pytest.mark.parametrize("words", [["show"], ["tail"], ["approve"], ["token"]])
+def test_an_execution_that_is_not_there_is_named(shell: Shell, words: list[str]) -> None:
+    shell.submit("greet", 1)
+    code, printed = shell.run(*words, NOBODY)
+    assert (code, printed) == (1, "")
+    assert NOBODY in shell.err
+    assert shell.err.endswith("[execution_not_found]\n")
+
+
+def test_nothing_that_waits_is_nothing_to_approve(shell: Shell) -> None:
+    execution_id = shell.submit("ask", "ada")
+    for words in (["approve", execution_id], ["signal", execution_id, "go"], ["token", execution_id]):
+        assert shell.run(*words)[0] == 1
+        assert shell.err.endswith("[waitpoint_not_found]\n")
+
+
+def test_waiting_longer_than_the_timeout_ends_with_code_4(shell: Shell) -> None:
+    code, _ = shell.run("submit", "greet", "1", "--wait", "--timeout", "10ms")
+    assert code == 4
+    assert shell.err.endswith("[timeout]\n")
+    assert shell.json("list")["total_returned"] == 1
+
+
+def test_the_tail_of_an_execution_that_ended_without_frames_is_empty(shell: Shell) -> None:
+    execution_id = shell.submit("greet", 1)
+    shell.out("cancel", execution_id)
+    assert shell.out("tail", execution_id) == ""
+
+
+def test_a_sound_store_passes_the_audit(shell: Shell) -> None:
+    shell.submit("greet", 1)
+    assert "no invariant is violated" in shell.out("audit")
+    report = shell.json("audit", "--everywhere")
+    assert report["violations"] == []
+    assert sum(report["checked"].values()) > 0
+
+
+def test_the_audit_fails_when_an_invariant_is_violated(shell: Shell) -> None:
+    import apsw
+
+    execution_id = shell.submit("greet", 1)
+    connection = apsw.Connection(str(shell.folder / "work.db"))
+    connection.execute("DELETE FROM index_row WHERE name = 'eligible'")
+    connection.close()
+    code, printed = shell.run("audit")
+    assert code == 1
+    assert execution_id in printed
+    assert shell.json("audit")["violations"] != []
+
+
+def test_migrate_makes_a_store_and_has_nothing_to_do_afterwards(shell: Shell) -> None:
+    assert shell.out("migrate").startswith("applied: 1 ")
+    assert shell.out("migrate") == "the schema is up to date"
+    assert shell.json("migrate") == {"applied": []}
+    assert shell.json("migrate", "--check") == {"pending": []}
+
+
+def test_a_pending_migration_is_told_and_not_applied(shell: Shell) -> None:
+    (shell.folder / "work.db").write_bytes(b"")
+    assert shell.run("migrate", "--check")[0] == 1
+    assert shell.run("migrate", "--check")[1].startswith("pending: 1 ")
+    assert (shell.folder / "work.db").read_bytes() == b""
+
+
+def test_keys_are_seeded_rotated_and_listed_without_their_secrets(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "ab" * 32
+    monkeypatch.setenv("FF_WAITPOINT_HMAC_SECRET", secret)
+    assert shell.json("keys", "seed") == {"Seeded": {"kid": "k1"}}
+    assert shell.json("keys", "seed") == {"AlreadySeeded": {"kid": "k1", "same_secret": True}}
+    monkeypatch.delenv("FF_WAITPOINT_HMAC_SECRET")
+    rotated = shell.json("keys", "rotate", "--kid", "k2", "--grace", "1h")
+    assert rotated["Rotated"]["new_kid"] == "k2"
+    kids = shell.json("keys", "list")
+    assert kids["current_kid"] == "k2"
+    assert [old["kid"] for old in kids["verifying"]] == ["k1"]
+    assert secret not in json.dumps(kids) + shell.out("keys", "list")
+
+
+def test_a_malformed_secret_is_refused_without_being_shown(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FF_WAITPOINT_HMAC_SECRET", "not-hexadecimal-but-secret")
+    assert shell.run("keys", "seed")[0] == 1
+    assert "secret_hex" in shell.err
+    assert "not-hexadecimal" not in shell.err
+
+
+def test_a_store_without_keys_says_how_to_get_one(shell: Shell) -> None:
+    shell.submit("greet", 1)
+    assert shell.out("keys", "list") == ""
+    assert "keys seed" in shell.err
+
+
+# The store cannot be used
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["show", NOBODY], ["audit"], ["migrate", "--check"], ["keys", "list"]]
+)
+def test_looking_at_a_file_that_is_not_there_makes_none(shell: Shell, words: list[str]) -> None:
+    assert shell.run(*words)[0] == 3
+    assert shell.err.endswith("[store_unreachable]\n")
+    assert not (shell.folder / "work.db").exists()
+
+
+@pytest.mark.parametrize("words", [["list"], ["submit", "greet", "1"], ["migrate"], ["migrate", "--check"]])
+def test_a_corrupt_file_ends_with_code_3_and_stays_as_it_is(shell: Shell, words: list[str]) -> None:
+    garbage = b"this is no database " * 300
+    (shell.folder / "work.db").write_bytes(garbage)
+    assert shell.run(*words)[0] == 3
+    assert shell.err.count("\n") == 1
+    assert "[store_corrupt]" in shell.err
+    assert (shell.folder / "work.db").read_bytes() == garbage
+
+
+@pytest.mark.parametrize("words", [["list"], ["submit", "greet", "1"], ["migrate"], ["migrate", "--check"]])
+def test_a_file_of_a_newer_version_is_refused(shell: Shell, words: list[str]) -> None:
+    import apsw
+
+    shell.out("migrate")
+    connection = apsw.Connection(str(shell.folder / "work.db"))
+    connection.execute("INSERT INTO migration VALUES (999, 'later', 'x', 0)")
+    connection.close()
+    assert shell.run(*words)[0] == 3
+    assert "newer version" in shell.err
+    assert "[store_unusable]" in shell.err
+
+
+def test_a_folder_that_is_not_there_ends_with_code_3(shell: Shell) -> None:
+    missing = f"sqlite:///{shell.folder / 'absent' / 'work.db'}"
+    assert shell.run("submit", "greet", "1", url=missing)[0] == 3
+    assert not (shell.folder / "absent").exists()
+
+
+def test_a_traceback_is_shown_only_when_asked_for(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell.run("list")[0] == 3
+    assert "Traceback" not in shell.err
+    monkeypatch.setenv("FF_DEBUG", "1")
+    assert shell.run("list")[0] == 3
+    assert "Traceback" in shell.err
+
+
+def test_an_unexpected_failure_is_one_line_too(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(arguments: object) -> int:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr("flowfabric.cli.listing.list_executions", broken)
+    assert shell.run("list")[0] == 1
+    assert shell.err == (
+        "error: unexpected ZeroDivisionError: by zero. "
+        "Set FF_DEBUG=1 to see where it comes from. [internal_error]\n"
+    )
+
+
+def test_a_key_pressed_to_interrupt_ends_with_code_130(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flowfabric.cli.listing.list_executions", interrupted)
+    assert shell.run("list") == (130, "")
+
+
+def test_an_app_whose_module_fails_is_not_called_missing(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "broken_app.py").write_text("import a_module_that_nobody_has\n")
+    assert shell.run("worker", "broken_app:ff")[0] == 1
+    assert "a_module_that_nobody_has" in shell.err

@@ -1,0 +1,65 @@
+"""Finding work behind what others have taken or keep for themselves."""
+
+import pytest
+
+from flowfabric.contracts.leases import ClaimBatchArgs, ClaimForWorkerArgs, IssueClaimGrantArgs, WorkGranted
+from flowfabric.contracts.policy import ExecutionPolicy, RoutingRequirements
+from flowfabric.engine import scheduler
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.testing import Bed
+from flowfabric.testing.bed import INSTANCE, LANE, TTL_MS, WORKER
+
+WORKER_FIELDS = {"worker_id": WORKER, "worker_instance_id": INSTANCE, "worker_capabilities": frozenset()}
+
+
+@pytest.fixture
+async def bed():
+    async with Bed(MemoryStore()) as bed:
+        yield bed
+        await bed.check()
+
+
+async def grant_to_another(bed, execution_id):
+    grant = {"worker_id": "another", "worker_instance_id": "another-1", "grant_ttl_ms": 1_000}
+    args = {**WORKER_FIELDS, **grant, "execution_id": execution_id, "lane_id": LANE}
+    await bed.execute(IssueClaimGrantArgs(**args))
+
+
+async def claim_batch(bed, limit):
+    args = ClaimBatchArgs(**WORKER_FIELDS, lanes=(LANE,), limit=limit, lease_ttl_ms=TTL_MS)
+    return [work.execution_id for work in (await bed.execute(args)).claims]
+
+
+async def test_work_behind_many_granted_executions_is_found(bed):
+    for _ in range(2 * scheduler.PAGES_MAX):
+        await grant_to_another(bed, await bed.create())
+    behind = [await bed.create() for _ in range(3)]
+    assert await claim_batch(bed, 1) == behind[:1]
+    found = await bed.execute(ClaimForWorkerArgs(**WORKER_FIELDS, lane_id=LANE, grant_ttl_ms=1_000))
+    assert isinstance(found, WorkGranted)
+    assert found.grant.execution_id == behind[1]
+
+
+async def test_no_more_is_claimed_than_was_asked_for(bed):
+    for _ in range(3):
+        await grant_to_another(bed, await bed.create())
+    behind = [await bed.create() for _ in range(5)]
+    assert await claim_batch(bed, 2) == behind[:2]
+    assert await claim_batch(bed, 9) == behind[2:]
+    assert await claim_batch(bed, 1) == []
+
+
+async def test_work_is_found_behind_more_scopes_than_one_page_has(bed, monkeypatch):
+    monkeypatch.setattr(scheduler, "SCOPES_PER_PAGE", 2)
+    for number in range(5):
+        needs = RoutingRequirements(required_capabilities=(f"can-{number}",))
+        await bed.create(policy=ExecutionPolicy(routing_requirements=needs))
+    able = frozenset({"can-4"})
+    args = {
+        **WORKER_FIELDS,
+        "worker_capabilities": able,
+        "lanes": (LANE,),
+        "limit": 5,
+        "lease_ttl_ms": TTL_MS,
+    }
+    assert len((await bed.execute(ClaimBatchArgs(**args))).claims) == 1

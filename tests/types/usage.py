@@ -1,0 +1,78 @@
+"""How users call the public API. It is never run; mypy reads it as it reads their code."""
+
+from typing import Any, assert_type
+
+from flowfabric import ExponentialBackoff, FlowFabric, PublishedWaitpoint, ReceivedSignal, Run, SyncTask, Task
+
+ff = FlowFabric("memory://")
+
+
+class Document:
+    """What users make themselves."""
+
+
+async def fetch(url: str, *, tries: int = 1) -> bytes:
+    """An async step."""
+    return url.encode() * tries
+
+
+def measure(data: bytes) -> int:
+    """A plain step."""
+    return len(data)
+
+
+@ff.handler
+async def bare(task: Task, document: Document) -> str:
+    """Decorated without options."""
+    assert_type(await task.step("fetch", fetch, "url", tries=2), bytes)
+    assert_type(await task.step("measure", measure, b""), int)
+    assert_type(await task.step("lambda", lambda: [1.5]), list[float])
+    assert_type(await task.create_waitpoint("w"), PublishedWaitpoint)
+    assert_type(await task.wait_for_signal("go", timeout=5), ReceivedSignal)
+    assert_type(task.attempt, int)
+    await task.step("wrong argument", fetch, 5)  # type: ignore[call-overload]
+    await task.step("unknown keyword", fetch, "url", attempts=5)  # type: ignore[call-arg]
+    task.no_such_thing()  # type: ignore[attr-defined]
+    return "done"
+
+
+@ff.handler(name="configured", retries=3, backoff=ExponentialBackoff(), timeout=5, capabilities={"gpu"})
+async def configured(task: Task) -> list[int]:
+    """Decorated with options."""
+    return [task.attempt]
+
+
+@ff.handler
+def plain(task: SyncTask, number: int) -> bytes:
+    """A plain function."""
+    assert_type(task.step("measure", measure, b""), int)
+    assert_type(task.step("fetch", fetch, "url"), bytes)
+    assert_type(task.wait_for_signal("go"), ReceivedSignal)
+    assert_type(task.attempt, int)
+    task.no_such_thing()  # type: ignore[attr-defined]
+    return b""
+
+
+@ff.handler(lane="plain")
+def configured_plain(number: int) -> None:
+    """A plain function with options."""
+
+
+async def submits() -> None:
+    """Submitting gives runs of what the handlers result in."""
+    assert_type(await ff.submit(bare, Document()), Run[str])
+    assert_type(await ff.submit(configured, priority=5, tags={"team.name": "a"}), Run[list[int]])
+    assert_type(await ff.submit(plain, 5), Run[bytes])
+    assert_type(await ff.submit(configured_plain, 5), Run[None])
+    assert_type(await ff.submit("by name", 5), Run[Any])
+    assert_type(await ff.submit_many(bare, [Document()]), list[Run[str]])
+    assert_type(await (await ff.submit(bare, Document())).result(timeout=5), str)
+    await ff.submit(bare, lanes="x")  # type: ignore[call-overload]
+    await ff.submit(bare, priority="high")  # type: ignore[call-overload]
+    ff.handler(retry=3)  # type: ignore[call-overload]
+
+
+async def calls() -> None:
+    """A handler that is called directly takes what its function takes."""
+    await configured(5)  # type: ignore[arg-type]
+    plain(number="five")  # type: ignore[call-arg, arg-type]
