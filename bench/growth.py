@@ -7,9 +7,9 @@ from bench.scene import PAYLOAD, RESULT, Figure, file_bytes
 from flowfabric import FlowFabric
 from flowfabric.contracts.conditions import Single
 from flowfabric.contracts.executions import CompleteExecutionArgs, CreateExecutionArgs
-from flowfabric.contracts.ids import new_execution_id, new_suspension_id
 from flowfabric.contracts.leases import ClaimBatchArgs, ClaimedWork
-from flowfabric.contracts.suspensions import SuspendExecutionArgs, fresh_waitpoint
+from flowfabric.contracts.suspensions import SuspendExecutionArgs
+from flowfabric.minting import fresh_waitpoint, new_execution_id, new_suspension_id
 
 HISTORY = 100_000
 BATCH = 250

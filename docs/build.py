@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flowfabric.testing.scenarios import render_scenarios
-
 import flowfabric.contracts
 from flowfabric import errors
 from flowfabric.cli import render_cli_reference
@@ -23,6 +21,7 @@ from flowfabric.core.registry import RULES, result_type_of
 from flowfabric.core.state import SITUATIONS, TRANSITIONS
 from flowfabric.engine.operations import OPERATIONS
 from flowfabric.engine.scanners.duties import DUTIES
+from flowfabric.testing.scenarios import render_scenarios
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference"

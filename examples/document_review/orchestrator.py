@@ -21,12 +21,12 @@ from examples.document_review.workers import ROOT, Accident, WorkerProcesses
 from flowfabric import FlowFabric, errors
 from flowfabric.audit import audit
 from flowfabric.codec import encode_value
-from flowfabric.contracts.ids import ExecutionId, WaitpointId, new_signal_id
 from flowfabric.contracts.journal import ReadJournalArgs
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.contracts.signals import DeliverSignalArgs
 from flowfabric.contracts.states import PublicState
+from flowfabric.minting import new_signal_id
 
 if TYPE_CHECKING:
     from flowfabric import Run
@@ -170,8 +170,8 @@ class Story:
         payload, encoding = encode_value(decision)
         await self._ff.engine.execute(
             DeliverSignalArgs(
-                execution_id=ExecutionId(letter.execution_id),
-                waitpoint_id=WaitpointId(letter.waitpoint_id),
+                execution_id=letter.execution_id,
+                waitpoint_id=letter.waitpoint_id,
                 signal_id=new_signal_id(),
                 signal_name="approval",
                 signal_category="human",

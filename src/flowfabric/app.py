@@ -25,13 +25,13 @@ from msgspec.structs import replace
 
 from flowfabric.codec import encode_value
 from flowfabric.contracts.executions import CreateExecutionArgs, CreateExecutionResult, ExecutionDuplicate
-from flowfabric.contracts.ids import ExecutionId, IdempotencyKey, LaneId, Namespace, new_execution_id
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
 from flowfabric.contracts.policy import Backoff, ExecutionPolicy
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
 from flowfabric.handlers import Handler, handler_policy, milliseconds
+from flowfabric.minting import new_execution_id
 from flowfabric.run import Run
 from flowfabric.urls import DEFAULT_URL, store_for
 from flowfabric.worker import Worker, WorkerOptions, stopped_by_signals
@@ -100,7 +100,7 @@ class FlowFabric:
         store: Store | None = None,
     ) -> None:
         self.url = url or os.environ.get("FF_URL") or DEFAULT_URL
-        self.namespace = Namespace(namespace or os.environ.get("FF_NAMESPACE") or DEFAULT_NAMESPACE)
+        self.namespace = namespace or os.environ.get("FF_NAMESPACE") or DEFAULT_NAMESPACE
         self.handlers: dict[str, Handler[..., Any]] = {}
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
         self._store = store
@@ -357,15 +357,15 @@ class FlowFabric:
         execution_id, key = options.get("execution_id"), options.get("idempotency_key")
         deadline = options.get("deadline")
         return CreateExecutionArgs(
-            execution_id=new_execution_id() if execution_id is None else ExecutionId(execution_id),
+            execution_id=new_execution_id() if execution_id is None else execution_id,
             namespace=self.namespace,
-            lane_id=LaneId(lane or (known.lane if known else "default")),
+            lane_id=(lane or (known.lane if known else "default")),
             execution_kind=handler if isinstance(handler, str) else handler.kind,
             input_payload=payload,
             payload_encoding=encoding,
             priority=priority if priority is not None else (known.priority if known else 0),
             creator_identity=options.get("creator") or "",
-            idempotency_key=None if key is None else IdempotencyKey(key),
+            idempotency_key=None if key is None else key,
             tags=options.get("tags") or {},
             policy=_submitted_policy(options.get("policy"), known),
             delay_until=delay_until,

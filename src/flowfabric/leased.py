@@ -12,8 +12,8 @@ import logging
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from flowfabric import errors
-from flowfabric.contracts.ids import new_uuid4
 from flowfabric.interrupts import LeaseLostInterrupt
+from flowfabric.minting import new_uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Callable

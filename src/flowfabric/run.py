@@ -9,7 +9,6 @@ from flowfabric import errors
 from flowfabric.codec import decode_value, encode_value
 from flowfabric.contracts.cursors import BEGINNING, StreamCursor
 from flowfabric.contracts.executions import CancelExecutionArgs
-from flowfabric.contracts.ids import ExecutionId, IdempotencyKey, new_signal_id
 from flowfabric.contracts.runs import ReadRunArgs, RunView
 from flowfabric.contracts.signals import DeliverSignalArgs, DeliverSignalResult
 from flowfabric.contracts.states import PublicState
@@ -17,6 +16,7 @@ from flowfabric.contracts.streams import StreamFrame, TailFramesArgs
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, ReadWaitpointTokenArgs
 from flowfabric.engine.notifier import ended_topic
 from flowfabric.errors import RunCancelled, RunExpired, RunFailed, RunSkipped
+from flowfabric.minting import new_signal_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -58,7 +58,7 @@ class Run(Generic[T]):
         result_type: Any = Any,
         duplicate: bool = False,
     ) -> None:
-        self.execution_id = ExecutionId(execution_id)
+        self.execution_id = execution_id
         self.duplicate = duplicate
         self._engine = engine
         self._namespace = namespace
@@ -176,7 +176,7 @@ class Run(Generic[T]):
                 source_identity=source_identity,
                 payload=data,
                 payload_encoding=encoding,
-                idempotency_key=None if idempotency_key is None else IdempotencyKey(idempotency_key),
+                idempotency_key=None if idempotency_key is None else idempotency_key,
                 waitpoint_token=token,
             ),
             namespace=self._namespace,

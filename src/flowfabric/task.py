@@ -24,7 +24,6 @@ from flowfabric import errors
 from flowfabric.codec import Undecodable, Unencodable, decode_value, encode_value, require_size
 from flowfabric.contracts.conditions import ByName, ResumeCondition, Single
 from flowfabric.contracts.executions import DelayExecutionArgs, UpdateProgressArgs
-from flowfabric.contracts.ids import WaitpointId, new_suspension_id, new_waitpoint_id
 from flowfabric.contracts.journal import (
     JournalEntry,
     JournalKind,
@@ -48,6 +47,7 @@ from flowfabric.contracts.suspensions import (
 )
 from flowfabric.core.journal_pointer import journal_pointer
 from flowfabric.interrupts import ExecutionSuspendedInterrupt
+from flowfabric.minting import new_suspension_id, new_waitpoint_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -528,7 +528,7 @@ def _binding_for(
     """How a wait binds its waitpoint, and the waitpoint's key."""
     if waitpoint is None:
         return FreshWaitpoint(waitpoint_id=new_waitpoint_id(), waitpoint_key=key), key
-    return UsePendingWaitpoint(waitpoint_id=WaitpointId(waitpoint.waitpoint_id)), waitpoint.waitpoint_key
+    return UsePendingWaitpoint(waitpoint_id=waitpoint.waitpoint_id), waitpoint.waitpoint_key
 
 
 def _received(entry: JournalEntry, name: str, payload_type: Any) -> ReceivedSignal:

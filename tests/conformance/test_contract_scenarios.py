@@ -12,15 +12,8 @@ from flowfabric.contracts.handles import (
     encode_handle,
 )
 from flowfabric.contracts.ids import (
-    AttemptId,
-    ExecutionId,
-    LaneId,
-    LeaseId,
-    WorkerInstanceId,
     flow_partition,
     lane_partition,
-    new_execution_id,
-    new_flow_id,
     parse_execution_id,
     partition_of,
 )
@@ -32,6 +25,7 @@ from flowfabric.contracts.partitions import (
     fnv1a_64,
     parse_partition_key,
 )
+from flowfabric.minting import new_execution_id, new_flow_id
 
 CODES = """
 stale_lease lease_expired lease_revoked execution_not_active no_active_lease
@@ -107,14 +101,14 @@ def test_a_malformed_partition_key_is_refused_by_its_rule(text, rule):
 @pytest.mark.scenario("ID-008")
 def test_a_handle_comes_back_as_it_was_made_and_damage_is_noticed():
     payload = HandlePayload(
-        execution_id=ExecutionId("{fp:7}:00000000-0000-4000-8000-000000000001"),
+        execution_id="{fp:7}:00000000-0000-4000-8000-000000000001",
         attempt_index=1,
-        attempt_id=AttemptId("00000000-0000-4000-8000-000000000002"),
-        lease_id=LeaseId("00000000-0000-4000-8000-000000000003"),
+        attempt_id="00000000-0000-4000-8000-000000000002",
+        lease_id="00000000-0000-4000-8000-000000000003",
         lease_epoch=4,
         lease_ttl_ms=5,
-        lane_id=LaneId("lane"),
-        worker_instance_id=WorkerInstanceId("worker-1"),
+        lane_id="lane",
+        worker_instance_id="worker-1",
     )
     handle = encode_handle(BackendTag.SQLITE, HandleKind.FRESH, payload)
     assert handle.opaque[:3] == b"\x02\x01\x03"

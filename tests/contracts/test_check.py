@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowfabric import contracts as c
+from flowfabric import minting
 from flowfabric.contracts.check import check
 from flowfabric.contracts.predicates import passes
 from flowfabric.contracts.wire import from_json, to_json
@@ -145,7 +146,7 @@ def test_secrets_and_tokens_never_appear_in_a_message():
 
 
 def test_a_value_of_a_nested_struct_is_named_with_its_path():
-    fence = c.LeaseFence(lease_id=c.LeaseId("x"), lease_epoch=1, attempt_id=c.new_attempt_id())
+    fence = c.LeaseFence(lease_id=c.LeaseId("x"), lease_epoch=1, attempt_id=minting.new_attempt_id())
     with pytest.raises(InvalidInput) as caught:
         check(c.CompleteExecutionArgs(execution_id=EXECUTION, fence=fence, attempt_index=0))
     assert caught.value.field == "fence.lease_id"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flowfabric.contracts import ids, streams
+from flowfabric import minting
+from flowfabric.contracts import streams
 from flowfabric.contracts.check import check
 from flowfabric.contracts.cursors import BEGINNING, END, START, StreamCursor, StreamCursorError
 from flowfabric.contracts.wire import from_json, to_json
@@ -58,7 +59,7 @@ def test_a_position_has_milliseconds_and_a_sequence():
 
 @pytest.mark.parametrize("marker", [START, END])
 def test_a_tail_takes_a_concrete_cursor_only(marker):
-    args = streams.TailFramesArgs(execution_id=ids.new_execution_id(), attempt_index=0, after=marker)
+    args = streams.TailFramesArgs(execution_id=minting.new_execution_id(), attempt_index=0, after=marker)
     with pytest.raises(InvalidInput) as caught:
         check(args)
     assert caught.value.field == "after"
@@ -70,7 +71,7 @@ def test_a_tail_takes_a_concrete_cursor_only(marker):
     [(0, "count_limit must be >= 1"), (10_001, "count_limit_exceeds_hard_cap")],
 )
 def test_a_count_limit_outside_its_range_is_refused(kind, limit, rule):
-    args = kind(execution_id=ids.new_execution_id(), attempt_index=0, count_limit=limit)
+    args = kind(execution_id=minting.new_execution_id(), attempt_index=0, count_limit=limit)
     with pytest.raises(InvalidInput) as caught:
         check(args)
     assert caught.value.rule == rule
@@ -78,4 +79,4 @@ def test_a_count_limit_outside_its_range_is_refused(kind, limit, rule):
 
 @pytest.mark.parametrize("limit", [1, 10_000])
 def test_a_count_limit_at_the_edge_is_accepted(limit):
-    check(streams.ReadFramesArgs(execution_id=ids.new_execution_id(), attempt_index=0, count_limit=limit))
+    check(streams.ReadFramesArgs(execution_id=minting.new_execution_id(), attempt_index=0, count_limit=limit))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowfabric import minting
 from flowfabric.contracts import ids, partitions
 from flowfabric.errors import InvalidInput
 
@@ -125,7 +126,7 @@ def test_every_form_of_a_uuid_becomes_the_canonical_one(form):
 
 
 def test_the_partition_comes_from_the_id_and_not_from_the_configuration():
-    execution_id = ids.new_execution_id(partitions=4)
+    execution_id = minting.new_execution_id(partitions=4)
     assert ids.partition_of(ids.parse_execution_id(execution_id)) < 4
     assert ids.partition_of("{fp:900}:" + UUID) == 900
 
@@ -137,7 +138,7 @@ def test_every_execution_id_parses_into_itself(partition, value):
 
 
 def test_a_minted_id_is_canonical_and_spreads_by_its_own_uuid():
-    minted = [ids.new_execution_id() for _ in range(2000)]
+    minted = [minting.new_execution_id() for _ in range(2000)]
     assert all(CANONICAL.fullmatch(execution_id) for execution_id in minted)
     assert len(set(minted)) == len(minted)
     assert len({ids.partition_of(execution_id) for execution_id in minted}) > 240
@@ -146,38 +147,38 @@ def test_a_minted_id_is_canonical_and_spreads_by_its_own_uuid():
 
 
 def test_minted_ids_sort_by_time():
-    texts = [ids.new_uuid7(now_ms) for now_ms in (1, 2, 1_700_000_000_000, 1_800_000_000_000)]
+    texts = [minting.new_uuid7(now_ms) for now_ms in (1, 2, 1_700_000_000_000, 1_800_000_000_000)]
     assert texts == sorted(texts)
     assert {uuid.UUID(text).version for text in texts} == {7}
 
 
 def test_lease_and_attempt_ids_are_random_uuids():
-    for minted in (ids.new_lease_id(), ids.new_attempt_id(), ids.new_flow_id()):
+    for minted in (minting.new_lease_id(), minting.new_attempt_id(), minting.new_flow_id()):
         assert uuid.UUID(minted).version == 4
         assert str(uuid.UUID(minted)) == minted
 
 
 def test_an_id_for_a_flow_is_beside_the_flow():
-    assert ids.partition_of(ids.new_execution_id(flow_id=UUID)) == 101
+    assert ids.partition_of(minting.new_execution_id(flow_id=UUID)) == 101
 
 
 def test_the_lane_partitioner_gathers_a_lane():
-    assert ids.partition_of(ids.new_execution_id(lane="default")) == 86
+    assert ids.partition_of(minting.new_execution_id(lane="default")) == 86
 
 
 def test_a_partition_can_be_named():
-    assert ids.partition_of(ids.new_execution_id(partition=3)) == 3
+    assert ids.partition_of(minting.new_execution_id(partition=3)) == 3
 
 
 def test_a_deterministic_id_is_the_same_each_time():
-    first = ids.deterministic_execution_id(UUID.upper(), lane="default")
-    assert first == ids.deterministic_execution_id(UUID, lane="default") == f"{{fp:86}}:{UUID}"
-    assert ids.deterministic_execution_id(UUID) == f"{{fp:101}}:{UUID}"
+    first = minting.deterministic_execution_id(UUID.upper(), lane="default")
+    assert first == minting.deterministic_execution_id(UUID, lane="default") == f"{{fp:86}}:{UUID}"
+    assert minting.deterministic_execution_id(UUID) == f"{{fp:101}}:{UUID}"
 
 
 def test_a_deterministic_id_needs_a_uuid():
     with pytest.raises(InvalidInput):
-        ids.deterministic_execution_id("order-7")
+        minting.deterministic_execution_id("order-7")
 
 
 @pytest.mark.parametrize(

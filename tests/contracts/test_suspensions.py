@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from flowfabric import contracts as c
+from flowfabric import minting
 from flowfabric.contracts.check import check
 from flowfabric.errors import InvalidInput
 
@@ -13,7 +14,7 @@ NOW = 1_760_000_000_000
 
 
 def fresh(key, waitpoint_id=None):
-    return c.FreshWaitpoint(waitpoint_id=waitpoint_id or c.new_waitpoint_id(), waitpoint_key=key)
+    return c.FreshWaitpoint(waitpoint_id=waitpoint_id or minting.new_waitpoint_id(), waitpoint_key=key)
 
 
 def single(key="wpk:a", name="approve"):
@@ -21,14 +22,14 @@ def single(key="wpk:a", name="approve"):
 
 
 def pending():
-    return c.UsePendingWaitpoint(waitpoint_id=c.new_waitpoint_id())
+    return c.UsePendingWaitpoint(waitpoint_id=minting.new_waitpoint_id())
 
 
 def suspend(*waitpoints, condition=None, **changes):
     return c.SuspendExecutionArgs(
-        execution_id=c.new_execution_id(),
+        execution_id=minting.new_execution_id(),
         attempt_index=0,
-        suspension_id=c.new_suspension_id(),
+        suspension_id=minting.new_suspension_id(),
         waitpoints=waitpoints,
         resume_condition=condition or single(),
         **changes,
@@ -159,7 +160,7 @@ def test_the_defaults_are_the_contracts():
 
 
 def test_a_fresh_waitpoint_is_named_after_its_id():
-    waitpoint = c.fresh_waitpoint()
+    waitpoint = minting.fresh_waitpoint()
     assert waitpoint.waitpoint_key == f"wpk:{waitpoint.waitpoint_id}"
 
 

@@ -63,7 +63,7 @@ def new_id() -> str:
 
 def new_execution_id(partition: int = 7) -> ExecutionId:
     """An execution id that no other call returns."""
-    return ExecutionId(f"{{fp:{partition}}}:{new_id()}")
+    return f"{{fp:{partition}}}:{new_id()}"
 
 
 class Rulebook:

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from flowfabric import errors
-from flowfabric.contracts.ids import ExecutionId, LeaseFence
+from flowfabric.contracts.ids import LeaseFence
 from flowfabric.contracts.policy import ExecutionPolicy, FixedBackoff, RetryPolicy, TimeoutPolicy
 from flowfabric.contracts.states import LifecyclePhase, TerminalOutcome
 from flowfabric.core.commands import CandidateClaimed, EndReclaimGraceArgs, ExpireLeaseArgs
@@ -46,7 +46,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.book = Rulebook()
-        self.execution_id = ExecutionId("")
+        self.execution_id = ""
         self.fences = []
         self.epochs = []
 

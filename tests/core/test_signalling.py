@@ -565,7 +565,7 @@ def test_an_approval_in_the_wrong_lane_is_refused(book):
 def test_an_approval_of_an_unknown_waitpoint_is_refused(book):
     execution_id, _ = suspended(book)
     with book.refuses(errors.WaitpointNotFound):
-        approve(book, execution_id, WaitpointId(new_id()))
+        approve(book, execution_id, new_id())
 
 
 def test_an_approval_under_a_key_past_its_grace_is_refused(book):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from flowfabric.contracts.executions import CompleteExecutionArgs, FailExecutionArgs
-from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.policy import ExecutionPolicy, RetryPolicy, StreamPolicy
 from flowfabric.contracts.streams import (
     AppendFrameArgs,
@@ -262,7 +261,7 @@ class TestSummary:
 
     @pytest.mark.parametrize("namespace", ["other", "tenant"])
     def test_an_execution_one_may_not_see_has_none_to_read(self, book, namespace):
-        execution_id = ExecutionId(new_execution_id() if namespace == "tenant" else book.start()[0])
+        execution_id = new_execution_id() if namespace == "tenant" else book.start()[0]
         with book.refuses(ExecutionNotFound):
             book.run(ReadSummaryArgs(execution_id=execution_id, attempt_index=0), namespace=namespace)
 

@@ -15,7 +15,7 @@ from flowfabric.contracts.conditions import (
 )
 from flowfabric.contracts.executions import CompleteExecutionArgs
 from flowfabric.contracts.handles import HandleKind, decode_handle
-from flowfabric.contracts.ids import ExecutionId, WaitpointId
+from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.keyring import RotateWaitpointHmacSecretArgs
 from flowfabric.contracts.policy import ExecutionPolicy, SuspensionPolicy, TimeoutBehavior, TimeoutPolicy
 from flowfabric.contracts.signals import ObserveSignalsArgs, SignalEffect
@@ -28,11 +28,11 @@ from flowfabric.contracts.suspensions import (
     SuspendAlreadySatisfied,
     SuspensionReasonCode,
     UsePendingWaitpoint,
-    fresh_waitpoint,
 )
 from flowfabric.core.records import KEYRING_ID, Dedup, Keyring, Suspension, Waitpoint
 from flowfabric.core.rules.suspending import BLOCKING_REASON_OF, dedup_window_ms
 from flowfabric.core.state import Situation
+from flowfabric.minting import fresh_waitpoint
 from tests.core.harness import TTL_MS, Rulebook, new_id
 from tests.core.waits import (
     OTHER_SECRET_HEX,
@@ -545,7 +545,7 @@ def test_a_condition_that_does_not_name_the_pending_waitpoint_is_refused(book):
 
 def test_an_unknown_waitpoint_cannot_be_used(book):
     execution_id, fence = book.start()
-    unknown = UsePendingWaitpoint(waitpoint_id=WaitpointId(new_id()))
+    unknown = UsePendingWaitpoint(waitpoint_id=new_id())
     with book.refuses(errors.WaitpointNotFound):
         suspend(book, execution_id, fence, waitpoints=(unknown,))
 

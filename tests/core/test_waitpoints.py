@@ -178,7 +178,7 @@ def test_closing_twice_changes_nothing(book):
 def test_closing_an_unknown_waitpoint_is_refused(book):
     execution_id, _ = book.start()
     with book.refuses(errors.WaitpointNotFound):
-        close(book, execution_id, WaitpointId(new_id()))
+        close(book, execution_id, new_id())
 
 
 def test_a_closed_active_waitpoint_takes_no_signal(book):
@@ -323,7 +323,7 @@ def test_closed_and_unknown_waitpoints_have_no_token(book):
     execution_id, details = suspended(book)
     close(book, execution_id, details.waitpoint_id)
     assert read_token(book, execution_id, details.waitpoint_id) is None
-    assert read_token(book, execution_id, WaitpointId(new_id())) is None
+    assert read_token(book, execution_id, new_id()) is None
 
 
 def rotate(book: Rulebook, kid: str, grace_ms: int) -> None:

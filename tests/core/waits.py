@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowfabric.contracts.conditions import ByName, Single, Wildcard
-from flowfabric.contracts.ids import ExecutionId, LeaseFence, WaitpointId
+from flowfabric.contracts.ids import ExecutionId, LeaseFence
 from flowfabric.contracts.keyring import SeedWaitpointHmacSecretArgs, WaitpointToken
 from flowfabric.contracts.signals import BufferSignalArgs, DeliverSignalArgs
 from flowfabric.contracts.suspensions import (
@@ -41,7 +41,7 @@ def anything(key: str = KEY) -> Single:
 
 def fresh(key: str = KEY) -> FreshWaitpoint:
     """A waitpoint that the suspension opens."""
-    return FreshWaitpoint(waitpoint_id=WaitpointId(new_id()), waitpoint_key=key)
+    return FreshWaitpoint(waitpoint_id=new_id(), waitpoint_key=key)
 
 
 def suspend_args(execution_id: ExecutionId, fence: LeaseFence | None, **fields: Any) -> SuspendExecutionArgs:

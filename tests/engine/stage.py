@@ -3,7 +3,7 @@
 from typing import Any
 
 from flowfabric.contracts.executions import CreateExecutionArgs
-from flowfabric.contracts.ids import ExecutionId, LaneId, LeaseFence, Namespace
+from flowfabric.contracts.ids import ExecutionId, LeaseFence
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.engine.engine import Engine
 from flowfabric.stores.base import Commit, Loaded
@@ -47,9 +47,9 @@ class Stage:
     async def start_execution(self, **fields: Any) -> tuple[ExecutionId, LeaseFence]:
         """Create an execution and claim it. Returns its id and the fence."""
         created = CreateExecutionArgs(
-            execution_id=ExecutionId(new_execution_id()),
-            namespace=Namespace(NAMESPACE),
-            lane_id=LaneId(LANE),
+            execution_id=new_execution_id(),
+            namespace=NAMESPACE,
+            lane_id=LANE,
             execution_kind="kind",
             input_payload=b"input",
             priority=0,

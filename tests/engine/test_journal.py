@@ -2,7 +2,6 @@
 
 import pytest
 
-from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.journal import (
     JournalKind,
     JournalPage,
@@ -64,8 +63,6 @@ async def test_a_journal_of_many_pages_is_complete(stage, count):
 
 @pytest.mark.parametrize("namespace", [None, "other"])
 async def test_an_execution_one_may_not_see_is_not_found(stage, namespace):
-    execution_id = (
-        ExecutionId(new_execution_id()) if namespace is None else (await stage.start_execution())[0]
-    )
+    execution_id = new_execution_id() if namespace is None else (await stage.start_execution())[0]
     with pytest.raises(ExecutionNotFound):
         await stage.engine.execute(ReadJournalArgs(execution_id=execution_id), namespace=namespace)

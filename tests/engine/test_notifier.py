@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from flowfabric.contracts.ids import LaneId
 from flowfabric.core import indexes
 from flowfabric.engine.notifier import EVENTS, claimable_topic, due_topic, execution_topic
 from flowfabric.stores.memory import MemoryStore
@@ -31,7 +30,7 @@ async def test_work_that_becomes_claimable_wakes_its_lane(bed):
 
 
 async def test_work_in_another_lane_or_namespace_wakes_nobody_here(bed):
-    assert not await woken(bed, claimable_topic(NAMESPACE, LANE), bed.create(lane_id=LaneId("other")))
+    assert not await woken(bed, claimable_topic(NAMESPACE, LANE), bed.create(lane_id="other"))
     assert not await woken(bed, claimable_topic(NAMESPACE, LANE), bed.create(namespace="other"))
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from flowfabric.contracts.cursors import END, START, StreamCursor
 from flowfabric.contracts.executions import CompleteExecutionArgs, FailExecutionArgs
-from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.policy import ExecutionPolicy, FixedBackoff, RetryPolicy
 from flowfabric.contracts.streams import (
     AppendFrameArgs,
@@ -148,9 +147,7 @@ class TestReading:
 
     @pytest.mark.parametrize("namespace", [None, "other"])
     async def test_an_execution_one_may_not_see_is_not_found(self, stage, namespace):
-        execution_id = (
-            ExecutionId(new_execution_id()) if namespace is None else (await stage.start_execution())[0]
-        )
+        execution_id = new_execution_id() if namespace is None else (await stage.start_execution())[0]
         commands = [
             ReadFramesArgs(execution_id=execution_id, attempt_index=0),
             tail(execution_id),

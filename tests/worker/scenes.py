@@ -20,12 +20,13 @@ from flowfabric.contracts.executions import (
     FailExecutionArgs,
     UpdateProgressArgs,
 )
-from flowfabric.contracts.ids import LeaseFence, new_suspension_id, new_waitpoint_id
+from flowfabric.contracts.ids import LeaseFence
 from flowfabric.contracts.journal import RecordStepArgs
 from flowfabric.contracts.leases import RenewLeaseArgs
 from flowfabric.contracts.streams import AppendFrameArgs
 from flowfabric.contracts.suspensions import FreshWaitpoint, SuspendExecutionArgs
 from flowfabric.errors import FlowFabricError
+from flowfabric.minting import new_suspension_id, new_waitpoint_id
 from flowfabric.task import Task
 
 URL, FOLDER, LEASE_TTL_MS, CONCURRENCY = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])

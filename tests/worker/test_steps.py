@@ -338,9 +338,9 @@ async def test_a_signal_that_comes_early_to_a_published_waitpoint_ends_the_wait_
 
 async def deliver(app: FlowFabric, execution_id: Any, name: str, value: int) -> None:
     from flowfabric.codec import encode_value
-    from flowfabric.contracts.ids import new_signal_id
     from flowfabric.contracts.signals import DeliverSignalArgs
     from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, ReadWaitpointTokenArgs
+    from flowfabric.minting import new_signal_id
 
     pending = await app.engine.execute(ListPendingWaitpointsArgs(execution_id=execution_id))
     [waitpoint_id] = [entry.waitpoint_id for entry in pending.entries if entry.waitpoint_key == name]
@@ -407,7 +407,7 @@ async def test_a_published_waitpoint_does_not_show_its_token() -> None:
 
 
 async def test_the_full_form_of_suspend_returns_all_signals_in_their_order(app: FlowFabric) -> None:
-    from flowfabric.contracts.ids import new_waitpoint_id
+    from flowfabric.minting import new_waitpoint_id
 
     @app.handler
     async def waiting(task: Task) -> list[str]:

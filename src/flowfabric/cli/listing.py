@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from flowfabric.cli.exits import OK
 from flowfabric.cli.output import print_json, print_note, print_table, shown_age
 from flowfabric.cli.session import open_engine, run
-from flowfabric.contracts.ids import LaneId
 from flowfabric.contracts.reads import ListExecutionSummariesArgs
 from flowfabric.contracts.states import PublicState
 
@@ -26,7 +25,7 @@ async def _list(arguments: Namespace) -> int:
     async with open_engine(arguments) as engine:
         page = await engine.execute(
             ListExecutionSummariesArgs(
-                lane_id=None if arguments.lane is None else LaneId(arguments.lane),
+                lane_id=None if arguments.lane is None else arguments.lane,
                 public_state=None if arguments.state is None else PublicState(arguments.state),
                 cursor=arguments.cursor,
                 limit=arguments.limit,

@@ -14,7 +14,7 @@ from flowfabric.cli.exits import OK, UsageError
 from flowfabric.cli.output import print_json, print_note
 from flowfabric.cli.session import open_engine, run
 from flowfabric.cli.values import json_payload
-from flowfabric.contracts.ids import ExecutionId, WaitpointId, new_signal_id
+from flowfabric.contracts.ids import ExecutionId, WaitpointId
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.reads import DescribeExecutionArgs
 from flowfabric.contracts.signals import (
@@ -24,6 +24,7 @@ from flowfabric.contracts.signals import (
     SignalEffect,
 )
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, ReadWaitpointTokenArgs
+from flowfabric.minting import new_signal_id
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -19,11 +19,11 @@ from flowfabric.cli.output import (
 from flowfabric.cli.session import open_engine, run
 from flowfabric.cli.values import decoded_json, json_lines, json_payload
 from flowfabric.contracts.executions import CreateExecutionArgs, ExecutionDuplicate
-from flowfabric.contracts.ids import LaneId, new_execution_id
 from flowfabric.contracts.ids import Namespace as NamespaceName
 from flowfabric.contracts.states import PublicState
 from flowfabric.contracts.wire import to_wire
 from flowfabric.errors import StoreError
+from flowfabric.minting import new_execution_id
 from flowfabric.run import Run
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def _creations(
     first = CreateExecutionArgs(
         execution_id=new_execution_id(),
         namespace=NamespaceName(arguments.namespace),
-        lane_id=LaneId(arguments.lane),
+        lane_id=arguments.lane,
         execution_kind=arguments.kind,
         input_payload=b"",
         payload_encoding="json",

@@ -155,12 +155,12 @@ def _read_payload(reader: _Reader) -> HandlePayload:
     return HandlePayload(
         execution_id=parse_execution_id(reader.text()),
         attempt_index=reader.number("<I", 4),
-        attempt_id=AttemptId(parse_uuid(reader.text(), "attempt_id")),
-        lease_id=LeaseId(parse_uuid(reader.text(), "lease_id")),
+        attempt_id=parse_uuid(reader.text(), "attempt_id"),
+        lease_id=parse_uuid(reader.text(), "lease_id"),
         lease_epoch=reader.number("<Q", 8),
         lease_ttl_ms=reader.number("<Q", 8),
         lane_id=parse_lane_id(reader.text()),
-        worker_instance_id=WorkerInstanceId(reader.text()),
+        worker_instance_id=reader.text(),
     )
 
 

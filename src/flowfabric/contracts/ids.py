@@ -1,4 +1,4 @@
-"""Identifiers and constrained scalars: their types, their parsing and their minting.
+"""Identifiers and constrained scalars: their types and their parsing.
 
 An id is a plain string whose type carries its pattern, so a command that holds one is checked
 without a conversion. Ids are canonical: hyphenated lower-case uuids.
@@ -7,11 +7,8 @@ without a conversion. Ids are canonical: hyphenated lower-case uuids.
 from __future__ import annotations
 
 import re
-import time
 import uuid
-from binascii import crc_hqx
-from os import urandom
-from typing import Annotated, NewType, TypeAlias
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
@@ -43,26 +40,21 @@ TAG_KEY_PATTERN = r"\A[a-z][a-z0-9_]*\.[a-z0-9_][a-z0-9_.]*\Z"
 _Uuid = Annotated[str, Meta(pattern=ID_PATTERN)]
 _Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=NO_CONTROL_PATTERN)]
 
-ExecutionId = NewType("ExecutionId", Annotated[str, Meta(pattern=EXECUTION_ID_PATTERN)])
-FlowId = NewType("FlowId", _Uuid)
-AttemptId = NewType("AttemptId", _Uuid)
-LeaseId = NewType("LeaseId", _Uuid)
-SignalId = NewType("SignalId", _Uuid)
-WaitpointId = NewType("WaitpointId", _Uuid)
-SuspensionId = NewType("SuspensionId", _Uuid)
-EdgeId = NewType("EdgeId", _Uuid)
-BudgetId = NewType("BudgetId", _Uuid)
-QuotaPolicyId = NewType("QuotaPolicyId", _Uuid)
-WorkerId = NewType("WorkerId", _Name)
-WorkerInstanceId = NewType("WorkerInstanceId", _Name)
-Namespace = NewType("Namespace", _Name)
-LaneId = NewType(
-    "LaneId",
-    Annotated[str, Meta(min_length=1, max_length=LANE_BYTES_MAX, pattern=LANE_PATTERN)],
-)
-IdempotencyKey = NewType(
-    "IdempotencyKey", Annotated[str, Meta(max_length=NAME_CHARS_MAX, pattern=NO_CONTROL_PATTERN)]
-)
+ExecutionId: TypeAlias = Annotated[str, Meta(pattern=EXECUTION_ID_PATTERN)]
+FlowId: TypeAlias = _Uuid
+AttemptId: TypeAlias = _Uuid
+LeaseId: TypeAlias = _Uuid
+SignalId: TypeAlias = _Uuid
+WaitpointId: TypeAlias = _Uuid
+SuspensionId: TypeAlias = _Uuid
+EdgeId: TypeAlias = _Uuid
+BudgetId: TypeAlias = _Uuid
+QuotaPolicyId: TypeAlias = _Uuid
+WorkerId: TypeAlias = _Name
+WorkerInstanceId: TypeAlias = _Name
+Namespace: TypeAlias = _Name
+LaneId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=LANE_BYTES_MAX, pattern=LANE_PATTERN)]
+IdempotencyKey: TypeAlias = Annotated[str, Meta(max_length=NAME_CHARS_MAX, pattern=NO_CONTROL_PATTERN)]
 
 Name: TypeAlias = _Name
 """1 to 256 characters, none of them a control character."""
@@ -126,7 +118,7 @@ def parse_execution_id(text: str) -> ExecutionId:
     canonical = _canonical_uuid(tail)
     if canonical is None:
         raise ExecutionIdError(field="execution_id", value=_shown(text), rule="InvalidUuid")
-    return ExecutionId(f"{{fp:{int(digits)}}}:{canonical}")
+    return f"{{fp:{int(digits)}}}:{canonical}"
 
 
 def parse_uuid(text: str, field: str = "id") -> str:
@@ -155,7 +147,7 @@ def parse_lane_id(text: str) -> LaneId:
     for index, character in enumerate(text):
         if not " " <= character <= "~":
             raise LaneIdError(field="lane_id", value=_shown(text), rule="NonPrintable", index=index)
-    return LaneId(text)
+    return text
 
 
 def partition_of(execution_id: str) -> int:
@@ -173,104 +165,8 @@ def lane_partition(lane: str, count: int = FLOW_PARTITIONS) -> int:
     return partition_index(lane.encode(), count)
 
 
-def new_uuid4() -> str:
-    """Mint a random uuid."""
-    raw = bytearray(urandom(16))
-    raw[6] = raw[6] & 0x0F | 0x40
-    raw[8] = raw[8] & 0x3F | 0x80
-    return _hyphenate(raw.hex())
-
-
-def new_uuid7(now_ms: int | None = None) -> str:
-    """Mint a uuid whose text sorts by time, which keeps new index entries together."""
-    return _hyphenate(_uuid7_bytes(now_ms).hex())
-
-
-def new_execution_id(
-    *,
-    lane: str | None = None,
-    flow_id: str | None = None,
-    partition: int | None = None,
-    now_ms: int | None = None,
-    partitions: int = FLOW_PARTITIONS,
-) -> ExecutionId:
-    """Mint an execution id.
-
-    Without a choice the id spreads by its own uuid. ``flow_id`` puts it beside its flow,
-    ``lane`` gathers it with the lane's other executions, ``partition`` names the place.
-    """
-    raw = _uuid7_bytes(now_ms)
-    if partition is None:
-        partition = _choose_partition(bytes(raw), lane, flow_id, partitions)
-    return ExecutionId(f"{{fp:{partition}}}:{_hyphenate(raw.hex())}")
-
-
-def deterministic_execution_id(
-    text: str,
-    *,
-    lane: str | None = None,
-    flow_id: str | None = None,
-    partitions: int = FLOW_PARTITIONS,
-) -> ExecutionId:
-    """Make the id of a uuid that the caller supplies, so that submitting twice names one work.
-
-    Raises:
-        InvalidInput: the text is not a uuid.
-    """
-    canonical = parse_uuid(text, "execution_id")
-    raw = bytes.fromhex(canonical.replace("-", ""))
-    place = _choose_partition(raw, lane, flow_id, partitions)
-    return ExecutionId(f"{{fp:{place}}}:{canonical}")
-
-
-def new_lease_id() -> LeaseId:
-    """Mint a lease id."""
-    return LeaseId(new_uuid4())
-
-
-def new_attempt_id() -> AttemptId:
-    """Mint an attempt id."""
-    return AttemptId(new_uuid4())
-
-
-def new_signal_id() -> SignalId:
-    """Mint a signal id."""
-    return SignalId(new_uuid4())
-
-
-def new_waitpoint_id() -> WaitpointId:
-    """Mint a waitpoint id."""
-    return WaitpointId(new_uuid4())
-
-
-def new_suspension_id() -> SuspensionId:
-    """Mint a suspension id."""
-    return SuspensionId(new_uuid4())
-
-
-def new_flow_id() -> FlowId:
-    """Mint a flow id."""
-    return FlowId(new_uuid4())
-
-
-def _choose_partition(raw: bytes, lane: str | None, flow_id: str | None, count: int) -> int:
-    if flow_id is not None:
-        return flow_partition(flow_id, count)
-    if lane is not None:
-        return lane_partition(lane, count)
-    return crc_hqx(raw, 0) % count
-
-
-def _uuid7_bytes(now_ms: int | None) -> bytearray:
-    if now_ms is None:
-        now_ms = time.time_ns() // 1_000_000
-    raw = bytearray(now_ms.to_bytes(6, "big") + urandom(10))
-    raw[6] = raw[6] & 0x0F | 0x70
-    raw[8] = raw[8] & 0x3F | 0x80
-    return raw
-
-
-def _hyphenate(digits: str) -> str:
+def hyphenate(digits: str) -> str:
+    """Write the 32 hexadecimal digits of a uuid in their usual form."""
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 

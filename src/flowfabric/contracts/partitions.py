@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from binascii import crc_hqx
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
@@ -22,7 +22,7 @@ BUDGET_PARTITIONS = 32
 QUOTA_PARTITIONS = 32
 
 PartitionIndex = Annotated[int, Meta(ge=0, le=U16_MAX)]
-PartitionKey = NewType("PartitionKey", Annotated[str, Meta(pattern=r"\A\{(fp|b|q):[0-9]{1,5}\}\Z")])
+PartitionKey: TypeAlias = Annotated[str, Meta(pattern=r"\A\{(fp|b|q):[0-9]{1,5}\}\Z")]
 
 _BODY = re.compile(r"([^:]*):([^:]*)", re.DOTALL)
 _DECIMAL = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -52,7 +52,7 @@ class Partition(Value):
     @property
     def key(self) -> PartitionKey:
         """The wire form, such as ``{fp:7}``."""
-        return PartitionKey(f"{{{self.family}:{self.index}}}")
+        return f"{{{self.family}:{self.index}}}"
 
 
 class PartitionCounts(Value):

@@ -33,7 +33,6 @@ from flowfabric.contracts.ids import (
     Text,
     TimestampMs,
     WaitpointId,
-    new_waitpoint_id,
 )
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.limits import (
@@ -100,12 +99,6 @@ class UsePendingWaitpoint(Value, tag="UsePending"):
 
 
 WaitpointBinding: TypeAlias = FreshWaitpoint | UsePendingWaitpoint
-
-
-def fresh_waitpoint() -> FreshWaitpoint:
-    """Mint a waitpoint whose key is ``wpk:<waitpoint id>``."""
-    waitpoint_id = new_waitpoint_id()
-    return FreshWaitpoint(waitpoint_id=waitpoint_id, waitpoint_key=f"wpk:{waitpoint_id}")
 
 
 class AdditionalWaitpointBinding(Value):

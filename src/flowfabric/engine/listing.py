@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Final
 
-from flowfabric.contracts.ids import ExecutionId, LaneId, LeaseId, Namespace, WorkerInstanceId
+from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.leases import EligibleExecutions, ScanEligibleArgs
 from flowfabric.contracts.reads import (
     ExecutionSummary,
@@ -96,7 +96,7 @@ async def list_executions(engine: Engine, args: ListExecutionsArgs, envelope: En
         keys = await engine.store.list_keys(prefix, after=after, limit=args.limit + 1)
         ids = [key.partition("/")[2] for key in keys]
         executions = await load_executions(engine, ids, envelope.namespace)
-        found += [ExecutionId(execution.execution_id) for execution in executions]
+        found += [execution.execution_id for execution in executions]
         if len(keys) <= args.limit:
             break
         after = keys[-1]
@@ -177,9 +177,9 @@ def _matches(execution: Execution, args: ListExecutionSummariesArgs) -> bool:
 def summary_of(execution: Execution) -> ExecutionSummary:
     """What a list shows of an execution."""
     return ExecutionSummary(
-        execution_id=ExecutionId(execution.execution_id),
-        namespace=Namespace(execution.namespace),
-        lane_id=LaneId(execution.lane_id),
+        execution_id=execution.execution_id,
+        namespace=execution.namespace,
+        lane_id=execution.lane_id,
         execution_kind=execution.execution_kind,
         public_state=public_state(execution),
         priority=execution.priority,
@@ -198,9 +198,7 @@ async def list_suspended(engine: Engine, args: ListSuspendedArgs, envelope: Enve
     page = sorted(rows)[: args.limit]
     reasons = await _suspension_reasons(engine, [member for _, member in page])
     entries = tuple(
-        SuspendedExecutionEntry(
-            execution_id=ExecutionId(member), suspended_at_ms=sort, reason=reasons.get(member, "")
-        )
+        SuspendedExecutionEntry(execution_id=member, suspended_at_ms=sort, reason=reasons.get(member, ""))
         for sort, member in page
     )
     more = len(rows) > len(page) and entries
@@ -264,7 +262,7 @@ async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) ->
     for index in LANE_INDEXES:
         for scope in await engine.store.index_scopes(index, _namespace_prefix(envelope), limit=10_000):
             names.add(scope.split(SEPARATOR)[1])
-    lanes = [LaneId(name) for name in sorted(names) if args.cursor is None or name > args.cursor]
+    lanes = [name for name in sorted(names) if args.cursor is None or name > args.cursor]
     page = tuple(lanes[: args.limit])
     return ListLanesPage(lanes=page, next_cursor=page[-1] if len(lanes) > len(page) and page else None)
 
@@ -281,7 +279,7 @@ async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelo
     executions = await load_executions(engine, [member for _, member in sorted(rows)], envelope.namespace)
     runnable = [e for e in executions if e.phase is LifecyclePhase.RUNNABLE]
     return EligibleExecutions(
-        executions=tuple(ExecutionId(execution.execution_id) for execution in runnable[: args.limit])
+        executions=tuple(execution.execution_id for execution in runnable[: args.limit])
     )
 
 
@@ -323,10 +321,10 @@ def _expired_lease(execution: Execution, now: int) -> ExpiredLeaseEntry | None:
     if lease.state is LeaseState.HELD and lease.expires_at > now:
         return None
     return ExpiredLeaseEntry(
-        execution_id=ExecutionId(execution.execution_id),
-        lease_id=LeaseId(lease.lease_id),
+        execution_id=execution.execution_id,
+        lease_id=lease.lease_id,
         lease_epoch=lease.epoch,
-        worker_instance_id=WorkerInstanceId(lease.worker_instance_id),
+        worker_instance_id=lease.worker_instance_id,
         expires_at=lease.expires_at,
         attempt_index=attempt.attempt_index,
     )

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flowfabric import errors
-from flowfabric.contracts.ids import ExecutionId, LaneId, new_attempt_id, new_lease_id, partition_of
+from flowfabric.contracts.ids import ExecutionId, LaneId, partition_of
 from flowfabric.contracts.leases import (
     ClaimBatchArgs,
     ClaimBatchResult,
@@ -29,6 +29,7 @@ from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.core.indexes import ELIGIBLE, SEPARATOR, scope_of
 from flowfabric.core.records import Execution, key_for
 from flowfabric.engine.operations import operation
+from flowfabric.minting import new_attempt_id, new_lease_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -94,7 +95,7 @@ class Search:
     async def _page(self, lane: LaneId, scope: str, limit: int) -> list[Candidate]:
         behind = self._behind.get(scope)
         rows = await self._engine.store.read_index(ELIGIBLE, scope, after=behind, limit=limit)
-        return [Candidate(order, ExecutionId(execution_id), lane, scope) for order, execution_id in rows]
+        return [Candidate(order, execution_id, lane, scope) for order, execution_id in rows]
 
 
 def _required(scope: str) -> list[str]:

@@ -20,7 +20,7 @@ from flowfabric.contracts.executions import (
     FailExecutionArgs,
 )
 from flowfabric.contracts.handles import BackendTag
-from flowfabric.contracts.ids import AttemptId, ExecutionId, LaneId, LeaseId, WorkerId, WorkerInstanceId
+from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.leases import ClaimedWork, RenewLeaseArgs
 from flowfabric.contracts.limits import U16_MAX
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 NAMESPACE: Final = "tenant"
-LANE: Final = LaneId("lane")
+LANE: Final = "lane"
 KIND: Final = "kind"
-WORKER: Final = WorkerId("worker")
-INSTANCE: Final = WorkerInstanceId("worker-1")
+WORKER: Final = "worker"
+INSTANCE: Final = "worker-1"
 TTL_MS: Final = 30_000
 STEPS_MAX: Final = 10_000
 """How many instants one ``advance`` may stop at."""
@@ -106,7 +106,7 @@ class Bed:
     def new_execution_id(self, partition: int = 7) -> ExecutionId:
         """An execution id that no other call returns."""
         assert 0 <= partition <= U16_MAX
-        return ExecutionId(f"{{fp:{partition}}}:{self.new_id()}")
+        return f"{{fp:{partition}}}:{self.new_id()}"
 
     # Commands
 
@@ -172,7 +172,7 @@ class Bed:
             "worker_capabilities": frozenset(),
             "lease_ttl_ms": TTL_MS,
         }
-        minted = {"lease_id": LeaseId(self.new_id()), "attempt_id": AttemptId(self.new_id())}
+        minted = {"lease_id": self.new_id(), "attempt_id": self.new_id()}
         return ClaimCandidateArgs(**{**defaults, **minted, **fields})
 
     async def claim(self, execution_id: str, **fields: Any) -> ClaimedWork:

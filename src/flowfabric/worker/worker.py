@@ -18,10 +18,10 @@ from msgspec import Meta
 
 from flowfabric import errors
 from flowfabric.contracts.check import check
-from flowfabric.contracts.ids import LaneId, WorkerId, WorkerInstanceId, new_uuid4
 from flowfabric.contracts.leases import ClaimBatchArgs, LeaseTtlMs
 from flowfabric.contracts.limits import CLAIM_BATCH_MAX
 from flowfabric.engine.notifier import claimable_topic
+from flowfabric.minting import new_uuid4
 from flowfabric.worker.heartbeat import Heartbeat, HeldLease, Stop
 from flowfabric.worker.runner import Runner
 
@@ -188,9 +188,9 @@ class Worker:
         options = self.options
         policies = {kind: handler.policy for kind, handler in handlers.items() if handler.policy is not None}
         command = ClaimBatchArgs(
-            lanes=tuple(LaneId(lane) for lane in options.lanes),
-            worker_id=WorkerId(options.worker_id),
-            worker_instance_id=WorkerInstanceId(self.instance_id),
+            lanes=tuple(lane for lane in options.lanes),
+            worker_id=options.worker_id,
+            worker_instance_id=self.instance_id,
             worker_capabilities=options.capabilities,
             lease_ttl_ms=options.lease_ttl_ms,
             policies=policies,

@@ -13,7 +13,6 @@ import msgspec
 from msgspec.structs import replace
 
 from flowfabric import errors
-from flowfabric.contracts.ids import AttemptId, ExecutionId, LaneId, LeaseId
 from flowfabric.contracts.leases import ClaimedWork
 from flowfabric.contracts.limits import RECLAIM_COUNT_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.policy import ExecutionPolicy, require_capabilities
@@ -237,16 +236,16 @@ def _claimed_work(work: Work, execution: Execution, lease: Lease, *, resumed: bo
     assert payload is not None
     assert attempt is not None
     return ClaimedWork(
-        execution_id=ExecutionId(execution.execution_id),
-        lease_id=LeaseId(lease.lease_id),
+        execution_id=execution.execution_id,
+        lease_id=lease.lease_id,
         lease_epoch=lease.epoch,
         lease_expires_at=lease.expires_at,
         lease_ttl_ms=lease.ttl_ms,
         attempt_index=attempt.attempt_index,
-        attempt_id=AttemptId(attempt.attempt_id),
+        attempt_id=attempt.attempt_id,
         attempt_type=attempt.attempt_type,
         resumed=resumed,
-        lane_id=LaneId(execution.lane_id),
+        lane_id=execution.lane_id,
         execution_kind=execution.execution_kind,
         input_payload=payload.data,
         payload_encoding=execution.payload_encoding,

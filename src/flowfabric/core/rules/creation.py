@@ -14,7 +14,6 @@ from flowfabric.contracts.executions import (
     ExecutionCreated,
     ExecutionDuplicate,
 )
-from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.limits import (
     IDEMPOTENCY_WINDOW_MS,
     PRIORITY_MAX,
@@ -177,7 +176,7 @@ def reserve_idempotency_key(work: Work, args: ReserveIdempotencyKeyArgs) -> KeyR
             raise errors.IdempotencyConflict(
                 idempotency_key=args.idempotency_key, execution_id=bound.execution_id
             )
-        return KeyReserved(execution_id=ExecutionId(bound.execution_id))
+        return KeyReserved(execution_id=bound.execution_id)
     work.add(
         Reservation(
             partition_tag=identity.partition("/")[0],

@@ -15,7 +15,7 @@ from flowfabric.contracts.executions import (
     ExpireExecutionResult,
     ExpireReason,
 )
-from flowfabric.contracts.ids import OPERATOR_OVERRIDE, ExecutionId, LeaseFence
+from flowfabric.contracts.ids import OPERATOR_OVERRIDE, LeaseFence
 from flowfabric.contracts.states import AttemptLifecycle, LifecyclePhase, PublicState, TerminalOutcome
 from flowfabric.core.events import Family
 from flowfabric.core.policies import may_retry
@@ -96,7 +96,7 @@ def _cancel(work: Work, execution: Execution, args: CancelExecutionArgs) -> None
 
 def _cancelled(execution: Execution) -> ExecutionCancelled:
     return ExecutionCancelled(
-        execution_id=ExecutionId(execution.execution_id),
+        execution_id=execution.execution_id,
         public_state=PublicState.CANCELLED,
         cancelled_from=execution.cancelled_from,
     )

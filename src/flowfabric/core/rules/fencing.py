@@ -15,12 +15,7 @@ from flowfabric import errors
 from flowfabric.contracts.handles import Handle, HandleKind, HandlePayload, encode_handle
 from flowfabric.contracts.ids import (
     OPERATOR_OVERRIDE,
-    AttemptId,
-    ExecutionId,
-    LaneId,
     LeaseFence,
-    LeaseId,
-    WorkerInstanceId,
 )
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import Attempt, Execution, Lease, ReleasedLease
@@ -127,14 +122,14 @@ def fenced(
 def handle_of(work: Work, execution: Execution, kind: HandleKind, lease: Lease, attempt: Attempt) -> Handle:
     """The opaque token for the holder of a lease."""
     payload = HandlePayload(
-        execution_id=ExecutionId(execution.execution_id),
+        execution_id=execution.execution_id,
         attempt_index=attempt.attempt_index,
-        attempt_id=AttemptId(attempt.attempt_id),
-        lease_id=LeaseId(lease.lease_id),
+        attempt_id=attempt.attempt_id,
+        lease_id=lease.lease_id,
         lease_epoch=lease.epoch,
         lease_ttl_ms=lease.ttl_ms,
-        lane_id=LaneId(execution.lane_id),
-        worker_instance_id=WorkerInstanceId(lease.worker_instance_id),
+        lane_id=execution.lane_id,
+        worker_instance_id=lease.worker_instance_id,
     )
     return encode_handle(work.envelope.backend, kind, payload)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from flowfabric import errors
-from flowfabric.contracts.ids import SignalId, WaitpointId
 from flowfabric.contracts.journal import (
     JournalEntry,
     JournalKind,
@@ -151,7 +150,7 @@ def satisfying_signals(work: Work, suspension: Suspension) -> tuple[ResumeSignal
 def resume_signal(signal: Signal) -> ResumeSignal:
     """A signal as the resumed handler sees it."""
     return ResumeSignal(
-        signal_id=SignalId(signal.signal_id),
+        signal_id=signal.signal_id,
         signal_name=signal.signal_name,
         signal_category=signal.signal_category,
         source_type=signal.source_type,
@@ -160,7 +159,7 @@ def resume_signal(signal: Signal) -> ResumeSignal:
         accepted_at=signal.accepted_at,
         payload=signal.payload,
         payload_encoding=signal.payload_encoding,
-        waitpoint_id=WaitpointId(signal.waitpoint_id),
+        waitpoint_id=signal.waitpoint_id,
         waitpoint_key=signal.waitpoint_key,
     )
 

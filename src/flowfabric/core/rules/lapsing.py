@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flowfabric import errors
-from flowfabric.contracts.ids import LeaseId
 from flowfabric.contracts.leases import (
     LeaseAlreadyGone,
     LeaseMarkedExpired,
@@ -131,7 +130,7 @@ def revoke_lease(work: Work, args: RevokeLeaseArgs) -> RevokeLeaseResult:
         lease_id=lease.lease_id,
         lease_epoch=lease.epoch,
     )
-    return LeaseWasRevoked(lease_id=LeaseId(lease.lease_id), lease_epoch=lease.epoch)
+    return LeaseWasRevoked(lease_id=lease.lease_id, lease_epoch=lease.epoch)
 
 
 def _lease_of(execution: Execution) -> Lease:

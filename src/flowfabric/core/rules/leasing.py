@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from flowfabric import errors
 from flowfabric.contracts.handles import HandleKind
-from flowfabric.contracts.ids import AttemptId
 from flowfabric.contracts.leases import (
     ClaimedExecution,
     ClaimedResumedExecution,
@@ -104,7 +103,7 @@ def claim_resumed_execution(work: Work, args: ClaimResumedExecutionArgs) -> Clai
         lease_id=args.lease_id,
         lease_epoch=lease.epoch,
         attempt_index=attempt.attempt_index,
-        attempt_id=AttemptId(attempt.attempt_id),
+        attempt_id=attempt.attempt_id,
         lease_expires_at=lease.expires_at,
         handle=handle_of(work, execution, HandleKind.RESUMED, lease, attempt),
     )
@@ -138,7 +137,7 @@ def issue_grant_and_claim(work: Work, args: IssueGrantAndClaimArgs) -> IssueGran
         lease_id=args.lease_id,
         lease_epoch=lease.epoch,
         attempt_index=attempt.attempt_index,
-        attempt_id=AttemptId(attempt.attempt_id),
+        attempt_id=attempt.attempt_id,
         attempt_type=attempt.attempt_type,
         resumed=resumed,
         lease_expires_at=lease.expires_at,

@@ -237,7 +237,7 @@ def _authenticated(
 
 def minted_signal_id(execution_id: str, cause: str) -> SignalId:
     """The id of a signal that nobody named: the same cause always gives the same id."""
-    return SignalId(str(uuid.uuid5(_SIGNAL_NAMESPACE, f"{execution_id}/{cause}")))
+    return str(uuid.uuid5(_SIGNAL_NAMESPACE, f"{execution_id}/{cause}"))
 
 
 # Receiving
@@ -261,17 +261,17 @@ def receive_signal(
     _remember_received(work, waitpoint, incoming)
     if effect is SignalEffect.RESUME_CONDITION_SATISFIED:
         _resume(work, execution, incoming)
-    return SignalAccepted(signal_id=SignalId(incoming.signal_id), effect=effect)
+    return SignalAccepted(signal_id=incoming.signal_id, effect=effect)
 
 
 def _received_before(work: Work, waitpoint: Waitpoint, incoming: Incoming) -> SignalId | None:
     """The id under which this signal, or one with its idempotency key, was received."""
     if recall(work, _id_scope(waitpoint.execution_id), incoming.signal_id) is not None:
-        return SignalId(incoming.signal_id)
+        return incoming.signal_id
     if not incoming.idempotency_key:
         return None
     value = recall(work, _key_scope(waitpoint.identity), incoming.idempotency_key, _content_digest(incoming))
-    return None if value is None else SignalId(value.decode())
+    return None if value is None else value.decode()
 
 
 def _remember_received(work: Work, waitpoint: Waitpoint, incoming: Incoming) -> None:

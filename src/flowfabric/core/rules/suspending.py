@@ -16,15 +16,6 @@ import msgspec
 from flowfabric import errors
 from flowfabric.contracts.conditions import ResumeCondition, Single, referenced_waitpoint_keys
 from flowfabric.contracts.handles import Handle, HandleKind, HandlePayload, encode_handle
-from flowfabric.contracts.ids import (
-    AttemptId,
-    ExecutionId,
-    LaneId,
-    LeaseId,
-    SuspensionId,
-    WaitpointId,
-    WorkerInstanceId,
-)
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.limits import SAFE_INTEGER_MAX, SUSPEND_DEDUP_MS_MAX, SUSPEND_DEDUP_SLACK_MS
 from flowfabric.contracts.policy import TimeoutBehavior
@@ -357,13 +348,13 @@ def _wait_or_go_on(
 def _details(suspension: Suspension, bound: list[Bound]) -> SuspendOutcomeDetails:
     (primary, token), *others = bound
     return SuspendOutcomeDetails(
-        suspension_id=SuspensionId(suspension.suspension_id),
-        waitpoint_id=WaitpointId(primary.waitpoint_id),
+        suspension_id=suspension.suspension_id,
+        waitpoint_id=primary.waitpoint_id,
         waitpoint_key=primary.waitpoint_key,
         waitpoint_token=token,
         additional_waitpoints=tuple(
             AdditionalWaitpointBinding(
-                waitpoint_id=WaitpointId(waitpoint.waitpoint_id),
+                waitpoint_id=waitpoint.waitpoint_id,
                 waitpoint_key=waitpoint.waitpoint_key,
                 waitpoint_token=other_token,
             )
@@ -378,14 +369,14 @@ def _suspended_handle(work: Work, execution: Execution) -> Handle:
     assert lease is not None
     assert attempt is not None
     payload = HandlePayload(
-        execution_id=ExecutionId(execution.execution_id),
+        execution_id=execution.execution_id,
         attempt_index=attempt.attempt_index,
-        attempt_id=AttemptId(attempt.attempt_id),
-        lease_id=LeaseId(lease.lease_id),
+        attempt_id=attempt.attempt_id,
+        lease_id=lease.lease_id,
         lease_epoch=lease.epoch,
         lease_ttl_ms=lease.ttl_ms,
-        lane_id=LaneId(execution.lane_id),
-        worker_instance_id=WorkerInstanceId(lease.worker_instance_id),
+        lane_id=execution.lane_id,
+        worker_instance_id=lease.worker_instance_id,
     )
     return encode_handle(work.envelope.backend, HandleKind.SUSPENDED, payload)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
-from flowfabric.contracts.ids import ExecutionId, LeaseFence, WaitpointId
+from flowfabric.contracts.ids import LeaseFence
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.contracts.states import WaitpointState
@@ -177,7 +177,7 @@ def list_pending_waitpoints(work: Work, args: ListPendingWaitpointsArgs) -> List
     page = shown[: args.limit]
     return ListPendingWaitpointsResult(
         entries=tuple(_info(waitpoint) for waitpoint in page),
-        next_cursor=WaitpointId(page[-1].waitpoint_id) if len(shown) > len(page) else None,
+        next_cursor=page[-1].waitpoint_id if len(shown) > len(page) else None,
     )
 
 
@@ -188,14 +188,14 @@ def _open_waitpoints(work: Work, execution_id: str, waitpoint_ids: Iterable[str]
 
 def _info(waitpoint: Waitpoint) -> PendingWaitpointInfo:
     return PendingWaitpointInfo(
-        waitpoint_id=WaitpointId(waitpoint.waitpoint_id),
+        waitpoint_id=waitpoint.waitpoint_id,
         waitpoint_key=waitpoint.waitpoint_key,
         state=WaitpointState(waitpoint.state),
         required_signal_names=waitpoint.required_signal_names,
         created_at=waitpoint.created_at,
         activated_at=waitpoint.activated_at,
         expires_at=waitpoint.expires_at,
-        execution_id=ExecutionId(waitpoint.execution_id),
+        execution_id=waitpoint.execution_id,
         token_kid=waitpoint.token_kid,
         token_fingerprint=waitpoint.token_fingerprint,
     )

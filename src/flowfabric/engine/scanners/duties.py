@@ -9,7 +9,6 @@ import msgspec
 
 from flowfabric.contracts.base import Command
 from flowfabric.contracts.executions import ExpireExecutionArgs, ExpireReason, PromoteDelayedArgs
-from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.suspensions import ExpireSuspensionArgs
 from flowfabric.core import indexes
 from flowfabric.core.commands import (
@@ -48,28 +47,26 @@ def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
             name="lease_expiry",
             index=indexes.DUE_LEASE,
             interval_ms=1_500,
-            command=lambda member: ExpireLeaseArgs(
-                execution_id=ExecutionId(member), reclaim_grace_ms=reclaim_grace_ms
-            ),
+            command=lambda member: ExpireLeaseArgs(execution_id=member, reclaim_grace_ms=reclaim_grace_ms),
         ),
         Duty(
             name="reclaim_grace",
             index=indexes.DUE_RECLAIM,
             interval_ms=1_500,
-            command=lambda member: EndReclaimGraceArgs(execution_id=ExecutionId(member)),
+            command=lambda member: EndReclaimGraceArgs(execution_id=member),
         ),
         Duty(
             name="delayed_promoter",
             index=indexes.DUE_DELAY,
             interval_ms=750,
-            command=lambda member: PromoteDelayedArgs(execution_id=ExecutionId(member)),
+            command=lambda member: PromoteDelayedArgs(execution_id=member),
         ),
         Duty(
             name="attempt_timeout",
             index=indexes.DUE_ATTEMPT,
             interval_ms=2_000,
             command=lambda member: ExpireExecutionArgs(
-                execution_id=ExecutionId(member), expire_reason=ExpireReason.ATTEMPT_TIMEOUT
+                execution_id=member, expire_reason=ExpireReason.ATTEMPT_TIMEOUT
             ),
         ),
         Duty(
@@ -77,14 +74,14 @@ def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
             index=indexes.DUE_DEADLINE,
             interval_ms=5_000,
             command=lambda member: ExpireExecutionArgs(
-                execution_id=ExecutionId(member), expire_reason=ExpireReason.EXECUTION_DEADLINE
+                execution_id=member, expire_reason=ExpireReason.EXECUTION_DEADLINE
             ),
         ),
         Duty(
             name="suspension_timeout",
             index=indexes.DUE_SUSPENSION,
             interval_ms=2_000,
-            command=lambda member: ExpireSuspensionArgs(execution_id=ExecutionId(member)),
+            command=lambda member: ExpireSuspensionArgs(execution_id=member),
         ),
         Duty(
             name="pending_wp_expiry",

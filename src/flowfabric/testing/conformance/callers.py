@@ -12,7 +12,7 @@ import msgspec
 
 from flowfabric.contracts.conditions import Single
 from flowfabric.contracts.executions import ExpireReason
-from flowfabric.contracts.ids import AttemptId, LeaseFence, LeaseId, SignalId, SuspensionId, WaitpointId
+from flowfabric.contracts.ids import LeaseFence
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.suspensions import FreshWaitpoint
 from flowfabric.core.records import Execution
@@ -145,17 +145,17 @@ def _values(bed: Bed, place: Place, record: Execution, caller: str) -> dict[str,
         "name": "step",
         "ordinal": 0,
         "frame_type": "text",
-        "waitpoint_id": place.waitpoint_id or WaitpointId(bed.new_id()),
+        "waitpoint_id": place.waitpoint_id or bed.new_id(),
         "waitpoint_key": "wpk:other",
         "waitpoint_token": place.token or WaitpointToken(f"{KID}:{'0' * 64}"),
-        "signal_id": SignalId(bed.new_id()),
+        "signal_id": bed.new_id(),
         "signal_name": "go",
         "signal_category": "",
         "source_type": "tests",
         "source_identity": "someone",
         "idempotency_suffix": "1",
-        "suspension_id": SuspensionId(bed.new_id()),
-        "waitpoints": (FreshWaitpoint(waitpoint_id=WaitpointId(bed.new_id()), waitpoint_key=KEY),),
+        "suspension_id": bed.new_id(),
+        "waitpoints": (FreshWaitpoint(waitpoint_id=bed.new_id(), waitpoint_key=KEY),),
         "resume_condition": Single(waitpoint_key=KEY),
     }
 
@@ -164,9 +164,9 @@ def _fence_values(bed: Bed, command_type: CommandType, place: Place, caller: str
     """The lease that a caller believes to hold; for a claim, the one that it asks for."""
     names = command_type.__struct_fields__
     minted = LeaseFence(
-        lease_id=LeaseId(bed.new_id()),
+        lease_id=bed.new_id(),
         lease_epoch=0 if place.claim is None else place.claim.lease_epoch,
-        attempt_id=AttemptId(bed.new_id()),
+        attempt_id=bed.new_id(),
     )
     if caller in (WORKER_CALLER, OTHER_WORKER):
         return {"lease_id": minted.lease_id, "attempt_id": minted.attempt_id}

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from flowfabric import errors
-from flowfabric.contracts.ids import AttemptId, LeaseId
 from flowfabric.testing.conformance.base import StoreSuite
 from flowfabric.testing.conformance.callers import FENCE_PARTS, HOLDER, build, command_types
 from flowfabric.testing.conformance.situations import bring, seed_key
@@ -33,8 +32,8 @@ def with_wrong_part(bed: Bed, command: Command[Any], part: str) -> Command[Any]:
     values: dict[str, dict[str, Any]] = {
         "older_epoch": {"lease_epoch": source.lease_epoch - 1},
         "newer_epoch": {"lease_epoch": source.lease_epoch + 1},
-        "other_lease": {"lease_id": LeaseId(bed.new_id())},
-        "other_attempt": {"attempt_id": AttemptId(bed.new_id())},
+        "other_lease": {"lease_id": bed.new_id()},
+        "other_attempt": {"attempt_id": bed.new_id()},
     }
     wrong = values[part]
     if source is command:

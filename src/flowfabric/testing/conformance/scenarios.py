@@ -16,7 +16,7 @@ from flowfabric.contracts.executions import (
     SetExecutionTagArgs,
     UpdateProgressArgs,
 )
-from flowfabric.contracts.ids import ExecutionId, LaneId
+from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.journal import ReadJournalArgs, RecordStepArgs
 from flowfabric.contracts.keyring import RotateWaitpointHmacSecretArgs
 from flowfabric.contracts.leases import ClaimBatchArgs, IssueClaimGrantArgs, RevokeLeaseArgs
@@ -313,7 +313,7 @@ class LeaseScenarios(StoreSuite):
     @pytest.mark.scenario("SCHED-005")
     async def test_nothing_to_do_is_no_error(self, bed: Bed) -> None:
         assert (await bed.execute(batch())).claims == ()
-        await bed.create(lane_id=LaneId("other"))
+        await bed.create(lane_id="other")
         assert (await bed.execute(batch())).claims == ()
 
     @pytest.mark.scenario("CAP-001")

@@ -21,7 +21,7 @@ from flowfabric.contracts.executions import (
     FailExecutionArgs,
     PromoteDelayedArgs,
 )
-from flowfabric.contracts.ids import ExecutionId, SignalId, SuspensionId, WaitpointId
+from flowfabric.contracts.ids import ExecutionId, WaitpointId
 from flowfabric.contracts.keyring import SeedWaitpointHmacSecretArgs, WaitpointToken
 from flowfabric.contracts.leases import (
     ClaimedWork,
@@ -168,7 +168,7 @@ def signal(bed: Bed, place: Place, **fields: Any) -> DeliverSignalArgs:
         "execution_id": place.execution_id,
         "waitpoint_id": place.waitpoint_id,
         "waitpoint_token": place.token,
-        "signal_id": SignalId(bed.new_id()),
+        "signal_id": bed.new_id(),
         "signal_name": "go",
         "signal_category": "",
         "source_type": "tests",
@@ -247,12 +247,12 @@ def _suspend(timeout_ms: int | None = None) -> Step:
 
 def suspension(bed: Bed, place: Place, **fields: Any) -> SuspendExecutionArgs:
     """The arguments that suspend a claimed execution on one waitpoint."""
-    waitpoint = FreshWaitpoint(waitpoint_id=WaitpointId(bed.new_id()), waitpoint_key=KEY)
+    waitpoint = FreshWaitpoint(waitpoint_id=bed.new_id(), waitpoint_key=KEY)
     defaults: dict[str, Any] = {
         "execution_id": place.execution_id,
         "fence": place.held.fence,
         "attempt_index": place.held.attempt_index,
-        "suspension_id": SuspensionId(bed.new_id()),
+        "suspension_id": bed.new_id(),
         "waitpoints": (waitpoint,),
         "resume_condition": Single(waitpoint_key=KEY),
     }

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from flowfabric.contracts.ids import new_attempt_id, new_lease_id
 from flowfabric.contracts.leases import IssueGrantAndClaimArgs, IssueGrantAndClaimResult
 from flowfabric.engine.operations import operation
+from flowfabric.minting import new_attempt_id, new_lease_id
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Envelope
