@@ -47,8 +47,8 @@ class Scene:
         self.app = app
         self.started: dict[str, float] = {}
         """Execution id -> when its handler last began, by this process's clock."""
-        self.submitted = 0
-        self.finished = 0
+        self.room = asyncio.Semaphore()
+        """One place is freed whenever a handler of ``echo`` returns."""
 
 
 def make_app(url: str) -> tuple[FlowFabric, Scene]:
@@ -59,7 +59,7 @@ def make_app(url: str) -> tuple[FlowFabric, Scene]:
     @app.handler
     async def echo(task: Task, data: bytes) -> bytes:
         scene.started[task.execution_id] = time.perf_counter()
-        scene.finished += 1
+        scene.room.release()
         return RESULT
 
     @app.handler
@@ -116,6 +116,20 @@ def fsync_us(folder: str | None = None, rounds: int = 200) -> float:
             os.fdatasync(file.fileno())
             times.append(time.perf_counter() - begun)
     return statistics.median(times) * 1e6
+
+
+def task_us(tasks: int = 20_000) -> float:
+    """What one gathered asyncio task costs, in microseconds: how fast this machine is right now."""
+
+    async def nothing() -> None:
+        pass
+
+    async def gather() -> None:
+        await asyncio.gather(*(nothing() for _ in range(tasks)))
+
+    begun = time.process_time()
+    asyncio.run(gather())
+    return (time.process_time() - begun) / tasks * 1e6
 
 
 def percentile(values: Sequence[float], part: float) -> float:

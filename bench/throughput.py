@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from bench.scene import CONCURRENCY, PAYLOAD, Figure, Scene, running
+from flowfabric.contracts.states import PublicState
 from flowfabric.run import Run
 
 EXECUTIONS = 9_600
@@ -28,21 +29,21 @@ async def measure(url: str, *, executions: int = EXECUTIONS) -> list[Figure]:
 
 
 async def run_many(scene: Scene, executions: int) -> float:
-    """Executions a second, from the first submit until the last completion is on disk."""
+    """Executions a second, from the first submit until every completion is on disk."""
+    scene.room = asyncio.Semaphore(BACKLOG)
     begun = time.perf_counter()
-    runs = asyncio.Queue[Run[bytes]](BACKLOG)
-    ended = asyncio.create_task(_wait_for_all(runs, executions))
-    await asyncio.gather(*(_submitter(scene, runs, executions // SUBMITTERS) for _ in range(SUBMITTERS)))
-    await ended
-    return executions / (time.perf_counter() - begun)
+    runs = await asyncio.gather(*(_submitter(scene, executions // SUBMITTERS) for _ in range(SUBMITTERS)))
+    submitted = [run for share in runs for run in share]
+    last = [run for share in runs for run in share[-BACKLOG // SUBMITTERS - CONCURRENCY :]]
+    await asyncio.gather(*(run.wait() for run in last))
+    rate = len(submitted) / (time.perf_counter() - begun)
+    assert {await run.state() for run in submitted} == {PublicState.COMPLETED}
+    return rate
 
 
-async def _submitter(scene: Scene, runs: asyncio.Queue[Run[bytes]], count: int) -> None:
+async def _submitter(scene: Scene, count: int) -> list[Run[bytes]]:
+    runs = []
     for _ in range(count):
-        await runs.put(await scene.app.submit("echo", PAYLOAD))
-
-
-async def _wait_for_all(runs: asyncio.Queue[Run[bytes]], count: int) -> None:
-    """Wait for the runs in the order of their submission; most have ended when their turn comes."""
-    for _ in range(count):
-        await (await runs.get()).wait()
+        await scene.room.acquire()
+        runs.append(await scene.app.submit("echo", PAYLOAD))
+    return runs

@@ -194,3 +194,11 @@ def accepts(attempt):
     except (InvalidInput, UnicodeEncodeError):
         return False
     return True
+
+
+@pytest.mark.parametrize("category", ["\ud800", "a\nb", "x" * 257])
+def test_a_retryable_category_is_a_name(category):
+    policy = c.ExecutionPolicy(retry_policy=c.RetryPolicy(retryable_categories=(category,)))
+    with pytest.raises(InvalidInput) as caught:
+        check(create(policy=policy))
+    assert caught.value.field == "policy.retry_policy.retryable_categories[0]"

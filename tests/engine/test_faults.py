@@ -196,6 +196,21 @@ async def test_a_record_that_cannot_be_read_does_not_block_those_beside_it(bed):
     assert type(second).__name__ == "PriorityChanged"
 
 
+async def test_what_cannot_be_encoded_fails_only_its_own_command(bed, monkeypatch):
+    broken, sound = await bed.create(), await bed.create()
+    commit = bed.store.inner.commit
+
+    async def refusing(changes):
+        if any(change.key == key_for(Execution, broken) for change in changes.changes):
+            raise UnicodeEncodeError("utf-8", "", 0, 1, "as a store's encoder would")
+        await commit(changes)
+
+    monkeypatch.setattr(bed.store.inner, "commit", refusing)
+    first, second = await bed.engine.execute_many([prioritise(broken), prioritise(sound)])
+    assert isinstance(first, UnicodeEncodeError)
+    assert type(second).__name__ == "PriorityChanged"
+
+
 @pytest.mark.scenario("FAULT-006")
 def test_which_errors_may_be_sent_again_is_fixed():
     known = {code: errors.error_for_code(code) for code in errors.all_codes()}

@@ -2,11 +2,12 @@
 
 import pytest
 
+from flowfabric import errors
 from flowfabric.contracts.leases import ClaimBatchArgs, ClaimForWorkerArgs, IssueClaimGrantArgs, WorkGranted
 from flowfabric.contracts.policy import ExecutionPolicy, RoutingRequirements
 from flowfabric.engine import scheduler
 from flowfabric.stores.memory import MemoryStore
-from flowfabric.testing import Bed
+from flowfabric.testing import Bed, FaultyStore
 from flowfabric.testing.bed import INSTANCE, LANE, TTL_MS, WORKER
 
 WORKER_FIELDS = {"worker_id": WORKER, "worker_instance_id": INSTANCE, "worker_capabilities": frozenset()}
@@ -63,3 +64,23 @@ async def test_work_is_found_behind_more_scopes_than_one_page_has(bed, monkeypat
         "lease_ttl_ms": TTL_MS,
     }
     assert len((await bed.execute(ClaimBatchArgs(**args))).claims) == 1
+
+
+async def test_what_was_claimed_before_a_fault_is_handed_out_and_the_fault_comes_next(monkeypatch):
+    store = FaultyStore(MemoryStore())
+    async with Bed(store) as bed:
+        await grant_to_another(bed, await bed.create())
+        behind = [await bed.create() for _ in range(2)]
+        commit, commits = store.inner.commit, 0
+
+        async def failing_commit(commit_of_batch):
+            nonlocal commits
+            commits += 1
+            if commits > 1:
+                raise errors.StoreUnreachable
+            await commit(commit_of_batch)
+
+        monkeypatch.setattr(store.inner, "commit", failing_commit)
+        assert await claim_batch(bed, 2) == behind[:1]
+        with pytest.raises(errors.StoreUnreachable):
+            await claim_batch(bed, 2)

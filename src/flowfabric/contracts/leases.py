@@ -21,6 +21,7 @@ from flowfabric.contracts.ids import (
     LeaseEpoch,
     LeaseFence,
     LeaseId,
+    Name,
     OptionalName,
     Text,
     TimestampMs,
@@ -283,7 +284,7 @@ class ClaimBatchArgs(Command[ClaimBatchResult]):
     worker_capabilities: Capabilities = frozenset()
     limit: Annotated[int, Meta(ge=1, le=CLAIM_BATCH_MAX)] = 1
     lease_ttl_ms: LeaseTtlMs
-    policies: dict[str, ExecutionPolicy] = msgspec.field(default_factory=dict)
+    policies: dict[Name, ExecutionPolicy] = msgspec.field(default_factory=dict)
     """The worker's own policies by execution kind, for executions that bring none."""
 
     def validate(self) -> None:

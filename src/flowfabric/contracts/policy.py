@@ -17,10 +17,11 @@ import msgspec
 from msgspec import Meta
 
 from flowfabric.contracts.base import Value
-from flowfabric.contracts.ids import Amount, DurationMs, PositiveMs, Priority, TimestampMs
+from flowfabric.contracts.ids import Amount, DurationMs, OptionalName, PositiveMs, Priority, TimestampMs
 from flowfabric.contracts.limits import (
     CAPS_MAX_BYTES,
     CAPS_MAX_TOKENS,
+    CATEGORIES_MAX,
     JSON_CHARS_MAX,
     RECLAIM_COUNT_MAX,
     REPLAY_COUNT_MAX,
@@ -77,7 +78,7 @@ class RetryPolicy(Value):
 
     max_retries: Tally = RETRIES_DEFAULT
     backoff: Backoff = ExponentialBackoff()
-    retryable_categories: tuple[str, ...] = ()
+    retryable_categories: Annotated[tuple[OptionalName, ...], Meta(max_length=CATEGORIES_MAX)] = ()
 
 
 class TimeoutPolicy(Value):

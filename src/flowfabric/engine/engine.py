@@ -368,16 +368,18 @@ class Engine:
                 batch = await self._commit(batch, working_set)
         except errors.StoreCorrupt as error:
             await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
-        except Exception as error:  # noqa: BLE001 - every caller gets the fault that stopped its batch
+        except errors.FlowFabricError as error:
             for ticket in batch:
                 ticket.settle(error)
+        except Exception as error:  # noqa: BLE001 - a value that cannot be stored, or a fault of ours
+            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
         except asyncio.CancelledError:
             for ticket in batch:
                 ticket.settle(errors.Unavailable("The engine was cancelled. Whether it acted is not known."))
             raise
 
-    async def _run_apart(self, batch: list[Ticket], error: errors.StoreCorrupt) -> None:
-        """Run each ticket alone, so that a damaged record fails only the one that needs it."""
+    async def _run_apart(self, batch: list[Ticket], error: Exception) -> None:
+        """Run each ticket alone, so that what is damaged fails only the one that needs it."""
         if len(batch) == 1:
             batch[0].settle(error)
             return

@@ -8,6 +8,7 @@ holds a grant for, is passed over; the search goes on behind it.
 from __future__ import annotations
 
 import heapq
+import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -25,7 +26,7 @@ from flowfabric.contracts.leases import (
     WorkGranted,
 )
 from flowfabric.contracts.partitions import Partition
-from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
+from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs, ClaimCandidateResult
 from flowfabric.core.indexes import ELIGIBLE, SEPARATOR, scope_of
 from flowfabric.core.records import Execution, key_for
 from flowfabric.engine.operations import operation
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
+
+log = logging.getLogger("flowfabric.engine")
 
 PAGES_MAX: Final = 8
 """How many pages of candidates one call looks at when others turn out to be taken."""
@@ -105,31 +108,44 @@ def _required(scope: str) -> list[str]:
 
 @operation(ClaimBatchArgs)
 async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) -> ClaimBatchResult:
-    """Claim up to ``limit`` executions for one worker, the most urgent of all its lanes first."""
+    """Claim up to ``limit`` executions for one worker, the most urgent of all its lanes first.
+
+    A fault after some were claimed ends the search and is left to the next call: what was claimed
+    would otherwise wait for its lease to lapse.
+    """
     search = Search(engine, envelope.namespace, args.lanes, args.worker_capabilities)
     claims: list[ClaimedWork] = []
+    try:
+        await _claim_found(engine, search, args, envelope, claims)
+    except errors.FlowFabricError as error:
+        if not claims:
+            raise
+        log.warning("the search for work ended early, with %d claimed: %s", len(claims), error)
+    return ClaimBatchResult(claims=tuple(claims))
+
+
+async def _claim_found(
+    engine: Engine, search: Search, args: ClaimBatchArgs, envelope: Envelope, claims: list[ClaimedWork]
+) -> None:
+    """Claim what the search finds, page by page, until the limit is reached or there is no more."""
     size = args.limit
     for _ in range(PAGES_MAX):
         page = await search.next(size)
         untried = iter(page)
         while candidates := list(islice(untried, args.limit - len(claims))):
-            claims += await _claim(engine, candidates, args, envelope)
+            commands = [_claim_of(candidate, args) for candidate in candidates]
+            _take(await engine.execute_many(commands, namespace=envelope.namespace), claims)
         if len(page) < size or len(claims) == args.limit:
-            break
+            return
         size = max(args.limit - len(claims), PAGE_ROWS)
-    return ClaimBatchResult(claims=tuple(claims))
 
 
-async def _claim(
-    engine: Engine, candidates: list[Candidate], args: ClaimBatchArgs, envelope: Envelope
-) -> list[ClaimedWork]:
-    """Claim those of the candidates that are still to be had."""
-    commands = [_claim_of(candidate, args) for candidate in candidates]
-    answers = await engine.execute_many(commands, namespace=envelope.namespace)
+def _take(answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]) -> None:
+    """Note what was claimed. Raises what says more than «not this one»."""
+    claims += [answer.work for answer in answers if isinstance(answer, CandidateClaimed)]
     for answer in answers:
         if isinstance(answer, Exception) and not isinstance(answer, PASSED_OVER):
             raise answer
-    return [answer.work for answer in answers if isinstance(answer, CandidateClaimed)]
 
 
 def _claim_of(candidate: Candidate, args: ClaimBatchArgs) -> ClaimCandidateArgs:

@@ -30,7 +30,7 @@ from flowfabric.worker.heartbeat import Heartbeat, HeldLease, Stop
 from flowfabric.worker.threads import run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.leases import ClaimedWork
@@ -53,14 +53,20 @@ class Runner:
         self._namespace = namespace
         self._heartbeat = heartbeat
 
-    async def run(self, lease: HeldLease) -> None:
-        """Run what was claimed to its end, its suspension, or the loss of its lease."""
+    async def run(self, lease: HeldLease, when_over: Callable[[], None]) -> None:
+        """Run what was claimed to its end, its suspension, or the loss of its lease.
+
+        Args:
+            lease: what was claimed.
+            when_over: called when the handler has ended, before its outcome is reported.
+        """
         lease.run = asyncio.current_task()
         leased = LeasedEngine(self._engine, self._namespace)
         try:
             report = await self._outcome(lease, leased)
         finally:
             lease.over = leased.gone = True
+            when_over()
         if report is not None:
             await self._report(report, lease)
 

@@ -79,6 +79,8 @@ class Worker:
         self._heartbeat = Heartbeat(engine, namespace, self.options.lease_ttl_ms)
         self._runner = Runner(engine, handlers, namespace, self._heartbeat)
         self._running: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        """Handlers that have not ended. Their runs go on until the outcome is on disk."""
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._at_once = False
@@ -114,15 +116,22 @@ class Worker:
 
     async def _fill_slots(self) -> None:
         """Claim for all free slots until there are none, or there is no work."""
-        free = self.options.concurrency - len(self._running)
-        while free > 0 and not self._stopping.is_set():
+        while (free := self._free_slots()) > 0 and not self._stopping.is_set():
             asked = min(free, CLAIM_BATCH_MAX)
             claimed = await self._claim(asked)
             for lease in claimed:
                 self._start(lease)
             if len(claimed) < asked:
                 return
-            free = self.options.concurrency - len(self._running)
+
+    def _free_slots(self) -> int:
+        """How many more handlers may start.
+
+        A handler that has ended frees its slot while its outcome is still on the way to the disk,
+        so that claims and outcomes share commits; what is on the way is bounded too.
+        """
+        concurrency = self.options.concurrency
+        return min(concurrency - self._busy, 2 * concurrency - len(self._running))
 
     async def _claim(self, limit: int) -> list[HeldLease]:
         """Claim, for as long as it takes to get an answer. Only what nobody can mend ends the worker."""
@@ -155,13 +164,21 @@ class Worker:
         """Start the handler; what is claimed while the worker stops goes back without being started."""
         if self._stopping.is_set():
             lease.stop(Stop.GIVE_BACK)
-        task = asyncio.create_task(self._runner.run(lease), name=f"flowfabric {lease.claim.execution_id}")
+        self._busy += 1
+        run = self._runner.run(lease, self._handler_over)
+        task = asyncio.create_task(run, name=f"flowfabric {lease.claim.execution_id}")
         self._running.add(task)
         task.add_done_callback(lambda _: self._finished(task, lease))
+
+    def _handler_over(self) -> None:
+        self._busy -= 1
+        self._wake.set()
 
     def _finished(self, task: asyncio.Task[None], lease: HeldLease) -> None:
         self._heartbeat.let_go(lease)
         self._running.discard(task)
+        if not lease.over:  # cancelled before it began
+            self._busy -= 1
         self._wake.set()
         if not task.cancelled() and task.exception() is not None:
             log.error("the run of %s broke", lease.claim.execution_id, exc_info=task.exception())

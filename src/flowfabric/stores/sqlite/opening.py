@@ -36,6 +36,8 @@ LEVEL_OF_SYNCHRONOUS: Final = {0: "D0", 1: "D1", 2: "D2", 3: "D2"}
 """What ``PRAGMA synchronous`` promises together with a write-ahead log."""
 
 CACHE_KIB: Final = 64 * 1024
+READER_PAGES: Final = 64
+"""A reader's cache is worthless after every commit of the writer; a small one is soon forgotten."""
 WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
 """A write-ahead log that had to grow beyond this is cut back once it was checkpointed."""
 
@@ -162,6 +164,7 @@ def _open_reader(settings: Settings, *, busy_timeout_ms: int) -> Connection:
         for pragma in (
             f"busy_timeout = {busy_timeout_ms}",
             "query_only = 1",
+            f"cache_size = {READER_PAGES}",
             "wal_autocheckpoint = 0",
             "temp_store = MEMORY",
             "mmap_size = 0",
