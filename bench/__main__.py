@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.scene import Figure, fresh_sqlite, fsync_us, task_us
+from bench.scene import Figure, fresh_sqlite, fsync_us
 
 NAMES = ("core", "throughput", "latency", "steps", "growth")
 

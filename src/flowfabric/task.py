@@ -315,11 +315,9 @@ class Task(Claimed):
     ) -> PublishedWaitpoint:
         """Publish a waitpoint before waiting on it, so that an early signal is not lost.
 
-        It is recorded like a step: a later run of this attempt gets the same waitpoint and token.
-        A retry gets a new one, for waitpoints end with their attempt.
+        It is recorded like a step: every later run gets the same waitpoint and token.
         """
-        name = f"waitpoint {key}" + (f", attempt {self.attempt}" if self.attempt else "")
-        return await self.step(name, self._publish_waitpoint, key, expires_in)
+        return await self.step(f"waitpoint {key}", self._publish_waitpoint, key, expires_in)
 
     async def _publish_waitpoint(self, key: str, expires_in: timedelta | float) -> PublishedWaitpoint:
         created = await self._leased.execute(

@@ -563,7 +563,6 @@ def test_a_waitpoint_of_another_execution_cannot_be_used(book):
     [
         ({"state": "closed"}, errors.WaitpointNotPending),
         ({"state": "active"}, errors.WaitpointNotPending),
-        ({"attempt_index": 1}, errors.InvalidWaitpointForExecution),
         ({"expires_at": 1_000_000}, errors.PendingWaitpointExpired),
         ({"token_digest": ""}, errors.WaitpointNotTokenBound),
     ],
@@ -753,7 +752,7 @@ def test_other_signals_are_kept_for_the_next_suspension_only_if_asked(book, reta
     assert isinstance(outcome, SuspendAlreadySatisfied if retain else ExecutionSuspended)
 
 
-def test_a_waitpoint_that_stayed_open_is_closed_with_its_attempt(book):
+def test_a_waitpoint_that_stayed_open_is_closed_with_its_execution(book):
     execution_id, details = suspended(book, resume_policy=KEEP)
     signal(book, execution_id, details)
     fence = book.claim(execution_id)

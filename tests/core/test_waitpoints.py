@@ -14,6 +14,8 @@ from flowfabric.contracts.suspensions import (
     CloseWaitpointArgs,
     ListPendingWaitpointsArgs,
     ReadWaitpointTokenArgs,
+    SuspendAlreadySatisfied,
+    UsePendingWaitpoint,
     WaitpointWasClosed,
 )
 from flowfabric.core.commands import ExpireWaitpointArgs, WaitpointSettled
@@ -29,6 +31,7 @@ from tests.core.waits import (
     pending_args,
     seed,
     signal,
+    suspend,
     suspended,
     waitpoint_of,
 )
@@ -188,25 +191,31 @@ def test_a_closed_active_waitpoint_takes_no_signal(book):
         signal(book, execution_id, details)
 
 
-@pytest.mark.parametrize("ending", ["complete", "fail"])
-def test_a_waitpoint_does_not_outlive_its_attempt(book, ending):
+def test_a_waitpoint_does_not_outlive_its_execution(book):
     execution_id, fence = book.start()
     created = pending(book, execution_id, fence)
-    if ending == "complete":
-        book.run(CompleteExecutionArgs(execution_id=execution_id, fence=fence, attempt_index=0))
-    else:
-        book.run(
-            FailExecutionArgs(
-                execution_id=execution_id,
-                fence=fence,
-                attempt_index=0,
-                failure_reason="broken",
-                failure_category="bug",
-                retry_policy_json='{"max_retries": 1, "backoff": {"type": "fixed", "delay_ms": 1}}',
-            )
-        )
+    book.run(CompleteExecutionArgs(execution_id=execution_id, fence=fence, attempt_index=0))
     assert waitpoint_of(book, execution_id, created.waitpoint_id).state == WaitpointState.CLOSED
     assert book.execution(execution_id).open_waitpoint_ids == ()
+
+
+def test_a_pending_waitpoint_and_its_early_signal_survive_a_retry(book):
+    execution_id, fence = book.start()
+    created = pending(book, execution_id, fence)
+    signal(book, execution_id, created)
+    book.run(
+        FailExecutionArgs(
+            execution_id=execution_id,
+            fence=fence,
+            attempt_index=0,
+            failure_reason="broken",
+            failure_category="bug",
+            retry_policy_json='{"max_retries": 1, "backoff": {"type": "fixed", "delay_ms": 0}}',
+        )
+    )
+    waitpoints = (UsePendingWaitpoint(waitpoint_id=created.waitpoint_id),)
+    outcome = suspend(book, execution_id, book.claim(execution_id), waitpoints=waitpoints, attempt_index=1)
+    assert isinstance(outcome, SuspendAlreadySatisfied)
 
 
 # Expiring

@@ -316,7 +316,7 @@ async def test_a_lease_that_nobody_renewed_is_not_kept_by_its_old_holder(app: Fl
     run = app.run(lease.claim.execution_id)
     # The first worker's clock stands still: nothing is renewed and no timer strikes.
     lease.close()
-    holding = asyncio.create_task(first._runner.run(lease))
+    holding = asyncio.create_task(first._runner.run(lease, lambda: None))
     await asyncio.sleep(0)
     await app.engine.execute(RevokeLeaseArgs(execution_id=run.execution_id, reason="gone"))
     async with working(app):

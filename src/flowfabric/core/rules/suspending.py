@@ -121,8 +121,8 @@ def suspend_execution(work: Work, args: SuspendExecutionArgs) -> SuspendExecutio
         AlreadySuspended: the execution waits already.
         FenceRequired, ExecutionNotActive, LeaseRevoked, LeaseExpired, StaleLease: see ``fenced``.
         InvalidLeaseForSuspend: the attempt index is not the current one.
-        WaitpointNotFound, WaitpointNotPending, PendingWaitpointExpired,
-        InvalidWaitpointForExecution, WaitpointNotTokenBound: a pending waitpoint cannot be used.
+        WaitpointNotFound, WaitpointNotPending, PendingWaitpointExpired, WaitpointNotTokenBound: a
+        pending waitpoint cannot be used.
         WaitpointAlreadyExists, LimitExceeded, HmacSecretNotInitialized, InvalidSecret: a fresh
             one cannot be opened.
     """
@@ -272,14 +272,11 @@ def _open_fresh(work: Work, execution: Execution, binding: FreshWaitpoint) -> Bo
 
 
 def _use_pending(work: Work, execution: Execution, binding: UsePendingWaitpoint) -> Bound:
-    assert execution.attempt is not None
     waitpoint = find_waitpoint(work, execution.execution_id, binding.waitpoint_id)
     if waitpoint is None:
         raise errors.WaitpointNotFound(waitpoint_id=binding.waitpoint_id)
     if waitpoint.state != WaitpointState.PENDING:
         raise errors.WaitpointNotPending(waitpoint_id=binding.waitpoint_id, state=waitpoint.state)
-    if waitpoint.attempt_index != execution.attempt.attempt_index:
-        raise errors.InvalidWaitpointForExecution(waitpoint_id=binding.waitpoint_id)
     if is_expired(waitpoint, work.now):
         raise errors.PendingWaitpointExpired(
             waitpoint_id=binding.waitpoint_id, expired_at=waitpoint.expires_at

@@ -290,11 +290,13 @@ def end_attempt(
     failure_reason: str = "",
     failure_category: str = "",
 ) -> None:
-    """End the current attempt for good, and with it its frame stream and its open waitpoints."""
+    """End the current attempt for good, and with it its frame stream.
+
+    Waitpoints stay open: a token that was handed out before a retry or a reclaim is still good.
+    """
     attempt = execution.attempt
     if attempt is None or attempt.ended_at is not None:
         return
-    close_waitpoints(work, execution, execution.open_waitpoint_ids, stream_reason)
     execution.attempt = replace(
         attempt,
         state=state,
@@ -328,11 +330,12 @@ def end_execution(
 ) -> None:
     """End the execution. This is the only way into the terminal phase.
 
-    The lease, grant, blockers and running attempt go, and the completion event is published in
-    the same commit. A suspension is closed by the caller, which knows why.
+    The lease, grant, blockers, open waitpoints and running attempt go, and the completion event
+    is published in the same commit. A suspension is closed by the caller, which knows why.
     """
     state, default_reason = ENDED[outcome]
     release_lease(work, execution, release_reason)
+    close_waitpoints(work, execution, execution.open_waitpoint_ids, stream_reason or default_reason)
     end_attempt(
         work,
         execution,
