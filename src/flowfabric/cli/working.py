@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -44,6 +45,7 @@ def work(arguments: Namespace) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     app = load_app(arguments.app)
+    gc.freeze()  # what was imported stays, so the garbage collector need not walk over it
     if arguments.url_given:
         app.url = arguments.url_given
     if arguments.namespace_given:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from flowfabric.core.events import Event, Family, StoredEvent
     from flowfabric.core.indexes import IndexRow
@@ -193,8 +193,3 @@ def split_tag(identity: str) -> tuple[str, str]:
         if colon:
             return rest, tag + colon
     return identity, ""
-
-
-def keys_of(pairs: Sequence[tuple[Key, int]]) -> frozenset[Key]:
-    """The keys of pairs of key and version."""
-    return frozenset(key for key, _ in pairs)
