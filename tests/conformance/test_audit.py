@@ -221,6 +221,13 @@ async def a_later_attempt_before_the_earlier_ended(bed):
     await change(bed, PastAttempt, identity, attempt=replace(past.attempt, ended_at=None))
 
 
+@damage("attempts_without_gaps")
+async def a_first_attempt_that_continues_something(bed):
+    claim = await bed.start()
+    attempt = (await bed.execution(claim.execution_id)).attempt
+    await change(bed, Execution, claim.execution_id, attempt=replace(attempt, attempt_type="retry"))
+
+
 @damage("limits_hold")
 async def retried_too_often(bed):
     await change(bed, Execution, await of(bed, "eligible"), retry_count=4)
@@ -480,6 +487,19 @@ async def test_nothing_is_wrong_in_what_the_commands_leave_behind(bed, situation
     assert report.violations == ()
     assert report.checked["execution"] == 1
     assert report.complete
+
+
+@pytest.mark.parametrize(
+    "ended", ["completed", "failed", "cancelled", "cancelled_unclaimed", "expired", "skipped"]
+)
+async def test_nothing_is_wrong_in_what_runs_again_after_its_end(bed, ended):
+    """What ended before its first claim has a replay as its first attempt."""
+    execution_id = await of(bed, ended)
+    await bed.execute(ReplayExecutionArgs(execution_id=execution_id))
+    claim = await bed.claim(execution_id)
+    assert (await audit(bed.engine)).violations == ()
+    await bed.fail(claim, failure_category="permanent")
+    assert (await audit(bed.engine)).violations == ()
 
 
 @pytest.mark.scenario("RECLAIM-013")

@@ -1,5 +1,7 @@
 """Finding work behind what others have taken or keep for themselves."""
 
+from typing import Any
+
 import pytest
 
 from flowfabric import errors
@@ -10,7 +12,11 @@ from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore
 from flowfabric.testing.bed import INSTANCE, LANE, TTL_MS, WORKER
 
-WORKER_FIELDS = {"worker_id": WORKER, "worker_instance_id": INSTANCE, "worker_capabilities": frozenset()}
+WORKER_FIELDS: dict[str, Any] = {
+    "worker_id": WORKER,
+    "worker_instance_id": INSTANCE,
+    "worker_capabilities": frozenset(),
+}
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ async def test_work_is_found_behind_more_scopes_than_one_page_has(bed, monkeypat
         needs = RoutingRequirements(required_capabilities=(f"can-{number}",))
         await bed.create(policy=ExecutionPolicy(routing_requirements=needs))
     able = frozenset({"can-4"})
-    args = {
+    args: dict[str, Any] = {
         **WORKER_FIELDS,
         "worker_capabilities": able,
         "lanes": (LANE,),

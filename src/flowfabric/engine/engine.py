@@ -19,7 +19,7 @@ import itertools
 import logging
 import random
 import secrets
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -231,11 +231,13 @@ class Engine:
         rule = RULES[type(command)]
         if rule.is_query:
             check(command)
-            return cast("R", await self._answer(rule, command, envelope))
+            found: R = await self._answer(rule, command, envelope)
+            return found
         [decided] = await self.decide([(command, envelope)])
         if isinstance(decided, Exception):
             raise decided
-        return cast("R", decided)
+        outcome: R = decided
+        return outcome
 
     async def execute_many(
         self,
