@@ -121,7 +121,7 @@ def _outcomes(command: type[Command[Any]]) -> str:
         names.append(
             str(config.tag)
             if config is not None and config.tag
-            else getattr(variant, "__name__", str(variant))
+            else getattr(variant, "__name__", str(variant)).replace("NoneType", "None")
         )
     return ", ".join(f"`{name}`" for name in names)
 
@@ -133,7 +133,8 @@ def tests_of(command: type[Command[Any]]) -> list[str]:
     found = modules[command.__name__] | ({_shown_module(rule)} if rule.exists() else set())
     table = [command_types()[name][0] for name in tomllib.loads(table_text())]
     conformance = ["*conformance*"] if command in table else []
-    return [*sorted(found), *conformance, *sorted(scenarios[command.__name__])]
+    numbers = scenarios[command.__name__] | scenarios[operation_name(command)]
+    return [*sorted(found), *conformance, *sorted(numbers)]
 
 
 @cache
@@ -214,22 +215,12 @@ def render_errors() -> str:
     for code in errors.all_codes():
         kind = errors.error_for_code(code)
         assert kind is not None
-        family = next((base.__name__ for base in kind.__mro__[1:] if base in _FAMILIES), "")
+        families = (base for base in kind.__mro__[1:] if errors.FlowFabricError in base.__bases__)
+        family = next((base.__name__ for base in families), "")
         retry = "yes" if kind.retryable else "no"
         lines.append(f"| `{code}` | `{kind.__name__}` | {family} | {retry} | {kind.default_message} |")
     return "\n".join(lines)
 
-
-_FAMILIES = (
-    errors.InvalidInput,
-    errors.NotFound,
-    errors.Conflict,
-    errors.StateRefusal,
-    errors.Contention,
-    errors.LimitExceeded,
-    errors.Unavailable,
-    errors.StoreError,
-)
 
 SETTINGS = {
     "FF_URL": "The store, such as `sqlite:///work.db`. Default: `sqlite:///flowfabric.db`.",

@@ -265,6 +265,20 @@ async def test_commands_sent_together_count_once(bed, breaker):
     assert breaker.state == "open"
 
 
+async def test_commands_sent_together_close_it_again(bed, breaker):
+    await fail(bed, breaker)
+    bed.clock.advance(30_000)
+    await breaker.execute_many([bed.creation(), bed.creation()])
+    assert breaker.state == "closed"
+
+
+async def test_commands_sent_together_that_are_all_invalid_say_nothing_about_the_store(bed, breaker):
+    await fail(bed, breaker, 4)
+    await breaker.execute_many([prioritise(bed.new_execution_id(), 2**40)])
+    await fail(bed, breaker, 1)
+    assert breaker.state == "open"
+
+
 async def test_layers_stack(bed):
     tracer, sink = Tracer(), Sink()
     breaker = CircuitBreaker(limited(bed, create_execution=(1, 1)), clock=bed.clock.seconds())

@@ -1,5 +1,7 @@
 """Lists: what is on a page, in which order, and how pages follow each other."""
 
+from collections.abc import Callable
+
 import pytest
 from msgspec.structs import replace
 
@@ -27,6 +29,7 @@ from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.testing import Bed
 from flowfabric.testing.bed import LANE, NAMESPACE, TTL_MS
+from flowfabric.testing.clock import ClockedStore
 from flowfabric.testing.conformance.situations import (
     SITUATION_STEPS,
     Place,
@@ -36,7 +39,10 @@ from flowfabric.testing.conformance.situations import (
     suspension,
 )
 
-STORES = {"memory": MemoryStore, "sqlite": lambda: SqliteStore(":memory:")}
+STORES: dict[str, Callable[[], ClockedStore]] = {
+    "memory": MemoryStore,
+    "sqlite": lambda: SqliteStore(":memory:"),
+}
 OTHER = "other"
 PAGES_MAX = 50
 
@@ -168,7 +174,7 @@ def state_of_situation(name):
 class TestSummaries:
     async def one_of_each(self, bed):
         """Public state -> the ids of its executions; every situation and every blocker is there."""
-        found = {state: set() for state in PublicState}
+        found: dict[PublicState, set[str]] = {state: set() for state in PublicState}
         for name in SITUATION_STEPS:
             [place] = await bring(bed, name, 1)
             found[state_of_situation(name)].add(place.execution_id)
@@ -444,8 +450,7 @@ class TestEligible:
         for partition in (8, 70, 7, 8, 7):
             created = await bed.create(execution_id=bed.new_execution_id(partition))
             wanted += [created] if partition == 7 else []
-        partition = Partition(index=7)
-        assert await self.scan(bed, partition=partition, limit=2) == wanted
+        assert await self.scan(bed, partition=Partition(index=7), limit=2) == wanted
 
 
 class TestExpiredLeases:

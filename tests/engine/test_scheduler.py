@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from flowfabric import errors
-from flowfabric.contracts.leases import ClaimBatchArgs, ClaimForWorkerArgs, IssueClaimGrantArgs, WorkGranted
+from flowfabric.contracts.leases import (
+    ClaimBatchArgs,
+    ClaimForWorkerArgs,
+    IssueClaimGrantArgs,
+    NoWork,
+    WorkGranted,
+)
 from flowfabric.contracts.policy import ExecutionPolicy, RoutingRequirements
 from flowfabric.engine import scheduler
 from flowfabric.stores.memory import MemoryStore
@@ -45,6 +51,14 @@ async def test_work_behind_many_granted_executions_is_found(bed):
     found = await bed.execute(ClaimForWorkerArgs(**WORKER_FIELDS, lane_id=LANE, grant_ttl_ms=1_000))
     assert isinstance(found, WorkGranted)
     assert found.grant.execution_id == behind[1]
+
+
+async def test_nothing_is_granted_where_nothing_waits_for_this_worker(bed):
+    await grant_to_another(bed, await bed.create())
+    await bed.create(lane_id="another")
+    for lane in (LANE, "empty"):
+        args = ClaimForWorkerArgs(**WORKER_FIELDS, lane_id=lane, grant_ttl_ms=1_000)
+        assert await bed.unchanging(args) == NoWork()
 
 
 async def test_no_more_is_claimed_than_was_asked_for(bed):
