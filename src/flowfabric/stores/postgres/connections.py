@@ -82,7 +82,9 @@ class Connections:
         with self._faults():
             self._pool = await asyncpg.create_pool(
                 settings.url,
-                min_size=1,
+                # A floor would be restored behind our back, which races with whoever asks for a
+                # connection while the server is down.
+                min_size=0,
                 max_size=settings.connections_max,
                 reset=_keep_session,
                 timeout=settings.timeout_ms / 1_000,

@@ -50,12 +50,11 @@ def store_error(fault: BaseException, place: str) -> errors.StoreError:
         )
     if isinstance(fault, asyncpg.PostgresError):
         return _server_error(fault, place)
-    if isinstance(fault, (OSError, asyncpg.InterfaceError)) and not isinstance(fault, asyncpg.DataError):
-        return errors.StoreUnreachable(
-            f"{place} cannot be reached ({type(fault).__name__}). Check the address and that the server runs."
-        )
-    return errors.StoreError(
-        f"{place}: the driver failed ({type(fault).__name__}). Look at the server's log."
+    if isinstance(fault, asyncpg.DataError):
+        return errors.StoreError(f"{place}: the driver cannot write a value ({type(fault).__name__}).")
+    # The driver's own errors come from connections that broke, at one point or another.
+    return errors.StoreUnreachable(
+        f"{place} cannot be reached ({type(fault).__name__}). Check the address and that the server runs."
     )
 
 
