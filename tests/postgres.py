@@ -68,45 +68,38 @@ class Server:
 
     def start(self) -> None:
         """Start the server on what its folder holds, and wait until it accepts connections."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        self._process = self._spawn()
+        while not self._is_ready():
+            if self._process.poll() is not None:
+                # After a kill, the children of the last start may need a moment to notice.
+                self._process = self._spawn()
+            if time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "log").read_text()[-2_000:])
+            time.sleep(0.005)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
-        # Whoever connects may only do so once this start is ready, not an earlier one.
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        program = str(binaries() / "postgres")
+        places = ["-D", str(self.data), "-k", str(self.folder), "-p", str(PORT), "-h", ""]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    binaries() / "postgres",
-                    "-D",
-                    self.data,
-                    "-k",
-                    self.folder,
-                    "-p",
-                    str(PORT),
-                    "-h",
-                    "",
-                    *options,
-                ],
+            return subprocess.Popen(
+                [program, *places, *options],
                 cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - no thread of ours holds a lock here
                 **self._account,
             )
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self.folder / "log").read_text()[-2_000:])
-            time.sleep(0.005)
 
     def _is_ready(self) -> bool:
+        assert self._process is not None
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return len(lines) >= 8 and lines[7].strip() == "ready"
+        # The file of an earlier start may still be there.
+        return len(lines) >= 8 and lines[0] == str(self._process.pid) and lines[7].strip() == "ready"
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End the server and wait for it. ``SIGKILL`` is what a crash of it looks like."""

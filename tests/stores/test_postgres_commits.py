@@ -216,6 +216,51 @@ class TestFaults:
         assert store.statistics.resends == 3
 
 
+class TestConnections:
+    async def test_there_are_never_more_than_allowed(self, open_store: OpenStore) -> None:
+        store = await open_store(connections_max=2, listen=False)
+        await asyncio.gather(*(store.now() for _ in range(20)))
+        assert len(store._connections._idle) == 2
+
+    async def test_waiting_for_a_connection_ends(self, open_store: OpenStore) -> None:
+        store = await open_store(connections_max=1, listen=False, timeout_ms=100)
+        async with store._connections.use():
+            with pytest.raises(errors.StoreTimeout):
+                await store.now()
+        assert await store.now() > 0
+
+    async def test_one_whose_statement_was_cancelled_is_not_used_again(self, open_store: OpenStore) -> None:
+        store = await open_store(connections_max=1, listen=False)
+        ((_, before),) = store._connections._idle
+        sleeping = asyncio.ensure_future(store._connections.fetch("SELECT pg_sleep(60)"))
+        while not store._connections._room.locked():  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        sleeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sleeping
+        assert await store.now() > 0
+        ((_, after),) = store._connections._idle
+        assert after is not before
+
+    async def test_one_that_was_cut_off_is_replaced(self, open_store: OpenStore) -> None:
+        store, other = await open_store(connections_max=1, listen=False), await open_store()
+        ((_, before),) = store._connections._idle
+        await other._connections.fetch("SELECT pg_terminate_backend($1)", before.get_server_pid())
+        async with asyncio.timeout(10):
+            while not before.is_closed():
+                await asyncio.sleep(0.001)
+        assert await store.now() > 0
+
+    async def test_one_that_was_idle_for_long_is_replaced(self, open_store: OpenStore) -> None:
+        store = await open_store(connections_max=1, listen=False)
+        ((since, before),) = store._connections._idle
+        store._connections._idle[:] = [(since - 301, before)]
+        assert await store.now() > 0
+        ((_, after),) = store._connections._idle
+        assert after is not before
+
+
 class TestHearing:
     @pytest.mark.parametrize("options", [{}, {"listen": False}, {"pooler": True}], ids=str)
     async def test_a_commit_of_another_store_wakes_who_waits(

@@ -31,7 +31,8 @@ async def refused(store: PostgresStore, error: type[Exception], words: str) -> N
     """Opening fails, says why, and leaves no connection open."""
     with pytest.raises(error, match=words):
         await store.open()
-    assert store._connections._pool is None
+    assert not store._connections.is_open
+    assert store._connections._idle == []
 
 
 @pytest.fixture
@@ -175,6 +176,9 @@ class TestLifecycle:
             await store.commit(creation(counter(acknowledged)))
             acknowledged += 1
         durable.stop(signal.SIGKILL)
+        async with asyncio.timeout(30):  # its children need a moment to notice
+            while not all(connection.is_closed() for _, connection in store._connections._idle):
+                await asyncio.sleep(0.001)
         for call in (store.now(), store.commit(creation(counter(99))), store.last_event()):
             with pytest.raises(errors.StoreUnreachable):
                 await call

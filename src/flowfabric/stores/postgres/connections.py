@@ -1,14 +1,14 @@
-"""The pool of connections, and the one place where faults of the driver become our errors.
+"""The connections, and the place where faults of the driver become our errors.
 
-No state is kept in a session except for LISTEN, which has a connection of its own. So connections
-need no reset when they are given back, and a pooler may hand every transaction to another server
-connection: with ``pooler`` no statement is prepared by name and no setting is sent at connecting.
+No state is kept in a session except for LISTEN, which has a connection of its own. So a pooler may
+hand every transaction to another server connection: with ``pooler`` no statement is prepared by
+name and no setting is sent at connecting.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
@@ -20,11 +20,15 @@ from flowfabric import errors
 from flowfabric.stores.postgres.faults import FAULTS, store_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
 CONNECTIONS_MAX: Final = 8
 TIMEOUT_MS: Final = 30_000
-CLOSE_TIMEOUT_MS: Final = 5_000
+CLOSE_TIMEOUT_S: Final = 5
+STATEMENTS_MAX: Final = 100
+"""How many statements a connection keeps prepared."""
+IDLE_S_MAX: Final = 300
+"""A connection that was idle for longer is not trusted: something between may have forgotten it."""
 
 _PLANNER: Final = {
     "application_name": "flowfabric",
@@ -66,43 +70,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Connections:
-    """The open pool. Use it as an async context manager, or open and close it."""
+    """A small pool: connections are made when needed, kept while idle, dropped after a fault.
+
+    The driver's own pool resets sessions and guards them behind proxies, which costs more than a
+    short statement does; without session state neither is needed.
+
+    Use it as an async context manager, or open and close it.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._pool: Any = None
+        self._idle: list[tuple[float, Any]] = []
+        self._room: asyncio.Semaphore | None = None
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether connections may be borrowed."""
+        return self._room is not None
 
     async def open(self) -> None:
-        """Connect.
+        """Connect once, to learn that it works.
 
         Raises:
             StoreError: the server cannot be reached or refuses us.
         """
-        settings = self.settings
-        with self._faults():
-            self._pool = await asyncpg.create_pool(
-                settings.url,
-                # A floor would be restored behind our back, which races with whoever asks for a
-                # connection while the server is down.
-                min_size=0,
-                max_size=settings.connections_max,
-                reset=_keep_session,
-                timeout=settings.timeout_ms / 1_000,
-                command_timeout=settings.timeout_ms / 1_000,
-                statement_cache_size=0 if settings.pooler else 100,
-                server_settings={} if settings.pooler else _PLANNER,
-            )
+        self._room = asyncio.Semaphore(self.settings.connections_max)
+        async with self.use():
+            pass
 
     async def close(self) -> None:
-        """Give back every connection; those of a dead server are dropped."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_MS / 1_000):
-                await pool.close()
-        except FAULTS:
-            pool.terminate()
+        """Close what is idle now, and what is in use as soon as it comes back."""
+        self._room = None
+        idle, self._idle = self._idle, []
+        for _, connection in idle:
+            self._drop(connection)
+        await asyncio.gather(*self._dropping)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -114,13 +117,28 @@ class Connections:
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Any]:
         """Borrow a connection. What fails while it is used becomes one of our errors."""
-        if self._pool is None:
+        room = self._room
+        if room is None:
             raise errors.StoreUnreachable(
                 f"the store {self.settings.place} is not open. Open it before using it."
             )
-        with self._faults():
-            async with self._pool.acquire(timeout=self.settings.timeout_ms / 1_000) as connection:
-                yield connection
+        try:
+            await self._wait_for(room)
+            try:
+                connection = await self._take()
+                sound = False
+                try:
+                    yield connection
+                    sound = True
+                except asyncpg.PostgresError:
+                    sound = True
+                    raise
+                finally:
+                    self._give_back(connection, keep=sound and room is self._room)
+            finally:
+                room.release()
+        except FAULTS as fault:
+            raise store_error(fault, self.settings.place) from fault
 
     async def fetch(self, sql: str, *values: Any) -> list[Any]:
         """Run one statement in a transaction of its own and return its rows."""
@@ -128,12 +146,51 @@ class Connections:
             rows: list[Any] = await connection.fetch(sql, *values)
         return rows
 
-    @contextlib.contextmanager
-    def _faults(self) -> Iterator[None]:
-        try:
-            yield
-        except FAULTS as fault:
-            raise store_error(fault, self.settings.place) from fault
+    async def _wait_for(self, room: asyncio.Semaphore) -> None:
+        if not room.locked():
+            await room.acquire()
+            return
+        async with asyncio.timeout(self.settings.timeout_ms / 1_000):
+            await room.acquire()
+
+    async def _take(self) -> Any:
+        """The connection that was used last, or a new one."""
+        while self._idle:
+            since, connection = self._idle.pop()
+            if time.monotonic() - since < IDLE_S_MAX and not connection.is_closed():
+                return connection
+            self._drop(connection)
+        return await _connect(self.settings, self.settings.url)
+
+    def _give_back(self, connection: Any, *, keep: bool) -> None:
+        # After a timeout or a cancellation the server may still be at work; what it answers then
+        # must not meet the next statement.
+        if keep and not connection.is_closed() and not connection.is_in_transaction():
+            self._idle.append((time.monotonic(), connection))
+        else:
+            self._drop(connection)
+
+    def _drop(self, connection: Any) -> None:
+        task = asyncio.create_task(_close(connection), name="flowfabric close connection")
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+
+async def _connect(settings: Settings, url: str) -> Any:
+    return await asyncpg.connect(
+        url,
+        timeout=settings.timeout_ms / 1_000,
+        command_timeout=settings.timeout_ms / 1_000,
+        statement_cache_size=0 if settings.pooler else STATEMENTS_MAX,
+        server_settings={} if settings.pooler else _PLANNER,
+    )
+
+
+async def _close(connection: Any) -> None:
+    try:
+        await connection.close(timeout=CLOSE_TIMEOUT_S)
+    except FAULTS:
+        connection.terminate()
 
 
 async def connect_listener(
@@ -145,12 +202,7 @@ async def connect_listener(
         StoreError: the server cannot be reached or refuses us.
     """
     try:
-        connection = await asyncpg.connect(
-            url,
-            timeout=settings.timeout_ms / 1_000,
-            command_timeout=settings.timeout_ms / 1_000,
-            statement_cache_size=0,
-        )
+        connection = await _connect(settings, url)
         await connection.add_listener(channel, hear)
         return connection
     except FAULTS as fault:
@@ -160,7 +212,3 @@ async def connect_listener(
 def quoted(identifier: str) -> str:
     """An identifier as SQL wants it."""
     return '"' + identifier.replace('"', '""') + '"'
-
-
-async def _keep_session(_: Any) -> None:
-    """What the pool does when a connection comes back: nothing, and no round trip for it."""
