@@ -59,6 +59,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path} (schema {self.schema})"
 
     @property
+    def lock_timeout_ms(self) -> int:
+        """How long a commit waits for others; the rest of the time is left for the disk."""
+        return max(1, self.timeout_ms // 2)
+
+    @property
     def listen_url(self) -> str | None:
         """Where to listen for changes; None to look for them instead."""
         if not self.listen:

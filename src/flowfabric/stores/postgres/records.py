@@ -31,7 +31,7 @@ FREQUENT_FAMILIES: Final = frozenset({Family.EXECUTION, Family.LEASE})
 
 LARGE_KINDS: Final = frozenset(kind for kind, record_type in RECORD_TYPES.items() if record_type.LARGE)
 
-ARGUMENTS: Final = 29
+ARGUMENTS: Final = 30
 """How many arguments ``apply_commit`` takes."""
 
 _CLOCK_MS: Final = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -248,7 +248,7 @@ def listed_keys(prefix: Key, rows: Sequence[Any]) -> list[Key]:
 # What a commit is written as
 
 
-def commit_values(commit: Commit, clock: StoreClock) -> list[Any]:
+def commit_values(commit: Commit, clock: StoreClock, lock_timeout_ms: int) -> list[Any]:
     """The arguments of ``apply_commit``, in its order."""
     events, frames, trims = commit.events, commit.appends, commit.trims
     values = [
@@ -266,6 +266,7 @@ def commit_values(commit: Commit, clock: StoreClock) -> list[Any]:
         [trim.keep for trim in trims],
         clock.given_ms(),
         STEP_BACK_MS_MAX,
+        lock_timeout_ms,
     ]
     assert len(values) == ARGUMENTS
     return values

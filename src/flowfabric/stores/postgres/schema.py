@@ -114,7 +114,7 @@ CREATE FUNCTION {schema}.apply_commit(
     event_families text[], event_executions text[], event_data bytea[],
     frame_streams text[], frame_ms bigint[], frame_seqs bigint[], frame_data bytea[],
     trim_streams text[], trim_keeps bigint[],
-    given_clock_ms bigint, step_back_ms_max bigint,
+    given_clock_ms bigint, step_back_ms_max bigint, lock_timeout_ms bigint,
     OUT conflicts text[], OUT seen_mark_ms bigint, OUT offset_ms bigint, OUT clock_ms bigint
 )
 LANGUAGE plpgsql VOLATILE
@@ -129,6 +129,8 @@ DECLARE
     newest bigint;
     excess bigint;
 BEGIN
+    -- Whoever waits in vain learns that nothing was written, before the client gives up not knowing.
+    PERFORM set_config('lock_timeout', lock_timeout_ms::text, true);
     SELECT s.last_commit + 1, s.last_event, s.mark_ms, s.clock_offset_ms
     INTO STRICT number, newest_event, seen_mark_ms, offset_ms
     FROM {schema}.state AS s WHERE s.id = 1 FOR UPDATE;

@@ -237,7 +237,7 @@ class PostgresStore:
 
     async def commit(self, commit: Commit) -> None:
         changes = self._open_changes()
-        values = records.commit_values(commit, self.clock)
+        values = records.commit_values(commit, self.clock, self.settings.lock_timeout_ms)
         async with self._room:
             ((conflicts, mark_ms, offset_ms, clock_ms),) = await self._insistently(values)
         if conflicts:
