@@ -56,7 +56,11 @@ class Changes:
     async def open(self) -> None:
         """Begin to listen, and remember how many commits there are."""
         await self._listen()
-        self._foreign = await self._read_last_commit()
+        try:
+            self._foreign = await self._read_last_commit()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Stop listening. What was not told yet is told by the counter."""
