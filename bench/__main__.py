@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.scene import Figure, fresh_sqlite, fsync_us, task_us
+from bench.scene import Figure, fresh_schema, fresh_sqlite, fsync_us, task_us
 
 NAMES = ("core", "throughput", "latency", "steps", "growth")
 
@@ -23,12 +23,15 @@ NAMES = ("core", "throughput", "latency", "steps", "growth")
 def main() -> int:
     """Run what was asked for, and say how it went."""
     arguments = _parse()
-    print(f"Python {platform.python_version()}, synchronous=FULL, payload 4 KiB")
+    store = "SQLite, synchronous=FULL" if arguments.url is None else arguments.url.partition("://")[0]
+    print(f"Python {platform.python_version()}, {store}, payload 4 KiB")
     print(f"this machine: one asyncio task {task_us():.1f} us, one fdatasync {fsync_us():.0f} us")
     found: list[Figure] = []
     for name in arguments.names or NAMES:
-        with fresh_sqlite() as url:
+        with fresh_sqlite() if arguments.url is None else fresh_schema(arguments.url) as url:
             figures = _run(name, url, uvloop=arguments.uvloop)
+        if arguments.url is not None:  # the bounds are those of a SQLite file on this machine
+            figures = [msgspec.structs.replace(figure, floor=None, ceiling=None) for figure in figures]
         for figure in figures:
             print(_line(figure), flush=True)
         found += figures
@@ -46,6 +49,10 @@ def _parse() -> argparse.Namespace:
         "names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all when absent"
     )
     parser.add_argument("--uvloop", action="store_true", help="use uvloop")
+    parser.add_argument(
+        "--url",
+        help="a PostgreSQL database to measure, in new schemas that stay; a new SQLite file when absent",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures to a file")
     return parser.parse_args()
 

@@ -22,7 +22,8 @@ async def measure(url: str, *, history: int = HISTORY) -> list[Figure]:
     await fill(url, history)
     after = await _all(url)
     figures = [_growth(old, new) for old, new in zip(before, after, strict=True) if "p99" not in old.name]
-    figures.append(Figure(name="database", value=file_bytes(url) / 2**20, unit="MiB"))
+    if url.startswith("sqlite:"):
+        figures.append(Figure(name="database", value=file_bytes(url) / 2**20, unit="MiB"))
     return figures
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import statistics
 import tempfile
@@ -104,6 +105,13 @@ def fresh_sqlite() -> Iterator[str]:
         yield f"sqlite:///{folder}/bench.db"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def fresh_schema(url: str) -> Iterator[str]:
+    """The URL of a new schema in a PostgreSQL database. It is left there to be looked at."""
+    mark = "&" if "?" in url else "?"
+    yield f"{url}{mark}schema=bench_{secrets.token_hex(8)}"
 
 
 def fsync_us(folder: str | None = None, rounds: int = 200) -> float:

@@ -3,21 +3,41 @@
 ``sqlite:///work.db`` is a file relative to the current folder, ``sqlite:////var/lib/work.db`` an
 absolute path; ``?synchronous=NORMAL`` trades power-loss safety for speed. ``sqlite://:memory:``
 and ``memory://`` keep everything in this process and lose it with it.
+
+``postgresql://user@host/database`` is a PostgreSQL database; ``?schema=name`` chooses the schema in
+it, ``?pooler=on&direct_url=…`` goes through a pooler, ``?listen=off`` does without LISTEN.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from flowfabric.errors import InvalidInput, StoreUnreachable
+from flowfabric.errors import InvalidInput, StoreUnreachable, StoreUnusable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowfabric.stores.base import Store
+    from flowfabric.stores.postgres import PostgresStore
+    from flowfabric.stores.postgres.schema import Migration as PostgresMigration
+    from flowfabric.stores.sqlite.schema import Migration as SqliteMigration
 
 DEFAULT_URL: Final = "sqlite:///flowfabric.db"
 MEMORY: Final = ":memory:"
+POSTGRES_SCHEMES: Final = ("postgresql", "postgres")
+POSTGRES_OPTIONS: Final = ("connections", "direct_url", "listen", "pooler", "schema", "timeout_ms")
+"""Options of ours."""
+POSTGRES_DRIVER_OPTIONS: Final = (
+    "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port", "sslcert",
+    "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslrootcert", "target_session_attrs", "user",
+)  # fmt: skip
+"""Options that the driver understands. Any other it would take for a setting of the server."""
+
+_SCHEMA: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,47}")
 
 
 def store_for(url: str) -> Store:
@@ -25,6 +45,7 @@ def store_for(url: str) -> Store:
 
     Raises:
         InvalidInput: the URL names no store, or an option that the store does not have.
+        StoreUnusable: the store's driver is not installed.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -35,7 +56,9 @@ def store_for(url: str) -> Store:
         return MemoryStore()
     if scheme == "sqlite":
         return _sqlite_store(url, rest)
-    raise _refused(url, "the scheme must be sqlite or memory")
+    if scheme in POSTGRES_SCHEMES:
+        return _postgres_store(url)
+    raise _refused(url, "the scheme must be sqlite, postgresql or memory")
 
 
 def require_store(url: str) -> None:
@@ -59,13 +82,18 @@ def pending_migrations(url: str) -> tuple[str, ...]:
         InvalidInput: the URL names no store.
         StoreError: the store cannot be read, or is newer than this program.
     """
+    store = store_for(url)
+    if _is_postgres(url):
+        from flowfabric.stores import postgres
+
+        return _names(asyncio.run(postgres.pending(cast("PostgresStore", store).settings)))
     path = _file_of(url)
     if path is None:
         return ()
     require_store(url)
     from flowfabric.stores.sqlite import pending
 
-    return tuple(f"{migration.number} {migration.name}" for migration in pending(path))
+    return _names(pending(path))
 
 
 def apply_migrations(url: str) -> tuple[str, ...]:
@@ -75,12 +103,25 @@ def apply_migrations(url: str) -> tuple[str, ...]:
         InvalidInput: the URL names no store.
         StoreError: the store cannot be written, or is newer than this program.
     """
+    store = store_for(url)
+    if _is_postgres(url):
+        from flowfabric.stores import postgres
+
+        return _names(asyncio.run(postgres.migrate(cast("PostgresStore", store).settings)))
     path = _file_of(url)
     if path is None:
         return ()
     from flowfabric.stores.sqlite import migrate
 
-    return tuple(f"{migration.number} {migration.name}" for migration in migrate(path))
+    return _names(migrate(path))
+
+
+def _names(migrations: Sequence[SqliteMigration] | Sequence[PostgresMigration]) -> tuple[str, ...]:
+    return tuple(f"{migration.number} {migration.name}" for migration in migrations)
+
+
+def _is_postgres(url: str) -> bool:
+    return url.partition("://")[0] in POSTGRES_SCHEMES
 
 
 def _file_of(url: str) -> str | None:
@@ -105,6 +146,47 @@ def _sqlite_store(url: str, rest: str) -> Store:
             raise _refused(url, "name a file, as in sqlite:///work.db")
         path = path[1:]
     return SqliteStore(path, synchronous=level)
+
+
+def _postgres_store(url: str) -> Store:
+    parts = urlsplit(url)
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = given.keys() - {*POSTGRES_OPTIONS, *POSTGRES_DRIVER_OPTIONS}
+    if unknown:
+        raise _refused(url, f"unknown option {min(unknown)!r}; known: {', '.join(POSTGRES_OPTIONS)}")
+    schema = given.get("schema", "flowfabric")
+    if not _SCHEMA.fullmatch(schema):
+        raise _refused(url, "schema must be 1 to 48 small letters, digits and underscores, and no pg_ name")
+    try:
+        from flowfabric.stores.postgres import PostgresStore
+    except ModuleNotFoundError as missing:
+        raise StoreUnusable(
+            f"{missing.name} is not installed. Install flowfabric[postgres] to use PostgreSQL."
+        ) from missing
+    driver_options = {name: value for name, value in given.items() if name in POSTGRES_DRIVER_OPTIONS}
+    return PostgresStore(
+        urlunsplit(parts._replace(scheme="postgresql", query=urlencode(driver_options))),
+        direct_url=given.get("direct_url"),
+        schema=schema,
+        connections_max=_whole_number(url, given, "connections", 8),
+        timeout_ms=_whole_number(url, given, "timeout_ms", 30_000),
+        pooler=_switch(url, given, "pooler", "off"),
+        listen=_switch(url, given, "listen", "on"),
+    )
+
+
+def _whole_number(url: str, options: dict[str, str], name: str, default: int) -> int:
+    text = options.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise _refused(url, f"{name} must be a whole number above 0")
+    return int(text)
+
+
+def _switch(url: str, options: dict[str, str], name: str, default: str) -> bool:
+    text = options.get(name, default)
+    if text not in ("on", "off"):
+        raise _refused(url, f"{name} must be on or off")
+    return text == "on"
 
 
 def _refused(url: str, rule: str) -> InvalidInput:

@@ -10,6 +10,7 @@ import pytest
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.stores.sqlite.driver import ApswDriver, Driver, StandardDriver
+from tests.postgres import server
 
 DRIVERS: dict[str, type[ApswDriver] | type[StandardDriver]] = {"apsw": ApswDriver, "sqlite3": StandardDriver}
 
@@ -19,6 +20,8 @@ MAKERS: dict[str, Callable[[str], Any]] = {
     "sqlite in memory": lambda path: SqliteStore(":memory:"),
     "sqlite": SqliteStore,
     "sqlite over sqlite3": lambda path: SqliteStore(path, driver=StandardDriver()),
+    "postgres": lambda path: server().store(path),
+    "postgres behind a pooler": lambda path: server().store(path, pooler=True),
 }
 
 

@@ -37,16 +37,17 @@ def host_clock_ms() -> int:
 
 
 class StoreClock:
-    """Reads the host's clock, plus an offset that only tests set, under the rule of the mark.
+    """Reads a clock, plus an offset that only tests set, under the rule of the mark.
 
     Args:
-        host_clock: the clock to read, in milliseconds.
+        host_clock: the clock to read, in milliseconds. Without one it is the clock of the store's
+            server, or this host's for a store without a server.
         on_step: called once for each step back that was too large to wait for.
     """
 
     def __init__(
         self,
-        host_clock: Callable[[], int] = host_clock_ms,
+        host_clock: Callable[[], int] | None = None,
         on_step: Callable[[ClockStep], None] | None = None,
     ) -> None:
         self._host_clock = host_clock
@@ -55,15 +56,25 @@ class StoreClock:
         self.steps = 0
         """How many steps back were reported since the store was opened."""
 
-    def read(self, mark_ms: int, offset_ms: int = 0) -> int:
-        """The time now, given the stored mark."""
-        clock_ms = self._host_clock() + offset_ms
+    def read(self, mark_ms: int, offset_ms: int = 0, *, server_ms: int | None = None) -> int:
+        """The time now, given the stored mark and, for a store on a server, what its clock has just read."""
+        clock_ms = self._read_clock(server_ms) + offset_ms
         if clock_ms >= mark_ms:
             return clock_ms
         if mark_ms - clock_ms <= STEP_BACK_MS_MAX:
             return mark_ms
         self._report(ClockStep(mark_ms=mark_ms, clock_ms=clock_ms))
         return clock_ms
+
+    def given_ms(self) -> int | None:
+        """What the given clock reads; None if there is none, so that a server's own clock counts."""
+        return None if self._host_clock is None else self._host_clock()
+
+    def _read_clock(self, server_ms: int | None) -> int:
+        given_ms = self.given_ms()
+        if given_ms is not None:
+            return given_ms
+        return host_clock_ms() if server_ms is None else server_ms
 
     def _report(self, step: ClockStep) -> None:
         if step.mark_ms == self._reported_mark_ms:

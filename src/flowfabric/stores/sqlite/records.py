@@ -13,7 +13,7 @@ from flowfabric.core.events import Event, Family, StoredEvent
 from flowfabric.core.records import RECORD_TYPES, Key, decode_record, encode_record, kind_of
 from flowfabric.core.work import Frame
 from flowfabric.stores.base import Commit, Conflict, Loaded
-from flowfabric.stores.sqlite.keys import (
+from flowfabric.stores.keys import (
     prefix_bounds,
     restored_key,
     stored_key,
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 FREQUENT_FAMILIES: Final = frozenset({Family.EXECUTION, Family.LEASE})
 """Families without an index of their own: they make up most of the log."""
+
+END: Final = b""
+"""Sorts behind every text: SQLite orders blobs after texts."""
 
 LARGE_KINDS: Final = frozenset(kind for kind, record_type in RECORD_TYPES.items() if record_type.LARGE)
 
@@ -126,7 +129,7 @@ def list_keys(connection: Connection, prefix: Key, after: Key | None, limit: int
         names = connection.rows(
             f"SELECT key FROM {source} WHERE key > ?1 AND key < ?2 "
             "AND (?3 = '' OR substr(key, -length(?3)) = ?3) ORDER BY key LIMIT ?4",
-            (place, end, suffix, limit),
+            (place, END if end is None else end, suffix, limit),
         )
         keys = (restored_key(name) for (name,) in names)
         found += [key for key in keys if key.startswith(prefix)]
@@ -309,7 +312,7 @@ def index_scopes(connection: Connection, index: str, prefix: str, after: str | N
         "SELECT (SELECT min(scope) FROM index_row WHERE name = ?1 AND scope > scopes.scope AND scope < ?3) "
         "FROM scopes WHERE scopes.scope IS NOT NULL LIMIT ?4) "
         "SELECT scope FROM scopes WHERE scope IS NOT NULL",
-        (index, low, high, limit),
+        (index, low, END if high is None else high, limit),
     )
     return [scope for (scope,) in found]
 

@@ -1,4 +1,4 @@
-"""How keys are spelled in the file: in the order of ``key_order``.
+"""How SQL stores spell keys in their tables: in the order of ``key_order``.
 
 A key is ``<kind>/<identity>``, and most identities begin with an execution id, ``{fp:7}:<uuid>``.
 Stored as they are, the keys of new records would be scattered over the whole index: by kind, then
@@ -15,9 +15,6 @@ from flowfabric.stores.base import key_order, split_tag
 
 SEPARATOR: Final = "\x1f"
 """Refused in every name, and sorts before everything that a name may hold."""
-
-END: Final = b""
-"""Sorts behind every text: SQLite orders blobs after texts."""
 
 _NAMES_CACHED: Final = 8_192
 """A key is spelled several times in one batch and again in the next."""
@@ -44,18 +41,18 @@ def restored_key(stored: str) -> str:
     return f"{kind}/{tag}{rest}"
 
 
-def prefix_bounds(prefix: str) -> tuple[str, str | bytes]:
-    """The half-open range of all texts that begin with ``prefix``."""
+def prefix_bounds(prefix: str) -> tuple[str, str | None]:
+    """The half-open range of all texts that begin with ``prefix``; without an end if that is None."""
     for place in range(len(prefix) - 1, -1, -1):
         following = ord(prefix[place]) + 1
         if following in _SURROGATES:
             following = _SURROGATES.stop
         if following <= _LAST_CHARACTER:
             return prefix, prefix[:place] + chr(following)
-    return prefix, END
+    return prefix, None
 
 
-def stored_prefix_bounds(prefix: str) -> tuple[str, str | bytes]:
+def stored_prefix_bounds(prefix: str) -> tuple[str, str | None]:
     """A range of stored keys that holds all keys that begin with ``prefix``, and perhaps others."""
     _, _, identity = prefix.partition("/")
     rest, tag = split_tag(identity)

@@ -1,4 +1,4 @@
-"""How keys are spelled in the file."""
+"""How keys are spelled in tables."""
 
 import pytest
 from hypothesis import given
@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from flowfabric.core.records import RECORD_TYPES
 from flowfabric.stores.base import key_order
-from flowfabric.stores.sqlite.keys import (
-    END,
+from flowfabric.stores.keys import (
     prefix_bounds,
     restored_key,
     stored_key,
@@ -39,20 +38,20 @@ def test_stored_keys_sort_like_key_order(one: str, two: str) -> None:
 def test_every_key_lies_within_the_bounds_of_its_prefixes(key: str, length: int) -> None:
     low, high = stored_prefix_bounds(key[:length])
     assert low <= stored_key(key)
-    assert isinstance(high, bytes) or stored_key(key) < high
+    assert high is None or stored_key(key) < high
     assert stored_key(key).endswith(stored_suffix(key[:length]))
 
 
 @given(NAMES, NAMES)
 def test_prefix_bounds_hold_exactly_what_begins_with_the_prefix(prefix: str, text: str) -> None:
     low, high = prefix_bounds(prefix)
-    within = low <= text and (isinstance(high, bytes) or text < high)
+    within = low <= text and (high is None or text < high)
     assert within == text.startswith(prefix)
 
 
 @pytest.mark.parametrize(
     ("prefix", "end"),
-    [("", END), ("a", "b"), ("a\U0010ffff", "b"), ("\U0010ffff", END), ("\ud7ff", "\ue000")],
+    [("", None), ("a", "b"), ("a\U0010ffff", "b"), ("\U0010ffff", None), ("\ud7ff", "\ue000")],
 )
-def test_the_end_of_a_prefix(prefix: str, end: str | bytes) -> None:
+def test_the_end_of_a_prefix(prefix: str, end: str | None) -> None:
     assert prefix_bounds(prefix) == (prefix, end)

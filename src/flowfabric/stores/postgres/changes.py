@@ -1,0 +1,134 @@
+"""Noticing that another process has committed.
+
+Listening costs a connection of its own that reaches the server itself. Telling others happens after
+the commit and off its path: NOTIFY inside the commit would wait for every other notifier. It is
+gathered, so many commits tell once, and it need not be durable.
+
+A notification may be lost with its connection. So whoever waits looks at the commit counter once
+more when the time is over; without a listener that is done every ``LOOK_MS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from flowfabric import errors
+from flowfabric.stores.postgres.connections import connect_listener
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from flowfabric.stores.postgres.connections import Connections
+
+LOOK_MS: Final = 50
+"""How often the counter is read where nothing can be listened to."""
+TELL_MS: Final = 10
+"""How long commits are gathered before others are told again."""
+CLOSE_TIMEOUT_S: Final = 1
+
+_TELL: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
+
+
+class Changes:
+    """What is known about the commits of others.
+
+    Args:
+        connections: where to look and to tell.
+        last_commit: reads the number of the latest commit.
+    """
+
+    def __init__(self, connections: Connections, last_commit: Callable[[], Awaitable[int]]) -> None:
+        self._connections = connections
+        self._read_last_commit = last_commit
+        self._channel = f"{connections.settings.schema}_changed"
+        self._origin = secrets.token_hex(8)
+        self._own = 0
+        self._foreign = 0
+        self._heard = asyncio.Event()
+        self._listener: Any = None
+        self._telling: asyncio.Task[None] | None = None
+        self._untold = False
+
+    async def open(self) -> None:
+        """Begin to listen, and remember how many commits there are."""
+        await self._listen()
+        try:
+            self._foreign = await self._read_last_commit()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop listening. What was not told yet is told by the counter."""
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(Exception):  # a dead connection need not be closed well
+                await listener.close(timeout=CLOSE_TIMEOUT_S)
+
+    # Telling
+
+    def committed(self) -> None:
+        """Note a commit of our own, and let others know soon."""
+        self._own += 1
+        self._untold = True
+        if self._telling is None and self._connections.settings.listen:
+            self._telling = asyncio.create_task(self._tell(), name="flowfabric tell")
+
+    async def _tell(self) -> None:
+        try:
+            while self._untold:
+                self._untold = False
+                await self._connections.fetch(_TELL, self._channel, self._origin)
+                await asyncio.sleep(TELL_MS / 1_000)
+        except errors.StoreError:
+            pass  # they look at the counter; the next commit tells again
+        finally:
+            self._telling = None
+
+    # Noticing
+
+    async def wait(self, timeout_ms: int) -> bool:
+        """True as soon as another process may have committed, False when the time is over."""
+        deadline = time.monotonic() + timeout_ms / 1_000
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            await self._listen()
+            await self._pause(remaining_s)
+            if self._heard.is_set() or await self._counted():
+                self._heard.clear()
+                return True
+        return False
+
+    async def _pause(self, remaining_s: float) -> None:
+        if self._listener is None:
+            await asyncio.sleep(min(remaining_s, LOOK_MS / 1_000))
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(remaining_s):
+                await self._heard.wait()
+
+    async def _counted(self) -> bool:
+        """True if the commits that are not our own have become more since this was last asked."""
+        foreign = await self._read_last_commit() - self._own
+        changed = foreign != self._foreign
+        self._foreign = foreign
+        return changed
+
+    async def _listen(self) -> None:
+        """Connect the listener if there should be one and is none."""
+        settings = self._connections.settings
+        if settings.listen_url is None or (self._listener is not None and not self._listener.is_closed()):
+            return
+        self._listener = None
+        self._listener = await connect_listener(settings, settings.listen_url, self._channel, self._hear)
+        self._listener.add_termination_listener(lambda _: self._heard.set())
+
+    def _hear(self, _connection: Any, _process: int, _channel: str, origin: str) -> None:
+        if origin != self._origin:
+            self._heard.set()
