@@ -30,6 +30,7 @@ from flowfabric.contracts.flows import (
     EdgeGroupState,
     EdgeSnapshot,
     EdgeStaged,
+    EvaluateFlowEligibilityArgs,
     FlowAlreadyEnded,
     FlowCancellationPolicy,
     FlowCancelled,
@@ -431,7 +432,7 @@ class JoinScenarios(StoreSuite):
         await flow.run("d")
         assert await flow.flow_state() == "completed"
 
-    @pytest.mark.scenario("FLOW-028", "FLOW-029", "EG-012")
+    @pytest.mark.scenario("FLOW-028", "EG-012")
     async def test_a_failed_branch_skips_what_depends_on_it(self, bed: Bed) -> None:
         flow = await graph(bed, "abcde")
         await flow.connect("ab ac bd cd de")
@@ -460,7 +461,7 @@ class JoinScenarios(StoreSuite):
         assert (group.satisfied_count, group.group_state) == (3, EdgeGroupState.SATISFIED)
         assert await bed.state(flow.ids["d"]) is WAITING
 
-    @pytest.mark.scenario("EG-002", "EG-023", "EG-019")
+    @pytest.mark.scenario("EG-023")
     async def test_any_of_fires_once_and_cancels_the_rest(self, bed: Bed) -> None:
         flow = await graph(bed, "abcd")
         await flow.connect("ad bd cd", {"d": AnyOfEdges()})
@@ -572,7 +573,6 @@ class JoinScenarios(StoreSuite):
         await bed.advance(1)
         assert await bed.state(flow.ids["b"]) is WAITING
 
-    @pytest.mark.scenario("EG-022")
     async def test_news_are_delivered_once(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
         await flow.connect("ab")
@@ -600,6 +600,24 @@ class JoinScenarios(StoreSuite):
         await bed.settle()
         assert await bed.state(flow.ids["b"]) is WAITING
 
+    @pytest.mark.scenario("FLOW-023")
+    async def test_eligibility_follows_the_dependencies(self, bed: Bed) -> None:
+        flow = await graph(bed, "abc")
+        flow.ids["x"] = bed.new_execution_id()
+        flow.ids["y"] = await bed.create()
+        await flow.connect("ab bc")
+
+        async def status(name: str) -> str:
+            read = EvaluateFlowEligibilityArgs(execution_id=flow.ids[name])
+            return (await bed.execute(read)).status
+
+        assert [await status(name) for name in "aby"] == ["eligible", "blocked_by_dependencies", "eligible"]
+        assert await status("x") == "not_found"
+        claim = await bed.claim(flow.ids["a"])
+        assert await status("a") == "not_runnable"
+        await bed.fail(claim, failure_category="permanent")
+        assert [await status(name) for name in "abc"] == ["terminal", "impossible", "impossible"]
+
     async def test_only_the_upstreams_own_outcome_resolves_an_edge(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
         await flow.connect("ab")
@@ -608,7 +626,6 @@ class JoinScenarios(StoreSuite):
         )
         assert isinstance(await bed.refused(claimed), errors.InvalidDependency)
 
-    @pytest.mark.scenario("FLOW-002")
     async def test_results_are_handed_down(self, bed: Bed) -> None:
         flow = await graph(bed, "abc")
         await flow.connect("ac", passing=True, seal=False)
@@ -679,7 +696,6 @@ class FlowCancelScenarios(StoreSuite):
         assert list((await flow.states()).values()) == [COMPLETED, PublicState.CANCELLED]
         assert await flow.flow_state() == "cancelled"
 
-    @pytest.mark.scenario("FLOW-017")
     async def test_running_members_are_cancelled_with_their_leases(self, bed: Bed) -> None:
         flow = await graph(bed, "abc")
         for name in "abc":
@@ -692,7 +708,6 @@ class FlowCancelScenarios(StoreSuite):
             assert await bed.events(execution_id, Family.COMPLETION) == ["cancelled"]
             assert (await bed.events(execution_id, Family.LEASE))[-1] == "released"
 
-    @pytest.mark.scenario("FLOW-021")
     async def test_what_is_left_to_cancel_is_on_record(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
         engine: Any = bed.engine
@@ -712,7 +727,6 @@ class FlowCancelScenarios(StoreSuite):
         held = await bed.dump()
         assert not [row for row in held["rows"] if row[0] == "due_member_cancel"]
 
-    @pytest.mark.scenario("FLOW-019")
     async def test_cancelling_again_tells_what_is_stored(self, bed: Bed) -> None:
         flow = await graph(bed, "a")
         await bed.execute(flow.cancelling("flow_only"))
