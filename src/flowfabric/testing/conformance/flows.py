@@ -37,6 +37,7 @@ from flowfabric.contracts.flows import (
     FlowExists,
     FlowSnapshot,
     FlowStatus,
+    GetFlowTagArgs,
     GroupPolicy,
     IncomingEdges,
     ListEdgesArgs,
@@ -49,9 +50,11 @@ from flowfabric.contracts.flows import (
     ReadParentResultsArgs,
     ResolveDependencyArgs,
     SetEdgeGroupPolicyArgs,
+    SetFlowTagArgs,
     SetFlowTagsArgs,
     StageDependencyEdgeArgs,
 )
+from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.events import Family
 from flowfabric.core.records import EdgeGroup, Message
@@ -240,6 +243,7 @@ class MemberScenarios(StoreSuite):
         refusal = await bed.refused(flow.cancelling(), namespace="other")
         assert isinstance(refusal, errors.FlowNotFound)
 
+    @pytest.mark.scenario("LIST-004")
     async def test_flows_are_listed_by_partition_in_pages(self, bed: Bed) -> None:
         flows = sorted([(await graph(bed)).flow_id for _ in range(3)])
         first = await bed.execute(ListFlowsArgs(partition=7, limit=2))
@@ -249,10 +253,30 @@ class MemberScenarios(StoreSuite):
         assert ([found.flow_id for found in rest.flows], rest.next_cursor) == (flows[2:], None)
         assert not (await bed.execute(ListFlowsArgs(partition=8))).flows
 
+    @pytest.mark.scenario("TAG-003")
     async def test_a_flow_has_tags(self, bed: Bed) -> None:
         flow = await graph(bed)
+        before = (await flow.snapshot()).last_mutation_at
+        bed.clock.advance(1_000)
         await bed.execute(SetFlowTagsArgs(flow_id=flow.flow_id, tags={"team.name": "red"}))
-        assert (await flow.snapshot()).tags == {"team.name": "red"}
+        await bed.execute(SetFlowTagArgs(flow_id=flow.flow_id, key="team.size", value="3"))
+        snapshot = await flow.snapshot()
+        assert snapshot.tags == {"team.name": "red", "team.size": "3"}
+        assert snapshot.last_mutation_at == before + 1_000
+        read = GetFlowTagArgs(flow_id=flow.flow_id, key="team.size")
+        assert await bed.execute(read) == "3"
+        assert await bed.execute(read, namespace="other") is None
+        refusal = await bed.refused(SetFlowTagsArgs(flow_id=flow.flow_id, tags={"Name": "x"}))
+        assert isinstance(refusal, errors.InvalidTagKey)
+
+    @pytest.mark.scenario("LIFE-033")
+    async def test_an_execution_says_to_which_flow_it_belongs(self, bed: Bed) -> None:
+        flow = await graph(bed, "a")
+        flow.ids["b"] = await bed.create()
+        infos = [await bed.execute(ReadExecutionInfoArgs(execution_id=flow.ids[name])) for name in "ab"]
+        assert [info and info.flow_id for info in infos] == [flow.flow_id, None]
+        unknown = ReadExecutionInfoArgs(execution_id=bed.new_execution_id())
+        assert await bed.execute(unknown) is None
 
     async def test_a_sealed_flow_ends_with_its_last_member(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
@@ -651,6 +675,19 @@ class ReplayScenarios(StoreSuite):
         assert await bed.state(flow.ids["b"]) is WAITING_CHILDREN
         await flow.run("a", "b")
         assert await flow.flow_state() == "completed"
+
+    @pytest.mark.scenario("REPLAY-004")
+    async def test_a_replayed_join_keeps_its_successes(self, bed: Bed) -> None:
+        flow = await graph(bed, "abc")
+        await flow.connect("ac bc")
+        await flow.run("b")
+        await flow.fail("a")
+        for name in "ac":
+            await bed.execute(ReplayExecutionArgs(execution_id=flow.ids[name]))
+        group = await flow.group("c")
+        assert (group.satisfied_count, group.failed_count, group.skipped_count) == (1, 0, 0)
+        assert (group.running_count, group.group_state) == (1, EdgeGroupState.PENDING)
+        assert await bed.state(flow.ids["c"]) is WAITING_CHILDREN
 
     async def test_a_skipped_member_takes_what_has_succeeded_meanwhile(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")

@@ -141,7 +141,6 @@ class LifecycleScenarios(StoreSuite):
         async with Bed(store, clock=clock) as bed:
             await seed_key(bed)
             [known] = await bring(bed, "running", 1)
-            commits = len(store.commits)
             for name, (command_type, fixed) in command_types().items():
                 if name == "create_execution":
                     continue
@@ -149,8 +148,9 @@ class LifecycleScenarios(StoreSuite):
                 fenced = "fence" in fields or "lease_epoch" in fields
                 caller = STRANGER if fenced else WORKER_CALLER if "worker_id" in fields else ANYONE
                 command = await build(bed, command_type, known, caller, fixed)
+                commits = len(store.commits)
                 await self.ask_about_nothing(bed, command)
-            assert len(store.commits) == commits
+                assert len(store.commits) == commits
 
     async def ask_about_nothing(self, bed: Bed, command: Any) -> None:
         unknown = type(command)(
