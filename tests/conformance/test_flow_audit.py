@@ -1,5 +1,8 @@
 """The auditor finds every kind of damage to a flow."""
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
 
 from flowfabric.audit import audit
@@ -21,7 +24,7 @@ from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.conformance.flows import graph
 
-DAMAGE = {}
+DAMAGE: dict[str, Callable[[Bed, Any], Awaitable[None]]] = {}
 """Invariant -> a coroutine function that breaks it in a sound flow ``ab bc``, of which a has succeeded."""
 
 

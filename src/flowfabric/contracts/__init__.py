@@ -132,6 +132,7 @@ from flowfabric.contracts.flows import (
     FlowExists,
     FlowSnapshot,
     FlowStatus,
+    FlowSubmitted,
     FlowSummary,
     GetFlowTagArgs,
     GroupPolicy,
@@ -160,6 +161,8 @@ from flowfabric.contracts.flows import (
     SetFlowTagsArgs,
     StageDependencyEdgeArgs,
     StageDependencyEdgeResult,
+    SubmitFlowArgs,
+    SubmitFlowResult,
 )
 from flowfabric.contracts.handles import (
     BackendTag,
@@ -597,6 +600,7 @@ __all__ = [
     "FlowId",
     "FlowSnapshot",
     "FlowStatus",
+    "FlowSubmitted",
     "FlowSummary",
     "FrameAppended",
     "FreshWaitpoint",
@@ -782,6 +786,8 @@ __all__ = [
     "StreamMode",
     "StreamPolicy",
     "StreamVisibility",
+    "SubmitFlowArgs",
+    "SubmitFlowResult",
     "SummaryDocument",
     "SummaryMode",
     "SuspendAlreadySatisfied",

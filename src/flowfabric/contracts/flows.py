@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from flowfabric.contracts.base import Command, Outcome, Value
-from flowfabric.contracts.executions import SetExecutionTagsResult
+from flowfabric.contracts.executions import CreateExecutionArgs, SetExecutionTagsResult
 from flowfabric.contracts.ids import (
     Amount,
     EdgeId,
@@ -24,7 +24,7 @@ from flowfabric.contracts.ids import (
     Text,
     TimestampMs,
 )
-from flowfabric.contracts.limits import EDGES_PER_REQUEST_MAX, PAGE_ROWS_MAX, U32_MAX
+from flowfabric.contracts.limits import EDGES_PER_REQUEST_MAX, MEMBERS_PER_REQUEST_MAX, PAGE_ROWS_MAX, U32_MAX
 from flowfabric.contracts.partitions import PartitionIndex
 from flowfabric.errors import InvalidInput
 
@@ -35,6 +35,9 @@ ENGINE = "engine"
 _PAGE = 50
 
 Count32: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
+NewExecutions: TypeAlias = Annotated[
+    tuple[CreateExecutionArgs, ...], Meta(min_length=1, max_length=MEMBERS_PER_REQUEST_MAX)
+]
 QuorumSize: TypeAlias = Annotated[int, Meta(ge=1, le=U32_MAX)]
 
 
@@ -354,6 +357,45 @@ class AddEdgesArgs(Command[AddEdgesResult]):
         """Refuse an edge or a join that is named twice."""
         _require_distinct("edges", [edge.edge_id for edge in self.edges])
         _require_distinct("groups", [group.downstream_execution_id for group in self.groups])
+
+
+class FlowSubmitted(Outcome, tag="Submitted"):
+    """The flow exists with all its members, joined as asked."""
+
+    flow_id: FlowId
+    execution_ids: tuple[ExecutionId, ...]
+
+
+SubmitFlowResult: TypeAlias = FlowSubmitted | FlowExists
+
+
+class SubmitFlowArgs(Command[SubmitFlowResult]):
+    """Create a flow with its members, edges and joins in one step, and seal it.
+
+    No member can be claimed before its edges are there, as it can when they are added one by one.
+    """
+
+    flow_id: FlowId
+    flow_kind: Name
+    namespace: Namespace
+    executions: Annotated[
+        tuple[CreateExecutionArgs, ...], Meta(min_length=1, max_length=EDGES_PER_REQUEST_MAX)
+    ]
+    edges: Annotated[tuple[NewEdge, ...], Meta(max_length=EDGES_PER_REQUEST_MAX)] = ()
+    groups: Annotated[tuple[GroupPolicy, ...], Meta(max_length=EDGES_PER_REQUEST_MAX)] = ()
+    seal: bool = True
+
+    def validate(self) -> None:
+        """Refuse what is named twice, and idempotency keys: the flow's id is that of the request."""
+        _require_distinct("executions", [execution.execution_id for execution in self.executions])
+        _require_distinct("edges", [edge.edge_id for edge in self.edges])
+        _require_distinct("groups", [group.downstream_execution_id for group in self.groups])
+        for execution in self.executions:
+            execution.validate()
+            if execution.idempotency_key:
+                raise InvalidInput(
+                    field="executions", value=execution.execution_id, rule="without idempotency keys"
+                )
 
 
 class EdgeGroupPolicySet(Outcome, tag="Set"):

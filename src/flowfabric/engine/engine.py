@@ -415,7 +415,8 @@ class Engine:
             except Conflict as conflict:
                 return await self._retry(batch, working_set, conflict)
             self.notifier.publish(topics_of(commit))
-            await self._deliver(owed_by(commit))
+            if owed := owed_by(commit):
+                await self._deliver(owed)
         for ticket in batch:
             ticket.settle()
         return []

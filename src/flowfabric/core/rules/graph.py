@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
 DROPPED: Final = "dropped"
-"""How a member is counted that its flow has cancelled, because no join needs it any more."""
+"""How a member is counted that was cancelled because no join needed it any more."""
 
 OPEN: Final = "open"
 RUNNING: Final = "running"

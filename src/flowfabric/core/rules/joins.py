@@ -54,7 +54,7 @@ from flowfabric.core.records import (
     key_for,
 )
 from flowfabric.core.registry import no_subject, rule
-from flowfabric.core.rules.ending import FLOW_CASCADE, cancel
+from flowfabric.core.rules.ending import cancel
 from flowfabric.core.rules.graph import DROPPED, the_edge, the_flow
 from flowfabric.core.rules.pausing import dependency_blocker
 from flowfabric.core.rules.reading import find
@@ -75,6 +75,9 @@ IMPOSSIBLE: Final = "impossible"
 
 EDGES_PER_DELIVERY: Final = 100
 """How many outgoing edges one commit sees to."""
+
+JOIN_DECIDED: Final = "join_decided"
+"""Who cancels an upstream that no join waits for any more."""
 
 DEPENDENCY_IMPOSSIBLE: Final = "dependency_impossible"
 
@@ -313,7 +316,7 @@ def counted_as(member: Execution) -> str:
     """The word under which a member is counted; empty while it has not ended."""
     if not is_terminal(member):
         return ""
-    if member.outcome is TerminalOutcome.CANCELLED and member.cancelled_by == FLOW_CASCADE:
+    if member.outcome is TerminalOutcome.CANCELLED and member.cancelled_by == JOIN_DECIDED:
         return DROPPED
     return str(member.outcome)
 
@@ -326,7 +329,7 @@ def _cancel_if_unneeded(work: Work, member: Execution) -> None:
     pending = [edge for edge in edges_at(work, member.flow_id, node.outgoing) if edge.state == PENDING]
     groups = work.read_all(EdgeGroup, [edge.downstream_execution_id for edge in pending])
     if all(group is None or group.state is not EdgeGroupState.PENDING for group in groups):
-        cancel(work, work.edit(member), "no join needs its result any more", FLOW_CASCADE)
+        cancel(work, work.edit(member), "no join needs its result any more", JOIN_DECIDED)
 
 
 # Commands

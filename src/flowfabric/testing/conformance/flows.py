@@ -37,6 +37,7 @@ from flowfabric.contracts.flows import (
     FlowExists,
     FlowSnapshot,
     FlowStatus,
+    FlowSubmitted,
     GetFlowTagArgs,
     GroupPolicy,
     IncomingEdges,
@@ -53,6 +54,7 @@ from flowfabric.contracts.flows import (
     SetFlowTagArgs,
     SetFlowTagsArgs,
     StageDependencyEdgeArgs,
+    SubmitFlowArgs,
 )
 from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.contracts.states import PublicState
@@ -430,6 +432,41 @@ class EdgeScenarios(StoreSuite):
         assert await bed.state(flow.ids["b"]) is PublicState.DELAYED
 
 
+class SubmitScenarios(StoreSuite):
+    """Whole flows in one step."""
+
+    def _submission(self, bed: Bed, flow: Graph, pairs: str, **fields: Any) -> SubmitFlowArgs:
+        names = sorted(set(pairs.replace(" ", "")))
+        flow.ids = {name: bed.new_execution_id() for name in names}
+        edges = flow.adding_edges(pairs)
+        return SubmitFlowArgs(
+            flow_id=flow.flow_id,
+            flow_kind="dag",
+            namespace=NAMESPACE,
+            executions=tuple(bed.creation(execution_id=found, **fields) for found in flow.ids.values()),
+            edges=edges.edges,
+        )
+
+    async def test_no_member_can_be_claimed_before_its_edges_are_there(self, bed: Bed) -> None:
+        flow = Graph(bed)
+        args = self._submission(bed, flow, "ab bc")
+        answer = await bed.execute(args)
+        assert answer == FlowSubmitted(flow_id=flow.flow_id, execution_ids=tuple(flow.ids.values()))
+        assert list((await flow.states()).values()) == [WAITING, WAITING_CHILDREN, WAITING_CHILDREN]
+        assert await bed.unchanging(args) == FlowExists(flow_id=flow.flow_id)
+        await flow.run("a", "b", "c")
+        assert await flow.flow_state() == "completed"
+
+    async def test_a_flow_that_cannot_be_built_leaves_nothing_behind(self, bed: Bed) -> None:
+        cyclic = self._submission(bed, Graph(bed), "ab bc ca")
+        assert isinstance(await bed.refused(cyclic), errors.CycleDetected)
+        keyed = self._submission(bed, Graph(bed), "ab", idempotency_key="once")
+        assert isinstance(await bed.refused(keyed), errors.InvalidInput)
+        taken = self._submission(bed, Graph(bed), "ab")
+        await bed.execute(taken.executions[1])
+        assert isinstance(await bed.refused(taken), errors.InvalidInput)
+
+
 class JoinScenarios(StoreSuite):
     """What the end of a member does to those that depend on it."""
 
@@ -731,7 +768,11 @@ class FlowCancelScenarios(StoreSuite):
         ids = (flow.ids["a"], flow.ids["b"])
         assert answer == FlowCancelled(cancellation_policy="cancel_all", member_execution_ids=ids)
         assert list((await flow.states()).values()) == [COMPLETED, PublicState.CANCELLED]
-        assert await flow.flow_state() == "cancelled"
+        snapshot = await flow.snapshot()
+        assert (snapshot.public_flow_state, snapshot.outcomes) == (
+            "cancelled",
+            {"success": 1, "cancelled": 1},
+        )
 
     async def test_running_members_are_cancelled_with_their_leases(self, bed: Bed) -> None:
         flow = await graph(bed, "abc")
@@ -804,5 +845,7 @@ class FlowCancelScenarios(StoreSuite):
         assert not [key for key in held["records"] if key.startswith(f"{Message.KIND}/")]
 
 
-class FlowConformance(MemberScenarios, EdgeScenarios, JoinScenarios, ReplayScenarios, FlowCancelScenarios):
+class FlowConformance(
+    MemberScenarios, EdgeScenarios, SubmitScenarios, JoinScenarios, ReplayScenarios, FlowCancelScenarios
+):
     """All scenarios of flows."""
