@@ -34,7 +34,7 @@ async def _all(url: str) -> list[Figure]:
 
 
 def _growth(old: Figure, new: Figure) -> Figure:
-    ratio = new.value / old.value if old.unit == "ms" else old.value / new.value
+    ratio = old.value / new.value if old.unit == "1/s" else new.value / old.value
     return Figure(
         name=f"growth of {old.name}",
         value=ratio,

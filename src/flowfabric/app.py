@@ -37,6 +37,7 @@ from flowfabric.urls import DEFAULT_URL, store_for
 from flowfabric.worker import Worker, WorkerOptions, stopped_by_signals
 
 if TYPE_CHECKING:
+    from flowfabric.engine.layers import Layer
     from flowfabric.stores.base import Store
 
 P = ParamSpec("P")
@@ -88,6 +89,7 @@ class FlowFabric:
         namespace: the tenant that everything submitted and claimed here belongs to.
             ``FF_NAMESPACE`` is used when it is absent, and ``default`` when that is absent too.
         reclaim_grace: seconds or timedelta after a lapsed lease before others may reclaim the work.
+        layers: what wraps the engine's door, the innermost first; see ``flowfabric.engine.layers``.
         store: a store to use instead of a URL, for tests.
     """
 
@@ -97,6 +99,7 @@ class FlowFabric:
         *,
         namespace: str | None = None,
         reclaim_grace: timedelta | float = 0,
+        layers: Iterable[Layer] = (),
         store: Store | None = None,
     ) -> None:
         self.url = url or os.environ.get("FF_URL") or DEFAULT_URL
@@ -104,6 +107,7 @@ class FlowFabric:
         self.handlers: dict[str, Handler[..., Any]] = {}
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
         self._store = store
+        self._layers = tuple(layers)
         self._engine: Engine | None = None
         self._scanners: Scanners | None = None
         self._users = 0
@@ -148,7 +152,7 @@ class FlowFabric:
                 self._scanners.start()
 
     async def _started_engine(self) -> Engine:
-        engine = Engine(self._store or store_for(self.url), namespace=self.namespace)
+        engine = Engine(self._store or store_for(self.url), namespace=self.namespace, layers=self._layers)
         await engine.start()
         try:
             await _seed_signing_key(engine)

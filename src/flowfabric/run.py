@@ -11,7 +11,7 @@ from flowfabric.contracts.cursors import BEGINNING, StreamCursor
 from flowfabric.contracts.executions import CancelExecutionArgs
 from flowfabric.contracts.runs import ReadRunArgs, RunView
 from flowfabric.contracts.signals import DeliverSignalArgs, DeliverSignalResult
-from flowfabric.contracts.states import PublicState
+from flowfabric.contracts.states import PublicState, WaitpointState
 from flowfabric.contracts.streams import StreamFrame, TailFramesArgs
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, ReadWaitpointTokenArgs
 from flowfabric.engine.notifier import ended_topic
@@ -19,8 +19,9 @@ from flowfabric.errors import RunCancelled, RunExpired, RunFailed, RunSkipped
 from flowfabric.minting import new_signal_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
+    from flowfabric.contracts.suspensions import PendingWaitpointInfo
     from flowfabric.engine.engine import Engine
 
 T = TypeVar("T")
@@ -143,23 +144,22 @@ class Run(Generic[T]):
         source_identity: str = "",
         idempotency_key: str | None = None,
     ) -> DeliverSignalResult:
-        """Send a signal to the waitpoint that waits for this name, or for any.
+        """Send a signal to the waitpoint that asks for this name, has it as its key, or takes any.
+
+        Of those that take any, one that is waited for comes before one that was only published.
 
         Raises:
             WaitpointNotFound: nothing waits for such a signal now.
+            InvalidInput: several waitpoints take it equally well; send it under the key of one.
         """
         pending = await self._engine.execute(
             ListPendingWaitpointsArgs(execution_id=self.execution_id), namespace=self._namespace
         )
-        wanted = [
-            entry
-            for entry in pending.entries
-            if not entry.required_signal_names or name in entry.required_signal_names
-        ]
-        if not wanted:
+        waitpoint = _waitpoint_for(name, pending.entries)
+        if waitpoint is None:
             raise errors.WaitpointNotFound(execution_id=self.execution_id, signal_name=name)
         token = await self._engine.execute(
-            ReadWaitpointTokenArgs(execution_id=self.execution_id, waitpoint_id=wanted[0].waitpoint_id),
+            ReadWaitpointTokenArgs(execution_id=self.execution_id, waitpoint_id=waitpoint.waitpoint_id),
             namespace=self._namespace,
         )
         if token is None:
@@ -168,7 +168,7 @@ class Run(Generic[T]):
         return await self._engine.execute(
             DeliverSignalArgs(
                 execution_id=self.execution_id,
-                waitpoint_id=wanted[0].waitpoint_id,
+                waitpoint_id=waitpoint.waitpoint_id,
                 signal_id=new_signal_id(),
                 signal_name=name,
                 signal_category="",
@@ -218,3 +218,22 @@ class Run(Generic[T]):
         """True if the execution has ended without an attempt of this index."""
         view = await self.view()
         return view.public_state in ENDED and index >= view.total_attempt_count
+
+
+def _waitpoint_for(name: str, entries: Sequence[PendingWaitpointInfo]) -> PendingWaitpointInfo | None:
+    """The waitpoint that a signal of this name is meant for.
+
+    Raises:
+        InvalidInput: it could be meant for several.
+    """
+    for_any = [entry for entry in entries if not entry.required_signal_names]
+    found = (
+        [entry for entry in entries if name in entry.required_signal_names]
+        or [entry for entry in for_any if entry.waitpoint_key == name]
+        or [entry for entry in for_any if entry.state is WaitpointState.ACTIVE]
+        or for_any
+    )
+    if len(found) > 1:
+        keys = ", ".join(sorted(entry.waitpoint_key for entry in found))
+        raise errors.InvalidInput(field="name", value=repr(name), rule=f"one waitpoint's key of: {keys}")
+    return found[0] if found else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import typing
 from collections import Counter
 from collections.abc import Awaitable, Coroutine
@@ -580,13 +581,21 @@ def _return_type(function: Callable[..., Any]) -> Any:
         return function
     if not hasattr(function, "__annotations__"):
         function = type(function).__call__
-    annotations = getattr(function, "__annotations__", {})
-    returns = SimpleNamespace(__annotations__={"return": annotations.get("return", Any)})
+    hint = getattr(function, "__annotations__", {}).get("return", Any)
+    if hint is not Any and not isinstance(hint, type):
+        hint = _resolved(hint, getattr(function, "__module__", ""))
+    return typing.get_args(hint)[-1] if typing.get_origin(hint) in (Awaitable, Coroutine) else hint
+
+
+@functools.lru_cache(1_024)
+def _resolved(annotation: Any, module: str) -> Any:
+    """What an annotation means in a module. Steps run often, and resolving takes long."""
+    returns = SimpleNamespace(__annotations__={"return": annotation})
+    namespace = vars(sys.modules[module]) if module in sys.modules else {}
     try:
-        hint = typing.get_type_hints(returns, globalns=getattr(function, "__globals__", {}))["return"]
+        return typing.get_type_hints(returns, globalns=namespace)["return"]
     except (NameError, TypeError):
         return Any
-    return typing.get_args(hint)[-1] if typing.get_origin(hint) in (Awaitable, Coroutine) else hint
 
 
 def _milliseconds(duration: timedelta | float) -> int:

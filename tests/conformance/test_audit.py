@@ -90,6 +90,19 @@ async def blocked_while_running(bed):
 
 
 @damage("legal_situation")
+async def blocked_twice_for_one_reason(bed):
+    execution_id = await of(bed, "blocked")
+    await change(bed, Execution, execution_id, blockers=(await bed.execution(execution_id)).blockers * 2)
+
+
+@damage("legal_situation")
+async def delayed_without_an_instant(bed):
+    execution_id = await of(bed, "delayed")
+    blocker = (await bed.execution(execution_id)).blockers[0]
+    await change(bed, Execution, execution_id, blockers=(replace(blocker, until_ms=None),))
+
+
+@damage("legal_situation")
 async def waiting_with_an_open_suspension(bed):
     await change(bed, Execution, await of(bed, "eligible"), suspension_id=bed.new_id())
 
@@ -111,6 +124,11 @@ async def ended_and_its_attempt_runs_on(bed):
     execution_id = await of(bed, "cancelled")
     attempt = (await bed.execution(execution_id)).attempt
     await change(bed, Execution, execution_id, attempt=replace(attempt, ended_at=None))
+
+
+@damage("terminal_is_clean")
+async def ended_at_no_time(bed):
+    await change(bed, Execution, await of(bed, "completed"), completed_at=None)
 
 
 @damage("terminal_is_clean")
@@ -221,6 +239,13 @@ async def a_later_attempt_before_the_earlier_ended(bed):
     await change(bed, PastAttempt, identity, attempt=replace(past.attempt, ended_at=None))
 
 
+@damage("attempts_without_gaps")
+async def a_first_attempt_that_continues_something(bed):
+    claim = await bed.start()
+    attempt = (await bed.execution(claim.execution_id)).attempt
+    await change(bed, Execution, claim.execution_id, attempt=replace(attempt, attempt_type="retry"))
+
+
 @damage("limits_hold")
 async def retried_too_often(bed):
     await change(bed, Execution, await of(bed, "eligible"), retry_count=4)
@@ -288,6 +313,18 @@ async def a_waitpoint_that_nobody_knows(bed):
 async def a_closed_waitpoint_without_its_instant(bed):
     place = await place_in(bed, "eligible_signalled")
     await change(bed, Waitpoint, f"{place.execution_id}/{place.waitpoint_id}", closed_at=None)
+
+
+@damage("waitpoints_match")
+async def a_waitpoint_that_is_active_for_nothing(bed):
+    place = await place_in(bed, "suspended")
+    await change(bed, Waitpoint, f"{place.execution_id}/{place.waitpoint_id}", suspension_id=bed.new_id())
+
+
+@damage("resume_has_a_cause")
+async def resumed_from_a_suspension_that_is_gone(bed):
+    execution_id = await of(bed, "eligible_signalled")
+    drop(bed, Suspension, f"{execution_id}/{(await bed.execution(execution_id)).resumed_suspension_id}")
 
 
 @damage("resume_has_a_cause")
@@ -480,6 +517,19 @@ async def test_nothing_is_wrong_in_what_the_commands_leave_behind(bed, situation
     assert report.violations == ()
     assert report.checked["execution"] >= 1
     assert report.complete
+
+
+@pytest.mark.parametrize(
+    "ended", ["completed", "failed", "cancelled", "cancelled_unclaimed", "expired", "skipped"]
+)
+async def test_nothing_is_wrong_in_what_runs_again_after_its_end(bed, ended):
+    """What ended before its first claim has a replay as its first attempt."""
+    execution_id = await of(bed, ended)
+    await bed.execute(ReplayExecutionArgs(execution_id=execution_id))
+    claim = await bed.claim(execution_id)
+    assert (await audit(bed.engine)).violations == ()
+    await bed.fail(claim, failure_category="permanent")
+    assert (await audit(bed.engine)).violations == ()
 
 
 @pytest.mark.scenario("RECLAIM-013")

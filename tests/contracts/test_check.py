@@ -12,7 +12,13 @@ from flowfabric import minting
 from flowfabric.contracts.check import check
 from flowfabric.contracts.predicates import passes
 from flowfabric.contracts.wire import from_json, to_json
-from flowfabric.errors import InvalidCapabilities, InvalidInput, InvalidSecretHex, InvalidTagKey
+from flowfabric.errors import (
+    InvalidCapabilities,
+    InvalidGraceMs,
+    InvalidInput,
+    InvalidSecretHex,
+    InvalidTagKey,
+)
 from tests.contracts import samples
 
 EXECUTION = c.ExecutionId("{fp:86}:0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22")
@@ -137,12 +143,22 @@ def test_secrets_and_tokens_never_appear_in_a_message():
     with pytest.raises(InvalidSecretHex) as caught:
         check(rotate)
     assert "hunter2" not in str(caught.value) + repr(caught.value) + repr(rotate)
+    everywhere = c.RotateWaitpointHmacSecretAllArgs(new_kid="k2", new_secret_hex="hunter2", grace_ms=0)
+    seed = c.SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="hunter2")
+    assert "hunter2" not in repr(everywhere) + repr(seed)
     signal = samples.struct(c.DeliverSignalArgs, full=False)
     token = c.WaitpointToken("k1:" + "hunter2" * 1_000)
     with pytest.raises(InvalidInput) as refused:
         check(msgspec.structs.replace(signal, waitpoint_token=token))
     assert refused.value.field == "waitpoint_token.value"
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("grace_ms", [-1, 2**53])
+def test_a_grace_outside_its_bounds_is_refused(grace_ms):
+    for rotation in (c.RotateWaitpointHmacSecretArgs, c.RotateWaitpointHmacSecretAllArgs):
+        with pytest.raises(InvalidGraceMs):
+            check(rotation(new_kid="k2", new_secret_hex="ab" * 32, grace_ms=grace_ms))
 
 
 def test_a_value_of_a_nested_struct_is_named_with_its_path():

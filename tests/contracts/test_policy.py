@@ -46,6 +46,28 @@ def test_a_retry_policy_stands_alone_too():
     assert retry.max_retries == 7
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"max_retries": 2, "max_atempts": 3}',
+        '{"max_retries": -1}',
+        "[]",
+        "7",
+        'null, "max_replay_count": 3',
+        '{"max_retries": 2}}',
+    ],
+)
+def test_a_retry_policy_with_anything_that_cannot_be_honoured_is_refused(text):
+    with pytest.raises(InvalidPolicyJson):
+        p.parse_retry_policy(text)
+
+
+def test_a_policy_has_a_bound():
+    with pytest.raises(InvalidPolicyJson) as caught:
+        p.parse_policy('{"retry_policy": ' + " " * 65_536 + "{}}")
+    assert "too_long" in str(caught.value)
+
+
 def test_the_top_level_reclaim_cap_wins():
     both = p.parse_policy('{"max_reclaim_count": 2, "timeout_policy": {"max_reclaim_count": 5}}')
     nested = p.parse_policy('{"timeout_policy": {"max_reclaim_count": 5}}')

@@ -57,6 +57,10 @@ def rule_of(args, now_ms=NOW):
         (suspend(), "waitpoints_empty"),
         (suspend(fresh("wpk:b")), "waitpoint_key_mismatch"),
         (
+            suspend(fresh(""), condition=c.TimeoutOnly(), timeout_at=NOW + 1),
+            "waitpoint_binding_empty_key at waitpoints[0]",
+        ),
+        (
             suspend(fresh("wpk:a"), pending()),
             "additional_waitpoint_binding_must_be_fresh at waitpoints[1]",
         ),

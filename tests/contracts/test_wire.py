@@ -173,6 +173,21 @@ def test_a_frame_has_sorted_text_fields_with_its_payload_among_them():
     assert list(to_wire(frame)["fields"]) == ["encoding", "payload", "ts"]
 
 
+@pytest.mark.parametrize("encoded", ["a", "%%%%", 7, {}, []])
+def test_a_frame_whose_payload_is_not_base64_is_refused(encoded):
+    frame = to_wire(c.StreamFrame(id="1-0", fields={}, payload=b"\xff"))
+    [name] = frame["fields"]
+    frame["fields"][name] = encoded
+    with pytest.raises(InvalidInput):
+        from_wire(frame, c.StreamFrame)
+
+
+@pytest.mark.parametrize("frame", [7, {"id": "1-0"}, {"id": "1-0", "fields": []}])
+def test_a_frame_without_fields_is_refused(frame):
+    with pytest.raises(InvalidInput):
+        from_wire(frame, c.StreamFrame)
+
+
 def test_closed_fields_are_omitted_while_a_stream_is_open():
     assert to_wire(c.StreamFrames()) == {"frames": []}
 

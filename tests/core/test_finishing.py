@@ -188,6 +188,17 @@ class TestFail:
         execution_id, fence = book.start(policy=requests.retries(0))
         assert book.run(requests.fail(execution_id, fence, retry_policy_json=caller)) == TerminalFailed()
 
+    @pytest.mark.parametrize("text", ["{", "[]", '{"max_retries": 1, "max_delay": 5}'])
+    def test_a_policy_of_the_caller_that_cannot_be_honoured_is_refused(self, book, text):
+        execution_id, fence = book.start()
+        with book.refuses(errors.InvalidPolicyJson):
+            book.run(requests.fail(execution_id, fence, retry_policy_json=text))
+
+    @pytest.mark.parametrize("text", ["", " ", "null", "{}"])
+    def test_an_empty_policy_of_the_caller_asks_for_no_retry(self, book, text):
+        execution_id, fence = book.start()
+        assert book.run(requests.fail(execution_id, fence, retry_policy_json=text)) == TerminalFailed()
+
     @pytest.mark.scenario("LEASE-001")
     @refused_fences
     def test_a_fence_that_is_not_current_is_refused(self, book, situation):

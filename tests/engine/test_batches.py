@@ -49,6 +49,21 @@ async def test_commands_that_come_while_a_commit_is_under_way_share_the_next():
         assert len(store.commits) <= 2
 
 
+async def test_whoever_waits_for_a_commit_that_is_cancelled_is_told_that_nothing_is_known():
+    store = SlowStore()
+    async with Bed(store) as bed:
+        waiting = [asyncio.create_task(bed.execute(bed.creation())) for _ in range(2)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        pump = bed.engine._pump
+        assert pump is not None
+        pump.cancel()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [errors.Unavailable] * 2
+        store.gate.set()
+        await bed.create()
+
+
 async def test_a_batch_has_a_bound(bed):
     await bed.engine.execute_many([bed.creation() for _ in range(2 * BATCH_MAX + 1)])
     assert len(bed.store.commits) == 3

@@ -1,5 +1,7 @@
 """What flows do when records are damaged, and how far one commit reaches."""
 
+import asyncio
+
 import pytest
 
 from flowfabric import errors
@@ -8,14 +10,17 @@ from flowfabric.contracts.flows import (
     DescribeFlowArgs,
     FlowCancelled,
     ListEdgesArgs,
+    OnSatisfied,
     OutgoingEdges,
     PartiallyCancelled,
+    QuorumOfEdges,
 )
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.records import Edge, Execution, FlowNode, Link, encode_record, flow_identity, key_for
 from flowfabric.core.rules.joins import EDGES_PER_DELIVERY
 from flowfabric.stores.memory import MemoryStore
-from flowfabric.testing import Bed
+from flowfabric.stores.sqlite import SqliteStore
+from flowfabric.testing import Bed, ManualClock
 from flowfabric.testing.conformance.flows import graph
 
 
@@ -82,3 +87,21 @@ async def test_members_of_a_flow_are_claimed_while_others_end(bed):
         await bed.complete(claim)
     described = await bed.execute(DescribeFlowArgs(flow_id=flow.flow_id))
     assert described.outcomes == {"success": 3}
+
+
+async def test_two_engines_that_end_members_at_once_decide_each_join_once(tmp_path):
+    path, names = str(tmp_path / "work.db"), "abcdefgh"
+    async with Bed(SqliteStore(path)) as first, Bed(SqliteStore(path), clock=ManualClock()) as second:
+        flow = await graph(first, f"{names}yz")
+        pairs = [f"{name}{join}" for name in names for join in "yz"]
+        await flow.connect(" ".join(pairs), {"z": QuorumOfEdges(k=3, on_satisfied=OnSatisfied.LET_RUN)})
+        claims = [await first.claim(flow.ids[name]) for name in names]
+        await asyncio.gather(
+            *((first, second)[number % 2].complete(claim) for number, claim in enumerate(claims))
+        )
+        await first.settle()
+        snapshot = await flow.snapshot()
+        assert snapshot.outcomes == {"success": len(names)}
+        assert {group.satisfied_count for group in snapshot.edge_groups} == {len(names)}
+        assert [await first.state(flow.ids[name]) for name in "yz"] == [PublicState.WAITING] * 2
+        await first.check()

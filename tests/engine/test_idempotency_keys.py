@@ -6,6 +6,7 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.executions import ExecutionCreated, ExecutionDuplicate
+from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.commands import ReserveIdempotencyKeyArgs
 from flowfabric.core.records import Reservation
@@ -99,6 +100,15 @@ async def test_after_its_window_a_key_is_free_again(bed):
     await bed.advance(idempotency_window_ms(None))
     assert await reservation(bed) is None
     assert await bed.create(idempotency_key="once") != first
+
+
+async def test_the_policy_says_how_long_a_key_stays_bound(bed):
+    policy = ExecutionPolicy(dedup_window_ms=RESERVATION_GRACE_MS + 1)
+    await bed.create(idempotency_key="once", policy=policy)
+    await bed.advance(RESERVATION_GRACE_MS)
+    assert await reservation(bed) is not None
+    await bed.advance(1)
+    assert await reservation(bed) is None
 
 
 async def test_settling_twice_changes_nothing_more(bed):

@@ -8,7 +8,8 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.executions import ChangePriorityArgs
-from flowfabric.contracts.reads import DescribeExecutionArgs
+from flowfabric.contracts.reads import DescribeExecutionArgs, ServerTimeArgs
+from flowfabric.engine.engine import Engine
 from flowfabric.engine.layers import CircuitBreaker, Door, Metered, Rate, RateLimited, Traced, operation_name
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore
@@ -264,6 +265,20 @@ async def test_commands_sent_together_count_once(bed, breaker):
     assert breaker.state == "open"
 
 
+async def test_commands_sent_together_close_it_again(bed, breaker):
+    await fail(bed, breaker)
+    bed.clock.advance(30_000)
+    await breaker.execute_many([bed.creation(), bed.creation()])
+    assert breaker.state == "closed"
+
+
+async def test_commands_sent_together_that_are_all_invalid_say_nothing_about_the_store(bed, breaker):
+    await fail(bed, breaker, 4)
+    await breaker.execute_many([prioritise(bed.new_execution_id(), 2**40)])
+    await fail(bed, breaker, 1)
+    assert breaker.state == "open"
+
+
 async def test_layers_stack(bed):
     tracer, sink = Tracer(), Sink()
     breaker = CircuitBreaker(limited(bed, create_execution=(1, 1)), clock=bed.clock.seconds())
@@ -273,3 +288,14 @@ async def test_layers_stack(bed):
         await door.execute(bed.creation())
     assert [call[2] for call in sink.calls] == ["ok", "rate_limit_exceeded"]
     assert [span[2] for span in tracer.spans] == ["closed", "rate_limit_exceeded"]
+
+
+async def test_an_engine_sends_everything_through_its_layers():
+    tracer = Tracer()
+    sink = Sink()
+    layers = (lambda door: Metered(door, sink), lambda door: Traced(door, tracer))
+    async with Engine(MemoryStore(), namespace="default", layers=layers) as engine:
+        await engine.execute(ServerTimeArgs())
+        await engine.execute_many([ServerTimeArgs(), ServerTimeArgs()])
+    assert [name for name, _, _ in tracer.spans] == ["ff.server_time", "ff.server_time"]
+    assert len(sink.calls) == 3

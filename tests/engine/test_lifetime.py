@@ -23,5 +23,5 @@ async def test_engines_that_were_made_before_a_fork_mint_different_request_ids()
     engine = Engine(MemoryStore(), namespace=NAMESPACE)
     child = copy.copy(engine)
     async with engine, child:
-        envelopes = [one._envelope(None, None, "") for one in (engine, child)]
+        envelopes = [one.envelope(None, None, "") for one in (engine, child)]
     assert envelopes[0].request_id != envelopes[1].request_id

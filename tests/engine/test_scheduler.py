@@ -1,16 +1,28 @@
 """Finding work behind what others have taken or keep for themselves."""
 
+from typing import Any
+
 import pytest
 
 from flowfabric import errors
-from flowfabric.contracts.leases import ClaimBatchArgs, ClaimForWorkerArgs, IssueClaimGrantArgs, WorkGranted
+from flowfabric.contracts.leases import (
+    ClaimBatchArgs,
+    ClaimForWorkerArgs,
+    IssueClaimGrantArgs,
+    NoWork,
+    WorkGranted,
+)
 from flowfabric.contracts.policy import ExecutionPolicy, RoutingRequirements
 from flowfabric.engine import scheduler
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore
 from flowfabric.testing.bed import INSTANCE, LANE, TTL_MS, WORKER
 
-WORKER_FIELDS = {"worker_id": WORKER, "worker_instance_id": INSTANCE, "worker_capabilities": frozenset()}
+WORKER_FIELDS: dict[str, Any] = {
+    "worker_id": WORKER,
+    "worker_instance_id": INSTANCE,
+    "worker_capabilities": frozenset(),
+}
 
 
 @pytest.fixture
@@ -41,6 +53,14 @@ async def test_work_behind_many_granted_executions_is_found(bed):
     assert found.grant.execution_id == behind[1]
 
 
+async def test_nothing_is_granted_where_nothing_waits_for_this_worker(bed):
+    await grant_to_another(bed, await bed.create())
+    await bed.create(lane_id="another")
+    for lane in (LANE, "empty"):
+        args = ClaimForWorkerArgs(**WORKER_FIELDS, lane_id=lane, grant_ttl_ms=1_000)
+        assert await bed.unchanging(args) == NoWork()
+
+
 async def test_no_more_is_claimed_than_was_asked_for(bed):
     for _ in range(3):
         await grant_to_another(bed, await bed.create())
@@ -56,7 +76,7 @@ async def test_work_is_found_behind_more_scopes_than_one_page_has(bed, monkeypat
         needs = RoutingRequirements(required_capabilities=(f"can-{number}",))
         await bed.create(policy=ExecutionPolicy(routing_requirements=needs))
     able = frozenset({"can-4"})
-    args = {
+    args: dict[str, Any] = {
         **WORKER_FIELDS,
         "worker_capabilities": able,
         "lanes": (LANE,),

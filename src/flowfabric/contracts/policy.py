@@ -32,7 +32,6 @@ from flowfabric.contracts.limits import (
 )
 from flowfabric.errors import CapabilityMismatch, InvalidCapabilities, InvalidPolicyJson
 
-_BLANK = ("", "{}", "null")
 _CONTROL_OR_WHITESPACE = re.compile(r"[\x00-\x20\x7f]")
 
 Tally: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
@@ -146,25 +145,31 @@ def parse_policy(text: str | bytes) -> ExecutionPolicy | None:
         InvalidPolicyJson: the text is not JSON, or a field cannot be honoured.
         InvalidCapabilities: the required capabilities break a rule.
     """
-    if not text.strip():
-        return None
-    if len(text) > JSON_CHARS_MAX:
-        raise _policy_error("policy", "too_long")
-    try:
-        raw = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise _policy_error("policy", "malformed") from error
-    return policy_from_builtins(raw)
+    return policy_from_builtins(_decoded(text))
 
 
 def parse_retry_policy(text: str) -> RetryPolicy | None:
     """Parse a retry policy from JSON. Blank text, ``null`` and ``{}`` mean that there is none.
 
     Raises:
-        InvalidPolicyJson: the text is not a retry policy.
+        InvalidPolicyJson: the text is not a retry policy, or a field cannot be honoured.
     """
-    policy = parse_policy(f'{{"retry_policy": {text}}}') if text.strip() not in _BLANK else None
+    raw = _decoded(text)
+    if raw == {}:
+        return None
+    policy = policy_from_builtins({"retry_policy": raw})
     return None if policy is None else policy.retry_policy
+
+
+def _decoded(text: str | bytes) -> Any:
+    if not text.strip():
+        return None
+    if len(text) > JSON_CHARS_MAX:
+        raise _policy_error("policy", "too_long")
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise _policy_error("policy", "malformed") from error
 
 
 def policy_from_builtins(raw: Any) -> ExecutionPolicy | None:

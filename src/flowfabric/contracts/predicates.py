@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, NewType, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -31,10 +31,7 @@ def unwrap(hint: Any) -> tuple[Any, dict[str, Any], bool]:
     """Take a type apart: the plain type, its rules, and whether its values are secret."""
     rules: dict[str, Any] = {}
     secret = False
-    while isinstance(hint, NewType) or get_origin(hint) is Annotated:
-        if isinstance(hint, NewType):
-            hint = hint.__supertype__
-            continue
+    while get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         secret = secret or Secret in extras
         for extra in extras:

@@ -145,7 +145,7 @@ class ReadExecutionContextArgs(Command[ExecutionContext]):
 
 
 class ListExecutionsPage(Value):
-    """Execution ids in the order of their text."""
+    """Execution ids: of one partition in the order of their text, of all in the store's order of keys."""
 
     executions: tuple[ExecutionId, ...]
     next_cursor: ExecutionId | None = None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 import msgspec
 
@@ -218,8 +218,6 @@ def _native(raw: Any, kind: Any) -> Any:
 def _reader(hint: Any) -> _Reader:
     if hint in _CANONICAL:
         return _id_reader(_CANONICAL[hint])
-    if isinstance(hint, NewType):
-        return _reader(hint.__supertype__)
     origin = get_origin(hint) or hint
     if origin is Annotated:
         return _reader(get_args(hint)[0])

@@ -220,8 +220,11 @@ def _attempts_without_gaps(held: Held) -> Iterator[str]:
     for past in held.past_attempts:
         if past.attempt.ended_at is None:
             yield f"attempt {past.attempt.attempt_index} was followed before it ended"
-    fresh = attempt is not None and attempt.generation == 0
-    if attempt is not None and (attempt.attempt_type == INITIAL) is not (latest == 0 and fresh):
+    if attempt is None:
+        return
+    # What ended before its first claim and was replayed has a replay as its first attempt.
+    first = latest == 0 and attempt.generation == 0
+    if (attempt.attempt_type == INITIAL) is not first:
         yield f"attempt {latest} is of type {attempt.attempt_type}"
 
 

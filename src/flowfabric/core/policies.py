@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from msgspec.structs import asdict, replace
 
 from flowfabric.contracts.policy import (
@@ -14,7 +13,6 @@ from flowfabric.contracts.policy import (
     FixedBackoff,
     RetryPolicy,
 )
-from flowfabric.errors import InvalidPolicyJson
 
 if TYPE_CHECKING:
     from flowfabric.contracts.policy import Backoff
@@ -31,20 +29,6 @@ NEVER_RETRIED: Final = frozenset(
     }
 )
 """Failure categories for which another attempt cannot help."""
-
-
-def parse_retry_policy(text: str) -> RetryPolicy | None:
-    """A retry policy that travelled as JSON; empty text means none.
-
-    Raises:
-        InvalidPolicyJson: the text is not a retry policy.
-    """
-    if not text.strip():
-        return None
-    try:
-        return msgspec.json.decode(text, type=RetryPolicy)
-    except msgspec.DecodeError as error:
-        raise InvalidPolicyJson(field="retry_policy_json", rule=f"malformed: {error}") from error
 
 
 def may_retry(policy: RetryPolicy | None, category: str, retry_count: int) -> bool:

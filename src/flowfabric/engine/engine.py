@@ -19,7 +19,7 @@ import itertools
 import logging
 import random
 import secrets
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -37,10 +37,11 @@ from flowfabric.engine.operations import operation_for
 from flowfabric.stores.base import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.records import Key
+    from flowfabric.engine.layers import Door, Layer
     from flowfabric.stores.base import Durability, Store
 
 R = TypeVar("R")
@@ -136,17 +137,54 @@ class Question:
         return ()
 
 
+class Inside:
+    """The door behind all layers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def execute(
+        self,
+        command: Command[R],
+        *,
+        request_id: str | None = None,
+        namespace: str | None = None,
+        actor: str = "",
+    ) -> R:
+        """Carry out one command."""
+        self._engine.require_running()
+        return await self._engine.carry_out(command, self._engine.envelope(request_id, namespace, actor))
+
+    async def execute_many(
+        self,
+        commands: Sequence[Command[R]],
+        *,
+        request_ids: Sequence[str | None] | None = None,
+        namespace: str | None = None,
+        actor: str = "",
+    ) -> list[R | Exception]:
+        """Carry out many commands."""
+        self._engine.require_running()
+        ids = request_ids if request_ids is not None else [None] * len(commands)
+        envelopes = [self._engine.envelope(request_id, namespace, actor) for request_id in ids]
+        return await self._engine.carry_out_many(list(zip(commands, envelopes, strict=True)))
+
+
 class Engine:
     """Executes commands against one store.
 
     Args:
         store: where everything is kept. The engine opens and closes it.
         namespace: the namespace of commands that do not name another.
+        layers: what wraps the door, the innermost first: ``lambda door: Traced(door, tracer)``.
     """
 
-    def __init__(self, store: Store, *, namespace: str | None = None) -> None:
+    def __init__(self, store: Store, *, namespace: str | None = None, layers: Iterable[Layer] = ()) -> None:
         self.store = store
         self.namespace = namespace
+        self._door: Door = Inside(self)
+        for layer in layers:
+            self._door = layer(self._door)
         self.notifier = Notifier()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
@@ -227,21 +265,7 @@ class Engine:
             Contention: other writers kept changing the same records; try again.
             StoreError: the store failed. Ask again with the same ``request_id``.
         """
-        self._require_running()
-        envelope = self._envelope(request_id, namespace, actor)
-        carry_out = operation_for(command)
-        if carry_out is not None:
-            check(command)
-            answer: R = await carry_out(self, command, envelope)
-            return answer
-        rule = RULES[type(command)]
-        if rule.is_query:
-            check(command)
-            return cast("R", await self._answer(rule, command, envelope))
-        [decided] = await self.decide([(command, envelope)])
-        if isinstance(decided, Exception):
-            raise decided
-        return cast("R", decided)
+        return await self._door.execute(command, request_id=request_id, namespace=namespace, actor=actor)
 
     async def execute_many(
         self,
@@ -256,23 +280,38 @@ class Engine:
         Raises:
             InvalidInput: a request id or the actor breaks a rule; nothing was sent.
         """
-        self._require_running()
-        ids = request_ids if request_ids is not None else [None] * len(commands)
-        envelopes = [self._envelope(request_id, namespace, actor) for request_id in ids]
-        asked = list(zip(commands, envelopes, strict=True))
-        if all(operation_for(command) is None for command in commands):
+        return await self._door.execute_many(
+            commands, request_ids=request_ids, namespace=namespace, actor=actor
+        )
+
+    async def carry_out(self, command: Command[R], envelope: Envelope) -> R:
+        """Carry out one command behind all layers."""
+        carry_out = operation_for(command)
+        if carry_out is not None:
+            check(command)
+            answer: R = await carry_out(self, command, envelope)
+            return answer
+        rule = RULES[type(command)]
+        if rule.is_query:
+            check(command)
+            found: R = await self._answer(rule, command, envelope)
+            return found
+        [decided] = await self.decide([(command, envelope)])
+        if isinstance(decided, Exception):
+            raise decided
+        outcome: R = decided
+        return outcome
+
+    async def carry_out_many(self, asked: Sequence[tuple[Command[R], Envelope]]) -> list[R | Exception]:
+        """Carry out many commands behind all layers."""
+        if all(operation_for(command) is None for command, _ in asked):
             return await self.decide(asked)
         return await asyncio.gather(*(self._attempt(command, envelope) for command, envelope in asked))
 
     async def _attempt(self, command: Command[R], envelope: Envelope) -> R | Exception:
         """One command's outcome, or the exception that refused it."""
         try:
-            return await self.execute(
-                command,
-                request_id=envelope.request_id,
-                namespace=envelope.namespace,
-                actor=envelope.actor,
-            )
+            return await self.carry_out(command, envelope)
         except Exception as refusal:  # noqa: BLE001 - it is this command's answer
             return refusal
 
@@ -280,7 +319,7 @@ class Engine:
         self, commands: Sequence[Command[Any]], *, actor: str = "scanner"
     ) -> list[Any]:
         """Carry out the engine's own commands, which may concern any namespace."""
-        self._require_running()
+        self.require_running()
         envelopes = [self._unbounded_envelope(actor) for _ in commands]
         return await self.decide(list(zip(commands, envelopes, strict=True)))
 
@@ -329,11 +368,13 @@ class Engine:
         self._enqueue(group)
         return await group.future
 
-    def _require_running(self) -> None:
+    def require_running(self) -> None:
+        """Refuse commands before the engine is started and once it is stopping."""
         if self._closing or self.durability is None:
             raise errors.Unavailable("The engine is not running. Start it before sending commands.")
 
-    def _envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
+    def envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
+        """What travels with a command besides its arguments."""
         _check_name("request_id", request_id or "")
         _check_name("actor", actor)
         return Envelope(
@@ -346,7 +387,7 @@ class Engine:
         )
 
     def _unbounded_envelope(self, actor: str) -> Envelope:
-        return msgspec.structs.replace(self._envelope(None, None, actor), namespace=None)
+        return msgspec.structs.replace(self.envelope(None, None, actor), namespace=None)
 
     def _enqueue(self, group: Group) -> None:
         waiting = [ticket for ticket in group.tickets if ticket.error is None]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -56,6 +56,10 @@ class Door(Protocol):
         actor: str = "",
     ) -> list[R | Exception]:
         """Carry out many commands; each has its own outcome or exception."""
+
+
+Layer: TypeAlias = "Callable[[Door], Door]"
+"""What wraps a door in another."""
 
 
 def operation_name(command_type: type[Command[Any]]) -> str:

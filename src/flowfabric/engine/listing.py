@@ -1,13 +1,14 @@
 """Lists: pages of index rows, turned into what a reader wants to see.
 
-A page touches only what it returns, plus rows of other namespaces where an index spans them.
-Cursors name the last row that was returned, so a page never repeats or skips a row that stays.
+A page touches what it returns and what its filters leave out on the way. Cursors name the last
+row that was returned, so a page never repeats or skips a row that stays. A caller without a
+namespace sees those of all namespaces, in every list.
 """
 
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from flowfabric.contracts.ids import ExecutionId
 from flowfabric.contracts.leases import EligibleExecutions, ScanEligibleArgs
@@ -30,19 +31,30 @@ from flowfabric.contracts.reads import (
 )
 from flowfabric.contracts.states import LifecyclePhase, PublicState
 from flowfabric.core import indexes
-from flowfabric.core.indexes import SEPARATOR, scope_of
+from flowfabric.core.indexes import SEPARATOR
 from flowfabric.core.records import Execution, Suspension, key_for
 from flowfabric.core.state import public_state
 from flowfabric.core.vocabulary import BlockerKind, LeaseState
 from flowfabric.engine.cursors import format_cursor, parse_cursor
 from flowfabric.engine.operations import operation
+from flowfabric.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from flowfabric.core.records import Record
+    from collections.abc import Awaitable, Callable
+
+    from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
 
 Row = tuple[int, str]
+"""The sort value and the member of an index row."""
+Scope = tuple[str, str]
+"""An index and one of its scopes."""
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+SCOPES_PER_READ: Final = 1_000
 
 INDEXES_OF_STATE: Final[dict[PublicState, tuple[str, ...]]] = {
     PublicState.WAITING: (indexes.ELIGIBLE, indexes.BLOCKED),
@@ -88,19 +100,22 @@ async def load_executions(engine: Engine, ids: list[str], namespace: str | None)
 
 @operation(ListExecutionsArgs)
 async def list_executions(engine: Engine, args: ListExecutionsArgs, envelope: Envelope) -> ListExecutionsPage:
-    """Execution ids in the order of their text."""
+    """Execution ids: of one partition in the order of their text, of all in the store's order of keys.
+
+    The latter leaves the partition aside, so ids that sort by time come in the order of their making.
+    """
     prefix = key_for(Execution, "" if args.partition is None else f"{{fp:{args.partition}}}:")
     after = None if args.cursor is None else key_for(Execution, args.cursor)
-    found: list[ExecutionId] = []
-    while len(found) <= args.limit:
-        keys = await engine.store.list_keys(prefix, after=after, limit=args.limit + 1)
+
+    async def read(after: Key | None, limit: int) -> list[Key]:
+        return await engine.store.list_keys(prefix, after=after, limit=limit)
+
+    async def keep(keys: list[Key]) -> list[ExecutionId]:
         ids = [key.partition("/")[2] for key in keys]
         executions = await load_executions(engine, ids, envelope.namespace)
-        found += [execution.execution_id for execution in executions]
-        if len(keys) <= args.limit:
-            break
-        after = keys[-1]
-    page, more = found[: args.limit], len(found) > args.limit
+        return [execution.execution_id for execution in executions]
+
+    page, more = await fill_page(read, keep, after, args.limit)
     return ListExecutionsPage(executions=tuple(page), next_cursor=page[-1] if more and page else None)
 
 
@@ -109,63 +124,46 @@ async def list_execution_summaries(
     engine: Engine, args: ListExecutionSummariesArgs, envelope: Envelope
 ) -> ListExecutionsResult:
     """Executions with what a list shows."""
-    namespace = envelope.namespace or ""
-    after = parse_cursor(args.cursor)
+    scopes = await _scopes_of_summaries(engine, args, envelope.namespace)
     descending = args.public_state is None or args.public_state not in INDEXES_OF_STATE
-    summaries: list[ExecutionSummary] = []
-    cursor: Row | None = None
-    while len(summaries) < args.limit:
-        rows = await _summary_rows(engine, args, namespace, after, descending=descending)
+
+    async def keep(rows: list[Row]) -> list[tuple[Row, ExecutionSummary]]:
         executions = await load_executions(engine, [member for _, member in rows], envelope.namespace)
-        known = {execution.execution_id: execution for execution in executions}
-        for row in rows:
-            execution = known.get(row[1])
-            if execution is not None and _matches(execution, args) and len(summaries) < args.limit:
-                summaries.append(summary_of(execution))
-                cursor = row
-        if len(rows) < args.limit:
-            cursor = None if len(summaries) < args.limit or not rows or cursor == rows[-1] else cursor
-            break
-        after = rows[-1]
+        shown = {found.execution_id: summary_of(found) for found in executions if _matches(found, args)}
+        return [(row, shown[row[1]]) for row in rows if row[1] in shown]
+
+    read = _merged(engine, scopes, descending=descending)
+    page, more = await fill_page(read, keep, parse_cursor(args.cursor), args.limit)
     return ListExecutionsResult(
-        executions=tuple(summaries),
-        total_returned=len(summaries),
-        next_cursor=None if cursor is None else format_cursor(cursor),
+        executions=tuple(summary for _, summary in page),
+        total_returned=len(page),
+        next_cursor=format_cursor(page[-1][0]) if more and page else None,
     )
 
 
-async def _summary_rows(
-    engine: Engine, args: ListExecutionSummariesArgs, namespace: str, after: Row | None, *, descending: bool
-) -> list[Row]:
-    if args.public_state is None:
-        return await engine.store.read_index(
-            indexes.CREATED, namespace, after=after, limit=args.limit, descending=descending
-        )
-    scopes = await _scopes_of_state(engine, namespace, args.lane_id, args.public_state)
-    pages = [
-        await engine.store.read_index(index, scope, after=after, limit=args.limit, descending=descending)
-        for index, scope in scopes
+async def _scopes_of_summaries(
+    engine: Engine, args: ListExecutionSummariesArgs, namespace: str | None
+) -> list[Scope]:
+    """The scopes that hold the executions of the state that is asked for, and maybe others."""
+    state = args.public_state
+    if state is None:
+        created = [namespace] if namespace is not None else await _scopes_in(engine, indexes.CREATED, None)
+        return [(indexes.CREATED, scope) for scope in created]
+    return [
+        (index, scope)
+        for index in INDEXES_OF_STATE.get(state, (indexes.TERMINAL,))
+        for scope in await _scopes_in(engine, index, namespace, args.lane_id)
+        if _may_hold(index, scope, state)
     ]
-    return list(heapq.merge(*pages, reverse=descending))[: args.limit]
 
 
-async def _scopes_of_state(
-    engine: Engine, namespace: str, lane_id: str | None, state: PublicState
-) -> list[tuple[str, str]]:
-    """The index scopes that hold the executions of one public state."""
-    prefix = namespace + SEPARATOR + ("" if lane_id is None else lane_id)
-    found: list[tuple[str, str]] = []
-    for index in INDEXES_OF_STATE.get(state, (indexes.TERMINAL,)):
-        for scope in await engine.store.index_scopes(index, prefix):
-            parts = scope.split(SEPARATOR)
-            if lane_id is not None and parts[1] != lane_id:
-                continue
-            if index == indexes.TERMINAL and parts[2] != state:
-                continue
-            if index == indexes.BLOCKED and parts[2] not in BLOCKERS_OF_STATE[state]:
-                continue
-            found.append((index, scope))
-    return found
+def _may_hold(index: str, scope: str, state: PublicState) -> bool:
+    """Whether executions of this state can have rows in this scope."""
+    if index == indexes.TERMINAL:
+        return scope.split(SEPARATOR)[2] == state
+    if index == indexes.BLOCKED:
+        return scope.split(SEPARATOR)[2] in BLOCKERS_OF_STATE[state]
+    return True
 
 
 def _matches(execution: Execution, args: ListExecutionSummariesArgs) -> bool:
@@ -189,79 +187,68 @@ def summary_of(execution: Execution) -> ExecutionSummary:
 
 @operation(ListSuspendedArgs)
 async def list_suspended(engine: Engine, args: ListSuspendedArgs, envelope: Envelope) -> ListSuspendedPage:
-    """Suspended executions, those with the earliest deadline first."""
-    after = await _suspended_row(engine, args.cursor)
-    scopes = await engine.store.index_scopes(indexes.SUSPENDED, _namespace_prefix(envelope))
-    rows: list[Row] = []
-    for scope in scopes:
-        rows += await _rows_of_partition(engine, scope, after, args)
-    page = sorted(rows)[: args.limit]
+    """Suspended executions, those with the earliest deadline first.
+
+    The cursor is an execution, so a page continues behind the deadline that its suspension has by
+    then, or had.
+
+    Raises:
+        InvalidInput: the cursor's execution has no suspension that the caller could have seen.
+    """
+    after = None if args.cursor is None else await _suspended_row(engine, args.cursor, envelope.namespace)
+    scopes = await _scopes_in(engine, indexes.SUSPENDED, envelope.namespace)
+    tag = "" if args.partition is None else f"{{fp:{args.partition}}}:"
+
+    async def keep(rows: list[Row]) -> list[Row]:
+        return [row for row in rows if row[1].startswith(tag)]
+
+    read = _merged(engine, [(indexes.SUSPENDED, scope) for scope in scopes])
+    page, more = await fill_page(read, keep, after, args.limit)
     reasons = await _suspension_reasons(engine, [member for _, member in page])
     entries = tuple(
         SuspendedExecutionEntry(execution_id=member, suspended_at_ms=sort, reason=reasons.get(member, ""))
         for sort, member in page
     )
-    more = len(rows) > len(page) and entries
-    return ListSuspendedPage(entries=entries, next_cursor=entries[-1].execution_id if more else None)
+    return ListSuspendedPage(
+        entries=entries, next_cursor=entries[-1].execution_id if more and entries else None
+    )
 
 
-def _namespace_prefix(envelope: Envelope) -> str:
-    return "" if envelope.namespace is None else envelope.namespace + SEPARATOR
-
-
-async def _rows_of_partition(
-    engine: Engine, scope: str, after: Row | None, args: ListSuspendedArgs
-) -> list[Row]:
-    """One more row than the page needs, of the partition that is asked for."""
-    tag = "" if args.partition is None else f"{{fp:{args.partition}}}:"
-    found: list[Row] = []
-    while len(found) <= args.limit:
-        rows = await engine.store.read_index(indexes.SUSPENDED, scope, after=after, limit=args.limit + 1)
-        found += [row for row in rows if row[1].startswith(tag)]
-        if len(rows) <= args.limit:
-            break
-        after = rows[-1]
-    return found[: args.limit + 1]
-
-
-async def _suspended_row(engine: Engine, cursor: str | None) -> Row | None:
+async def _suspended_row(engine: Engine, cursor: str, namespace: str | None) -> Row:
     """Where a cursor's execution stands, or stood, in the order of deadlines."""
-    if cursor is None:
-        return None
-    [suspension] = await _current_suspensions(engine, [cursor])
-    if suspension is None:
-        return None
-    return suspension.timeout_at or indexes.FOREVER, cursor
+    for execution in await load_executions(engine, [cursor], namespace):
+        for suspension in await load_records(engine, _keys_of_suspensions(execution)):
+            if isinstance(suspension, Suspension):
+                return suspension.timeout_at or indexes.FOREVER, cursor
+    rule = "an execution that is or was suspended; begin again without a cursor"
+    raise InvalidInput(field="cursor", value=cursor, rule=rule)
 
 
-async def _current_suspensions(engine: Engine, ids: list[str]) -> list[Suspension | None]:
-    records = await load_records(engine, [key_for(Execution, execution_id) for execution_id in ids])
-    keys = [
-        key_for(Suspension, f"{record.execution_id}/{record.suspension_id or record.resumed_suspension_id}")
-        if isinstance(record, Execution)
-        else key_for(Suspension, "")
-        for record in records
-    ]
-    suspensions = await load_records(engine, keys)
-    return [record if isinstance(record, Suspension) else None for record in suspensions]
+def _keys_of_suspensions(execution: Execution) -> list[Key]:
+    """Where the latest suspension may be, the latest place first.
+
+    One that a cancellation or a deadline has ended is known by its attempt only.
+    """
+    put_aside_for = "" if execution.attempt is None else execution.attempt.suspension_id
+    ids = (execution.suspension_id, put_aside_for, execution.resumed_suspension_id)
+    return [key_for(Suspension, f"{execution.execution_id}/{found}") for found in ids if found]
 
 
 async def _suspension_reasons(engine: Engine, ids: list[str]) -> dict[str, str]:
-    suspensions = await _current_suspensions(engine, ids)
-    return {
-        suspension.execution_id: suspension.reason_code
-        for suspension in suspensions
-        if suspension is not None
-    }
+    executions = await load_executions(engine, ids, None)
+    open_ones = [f"{found.execution_id}/{found.suspension_id}" for found in executions if found.suspension_id]
+    suspensions = await load_records(engine, [key_for(Suspension, identity) for identity in open_ones])
+    return {found.execution_id: found.reason_code for found in suspensions if isinstance(found, Suspension)}
 
 
 @operation(ListLanesArgs)
 async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) -> ListLanesPage:
     """Every lane that has executions, ended ones included."""
-    names: set[str] = set()
-    for index in LANE_INDEXES:
-        for scope in await engine.store.index_scopes(index, _namespace_prefix(envelope), limit=10_000):
-            names.add(scope.split(SEPARATOR)[1])
+    names = {
+        scope.split(SEPARATOR)[1]
+        for index in LANE_INDEXES
+        for scope in await _scopes_in(engine, index, envelope.namespace)
+    }
     lanes = [name for name in sorted(names) if args.cursor is None or name > args.cursor]
     page = tuple(lanes[: args.limit])
     return ListLanesPage(lanes=page, next_cursor=page[-1] if len(lanes) > len(page) and page else None)
@@ -270,17 +257,17 @@ async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) ->
 @operation(ScanEligibleArgs)
 async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelope) -> EligibleExecutions:
     """What waits for a worker, in claiming order. Lapsed leases that wait for a reclaim are left out."""
-    lane = scope_of(envelope.namespace or "", args.lane_id)
+    scopes = await _scopes_in(engine, indexes.ELIGIBLE, envelope.namespace, args.lane_id)
     tag = "" if args.partition is None else f"{args.partition.key}:"
-    rows: list[Row] = []
-    for scope in await engine.store.index_scopes(indexes.ELIGIBLE, lane + SEPARATOR):
-        page = await engine.store.read_index(indexes.ELIGIBLE, scope, limit=args.limit)
-        rows += [row for row in page if row[1].startswith(tag)]
-    executions = await load_executions(engine, [member for _, member in sorted(rows)], envelope.namespace)
-    runnable = [e for e in executions if e.phase is LifecyclePhase.RUNNABLE]
-    return EligibleExecutions(
-        executions=tuple(execution.execution_id for execution in runnable[: args.limit])
-    )
+
+    async def keep(rows: list[Row]) -> list[ExecutionId]:
+        ids = [member for _, member in rows if member.startswith(tag)]
+        executions = await load_executions(engine, ids, envelope.namespace)
+        return [found.execution_id for found in executions if found.phase is LifecyclePhase.RUNNABLE]
+
+    read = _merged(engine, [(indexes.ELIGIBLE, scope) for scope in scopes])
+    page, _ = await fill_page(read, keep, None, args.limit)
+    return EligibleExecutions(executions=tuple(page))
 
 
 @operation(ListExpiredLeasesArgs)
@@ -288,29 +275,24 @@ async def list_expired_leases(
     engine: Engine, args: ListExpiredLeasesArgs, envelope: Envelope
 ) -> ListExpiredLeasesPage:
     """Leases that have lapsed, marked or not, the oldest first."""
-    after = parse_cursor(args.cursor)
     now = await engine.store.now()
-    found: list[tuple[Row, ExpiredLeaseEntry]] = []
-    while len(found) <= args.limit:
-        rows = await _lapsed_rows(engine, now, after, args.limit + 1)
+
+    async def read(after: Row | None, limit: int) -> list[Row]:
+        unmarked = await engine.store.read_index(indexes.DUE_LEASE, "", after=after, upto=now, limit=limit)
+        marked = await engine.store.read_index(indexes.LAPSED, "", after=after, limit=limit)
+        return sorted({*unmarked, *marked})[:limit]
+
+    async def keep(rows: list[Row]) -> list[tuple[Row, ExpiredLeaseEntry]]:
         executions = await load_executions(engine, [member for _, member in rows], envelope.namespace)
         entries = {execution.execution_id: _expired_lease(execution, now) for execution in executions}
-        found += [(row, entry) for row in rows if (entry := entries.get(row[1])) is not None]
-        if len(rows) <= args.limit:
-            break
-        after = rows[-1]
+        return [(row, entry) for row in rows if (entry := entries.get(row[1])) is not None]
+
     # The cursor names a row of the caller's own: another one's id is not for its eyes.
-    page, more = found[: args.limit], len(found) > args.limit
+    page, more = await fill_page(read, keep, parse_cursor(args.cursor), args.limit)
     return ListExpiredLeasesPage(
         entries=tuple(entry for _, entry in page),
         next_cursor=format_cursor(page[-1][0]) if more and page else None,
     )
-
-
-async def _lapsed_rows(engine: Engine, now: int, after: Row | None, limit: int) -> list[Row]:
-    unmarked = await engine.store.read_index(indexes.DUE_LEASE, "", after=after, upto=now, limit=limit)
-    marked = await engine.store.read_index(indexes.LAPSED, "", after=after, limit=limit)
-    return sorted({*unmarked, *marked})[:limit]
 
 
 def _expired_lease(execution: Execution, now: int) -> ExpiredLeaseEntry | None:
@@ -328,3 +310,54 @@ def _expired_lease(execution: Execution, now: int) -> ExpiredLeaseEntry | None:
         expires_at=lease.expires_at,
         attempt_index=attempt.attempt_index,
     )
+
+
+async def fill_page(
+    read: Callable[[P | None, int], Awaitable[list[P]]],
+    keep: Callable[[list[P]], Awaitable[list[T]]],
+    after: P | None,
+    limit: int,
+) -> tuple[list[T], bool]:
+    """A page of what is kept of the places behind ``after``, and whether there is more.
+
+    It reads on until the page is full or nothing is left: what is not kept, such as rows of other
+    namespaces, makes no page short.
+    """
+    found: list[T] = []
+    while len(found) <= limit:
+        places = await read(after, limit + 1)
+        found += await keep(places)
+        if len(places) <= limit:
+            break
+        after = places[-1]
+    return found[:limit], len(found) > limit
+
+
+def _merged(
+    engine: Engine, scopes: list[Scope], *, descending: bool = False
+) -> Callable[[Row | None, int], Awaitable[list[Row]]]:
+    """How to read several scopes as if they were one."""
+
+    async def read(after: Row | None, limit: int) -> list[Row]:
+        pages = [
+            await engine.store.read_index(index, scope, after=after, limit=limit, descending=descending)
+            for index, scope in scopes
+        ]
+        return list(heapq.merge(*pages, reverse=descending))[:limit]
+
+    return read
+
+
+async def _scopes_in(
+    engine: Engine, index: str, namespace: str | None, lane_id: str | None = None
+) -> list[str]:
+    """Every scope of an index, of one namespace or of all, of one lane or of all."""
+    prefix = "" if namespace is None else namespace + SEPARATOR + (lane_id or "")
+    found: list[str] = []
+    while True:
+        after = found[-1] if found else None
+        scopes = await engine.store.index_scopes(index, prefix, after=after, limit=SCOPES_PER_READ)
+        found += scopes
+        if len(scopes) < SCOPES_PER_READ:
+            # A prefix that ends in a lane's name also begins the names of other lanes.
+            return [scope for scope in found if lane_id is None or scope.split(SEPARATOR)[1] == lane_id]

@@ -62,8 +62,8 @@ class SteadyEngine(Engine):
         super().__init__(store, namespace=namespace)
         self._requests = itertools.count(1)
 
-    def _envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
-        envelope = super()._envelope(request_id, namespace, actor)
+    def envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
+        envelope = super().envelope(request_id, namespace, actor)
         return msgspec.structs.replace(
             envelope,
             request_id=request_id or f"request-{next(self._requests)}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,9 @@ ROOT: Final = Path(__file__).parents[3]
 
 LIST: Final = ROOT / "docs" / "reference" / "scenarios.toml"
 TEST_FOLDERS: Final = (ROOT / "tests", ROOT / "src" / "flowfabric" / "testing" / "conformance")
+
+
+Test: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,17 +55,18 @@ def marked_tests(folders: Iterable[Path] = TEST_FOLDERS) -> dict[str, list[str]]
     found: dict[str, list[str]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
-            for number, name in _marks_in(path):
-                found.setdefault(number, []).append(f"{path.relative_to(ROOT)}::{name}")
+            for number, test in marks_in(ast.parse(path.read_text("utf-8"))):
+                found.setdefault(number, []).append(f"{path.relative_to(ROOT)}::{test.name}")
     return found
 
 
-def _marks_in(path: Path) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+def marks_in(module: ast.Module) -> Iterator[tuple[str, Test]]:
+    """Each number that a test of a module carries, with the test."""
+    for node in ast.walk(module):
+        if isinstance(node, Test):
             for decorator in node.decorator_list:
                 for number in _numbers_of(decorator):
-                    yield number, node.name
+                    yield number, node
 
 
 def _numbers_of(decorator: ast.expr) -> list[str]:

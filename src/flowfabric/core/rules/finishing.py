@@ -17,9 +17,9 @@ from flowfabric.contracts.executions import (
     TerminalFailed,
 )
 from flowfabric.contracts.limits import SAFE_INTEGER_MAX
-from flowfabric.contracts.policy import RetryPolicy
+from flowfabric.contracts.policy import RetryPolicy, parse_retry_policy
 from flowfabric.contracts.states import AttemptLifecycle, BlockingReason, PublicState, TerminalOutcome
-from flowfabric.core.policies import may_retry, parse_retry_policy, retry_delay_ms
+from flowfabric.core.policies import may_retry, retry_delay_ms
 from flowfabric.core.records import Execution, ExecutionResult
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.fencing import fenced, first_answer, remember_answer

@@ -26,6 +26,7 @@ from flowfabric.core.state import blocking_detail, blocking_reason, is_terminal,
 from flowfabric.core.vocabulary import LeaseState
 
 if TYPE_CHECKING:
+    from flowfabric.core.records import Key
     from flowfabric.core.work import Work
 
 
@@ -134,7 +135,12 @@ def read_state_vector(work: Work, args: ReadStateVectorArgs) -> StateSummary | N
     )
 
 
-@rule(GetExecutionResultArgs, query=True)
+def _first_result(args: NamesExecution) -> tuple[Key, ...]:
+    # Few executions are replayed, so the result of the first generation is loaded along.
+    return (key_for(ExecutionResult, f"{args.execution_id}/0"),)
+
+
+@rule(GetExecutionResultArgs, reads=_first_result, query=True)
 def get_execution_result(work: Work, args: GetExecutionResultArgs) -> bytes | None:
     """The result's bytes, once there is one."""
     execution = find(work, args)
@@ -160,7 +166,7 @@ def read_execution_context(work: Work, args: ReadExecutionContextArgs) -> Execut
     )
 
 
-@rule(ReadRunArgs, query=True)
+@rule(ReadRunArgs, reads=_first_result, query=True)
 def read_run(work: Work, args: ReadRunArgs) -> RunView:
     """How an execution stands and, once it has ended, how it ended."""
     execution = work.execution(args.execution_id)

@@ -277,6 +277,8 @@ def suspend_attempt(
 
 def close_waitpoints(work: Work, execution: Execution, waitpoint_ids: tuple[str, ...], reason: str) -> None:
     """Close those of the waitpoints that are open. A closed one never takes a signal again."""
+    if not waitpoint_ids:
+        return
     identities = [f"{execution.execution_id}/{waitpoint_id}" for waitpoint_id in waitpoint_ids]
     for waitpoint in work.read_all(Waitpoint, identities):
         if waitpoint is None or waitpoint.state == WaitpointState.CLOSED:
