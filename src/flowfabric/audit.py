@@ -3,7 +3,7 @@
 It recomputes from the records what else must be there, and compares: the index rows both ways, the
 attempts, the waitpoints, the signals, the frames and the events. Everything is read in pages of
 bounded size. A store in use changes while it is read, so whatever looks wrong is looked at again,
-and counts only when the record at fault has not changed in between.
+and counts only when the record at fault has not changed in between and looks wrong in the same way.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ import msgspec
 from flowfabric import errors
 from flowfabric.core import audit as checks
 from flowfabric.core import indexes
-from flowfabric.core.audit import Held, Violation
+from flowfabric.core.audit import Held, HeldFlow, Violation
 from flowfabric.core.frames import PARTS, stream_key
 from flowfabric.core.indexes import WAITPOINTS, IndexRow, index_rows
 from flowfabric.core.records import (
     RECORD_TYPES,
+    Edge,
+    EdgeGroup,
     Execution,
     ExecutionResult,
+    Flow,
+    FlowMember,
+    FlowNode,
+    FlowProgress,
     Key,
     Keyring,
     PastAttempt,
@@ -129,7 +135,7 @@ class _Auditor:
 
     async def _look(self, key: Key) -> None:
         violations: list[Violation] = []
-        seen: int | None = None
+        seen: tuple[int, list[Violation]] | None = None
         for _ in range(LOOKS_MAX):
             version, record, violations = await self._read(key)
             if record is not None:
@@ -139,9 +145,9 @@ class _Auditor:
                 violations = await self._check_record(record, owner)
             elif not violations:
                 return
-            if not violations or version == seen:
+            if not violations or (version, violations) == seen:
                 break
-            seen = version
+            seen = version, violations
         else:
             violations = []  # it never stood still, so nothing can be said about it
         self.checked[kind_of(key)] += 1
@@ -161,6 +167,8 @@ class _Auditor:
             found += checks.check_owned(record, owner)
         if isinstance(record, Execution):
             found += checks.check_execution(await self._held(record))
+        elif isinstance(record, Flow):
+            found += checks.check_flow(await self._held_flow(record))
         elif isinstance(record, Reservation):
             found += checks.check_reservation(record, owner)
         elif isinstance(record, Keyring):
@@ -179,7 +187,9 @@ class _Auditor:
         """Whether the record belongs to the namespace that is audited."""
         if self.namespace is None:
             return True
-        namespace = record.namespace if isinstance(record, Reservation) else None
+        namespace: str | None = None
+        if isinstance(record, (Reservation, Flow, FlowProgress, Edge)):
+            namespace = record.namespace
         if owner is not None:
             namespace = owner.namespace
         return namespace == self.namespace
@@ -210,6 +220,30 @@ class _Auditor:
             ),
             events=tuple([event async for event in self._events(execution_id)]),
         )
+
+    async def _held_flow(self, flow: Flow) -> HeldFlow:
+        members = [
+            await self._find(FlowMember, f"{flow.identity}/{place}") for place in range(flow.node_count)
+        ]
+        ids = [member.execution_id for member in members if member is not None]
+        edges = [edge async for edge in self._all(Edge, flow.identity)]
+        return HeldFlow(
+            flow=flow,
+            progress=await self._find(FlowProgress, flow.identity),
+            members=tuple(members),
+            executions=await self._by_id(Execution, ids),
+            nodes=await self._by_id(FlowNode, ids),
+            groups=await self._by_id(EdgeGroup, ids),
+            edges={edge.edge_id: edge for edge in edges},
+            told=frozenset([found for found in ids if await self._has_keys("message", found)]),
+        )
+
+    async def _by_id(self, record_type: type[Any], ids: list[str]) -> dict[str, Any]:
+        found = {execution_id: await self._find(record_type, execution_id) for execution_id in ids}
+        return {execution_id: record for execution_id, record in found.items() if record is not None}
+
+    async def _has_keys(self, kind: str, execution_id: str) -> bool:
+        return bool(await self.store.list_keys(f"{kind}/{execution_id}/", limit=1))
 
     async def _keys_of(self, kind: str, execution_id: str) -> AsyncIterator[Key]:
         async for key in self._keys(f"{kind}/{execution_id}", PAGE):

@@ -472,6 +472,34 @@ class ReplayNotAllowed(StateRefusal):
     """The execution may not be replayed. Submit the work as a new execution."""
 
 
+class FlowAlreadyTerminal(StateRefusal):
+    """The flow has ended. Create a new one."""
+
+
+class FlowSealed(StateRefusal):
+    """The flow's graph is sealed. Create a new flow for more members or edges."""
+
+
+class ExecutionNotInFlow(StateRefusal):
+    """The execution is not in this flow. Check the flow."""
+
+
+class DepsNotSatisfied(StateRefusal):
+    """Dependencies are still open. Wait for them, or replay those that did not succeed."""
+
+
+class NotBlockedByDeps(StateRefusal):
+    """No dependency blocks it. Nothing needs to be done."""
+
+
+class NotRunnable(StateRefusal):
+    """The execution is not runnable. Read its state."""
+
+
+class Terminal(StateRefusal):
+    """The execution has ended. Replay it if it should run again."""
+
+
 class HmacSecretNotInitialized(StateRefusal):
     """No signing key is installed. Seed the waitpoint secret first."""
 
@@ -522,6 +550,10 @@ class StaleGraphRevision(Contention):
 # Limits
 
 
+class FlowTooLarge(LimitExceeded):
+    """The flow has as many members, or the execution as many edges, as it may. Use several flows."""
+
+
 class SignalLimitExceeded(LimitExceeded):
     """The execution has received its maximum of signals. Raise max_signals_per_execution."""
 
@@ -562,16 +594,10 @@ _RARE: tuple[tuple[type[FlowFabricError], str, str], ...] = (
     (StateRefusal, "attempt_already_terminal", "The attempt has ended. Nothing needs to be done."),
     (StateRefusal, "attempt_not_in_created_state", "The attempt was started before. Stop."),
     (StateRefusal, "budget_soft_exceeded", "The budget's soft limit is passed. Spend less."),
-    (StateRefusal, "deps_not_satisfied", "Dependencies are still open. Wait for them."),
     (StateRefusal, "duplicate_signal", "The signal was received before. Nothing needs to be done."),
     (StateRefusal, "execution_not_eligible_for_attempt", "No attempt may start now. Wait."),
-    (StateRefusal, "execution_not_in_flow", "The execution is not in this flow. Check the flow."),
-    (StateRefusal, "flow_already_terminal", "The flow has ended. Create a new one."),
-    (StateRefusal, "not_blocked_by_deps", "No dependency blocks it. Nothing needs to be done."),
-    (StateRefusal, "not_runnable", "The execution is not runnable. Read its state."),
     (StateRefusal, "ok_already_applied", "This was applied before. Nothing needs to be done."),
     (StateRefusal, "resume_condition_not_met", "The condition is not met yet. Wait for signals."),
-    (StateRefusal, "terminal", "The execution has ended. Replay it if it should run again."),
 )
 
 

@@ -25,6 +25,7 @@ from flowfabric import errors
 from flowfabric.codec import Undecodable, Unencodable, decode_value, encode_value, require_size
 from flowfabric.contracts.conditions import ByName, ResumeCondition, Single
 from flowfabric.contracts.executions import DelayExecutionArgs, UpdateProgressArgs
+from flowfabric.contracts.flows import ReadParentResultsArgs
 from flowfabric.contracts.journal import (
     JournalEntry,
     JournalKind,
@@ -382,6 +383,22 @@ class Task(Claimed):
         )
         return observed.signals
 
+    async def inputs(self, expected: Any = Any) -> dict[str, Any]:
+        """What the executions that this one depends on hand down to it.
+
+        Args:
+            expected: the type that every result must have.
+
+        Returns:
+            The results of the upstreams that have succeeded, by the ``data_passing_ref`` of the
+            edge. An edge without one hands nothing down.
+        """
+        handed = await self._leased.execute(ReadParentResultsArgs(execution_id=self.execution_id))
+        return {
+            found.name: None if found.result is None else decode_value(found.result, found.encoding, expected)
+            for found in handed.results
+        }
+
     async def now(self) -> int:
         """The store's clock, in milliseconds."""
         return (await self._leased.execute(ServerTimeArgs())).now_ms
@@ -486,6 +503,10 @@ class SyncTask(Claimed):
     def resume_signals(self) -> tuple[ResumeSignal, ...]:
         """See ``Task.resume_signals``."""
         return self._wait(self._task.resume_signals())
+
+    def inputs(self, expected: Any = Any) -> dict[str, Any]:
+        """See ``Task.inputs``."""
+        return self._wait(self._task.inputs(expected))
 
     def now(self) -> int:
         """See ``Task.now``."""

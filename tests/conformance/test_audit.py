@@ -515,7 +515,7 @@ async def test_nothing_is_wrong_in_what_the_commands_leave_behind(bed, situation
     await bed.advance(100_000)
     report = await audit(bed.engine)
     assert report.violations == ()
-    assert report.checked["execution"] == 1
+    assert report.checked["execution"] >= 1
     assert report.complete
 
 

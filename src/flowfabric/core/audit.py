@@ -17,8 +17,15 @@ from flowfabric.core import indexes
 from flowfabric.core.events import Family
 from flowfabric.core.records import (
     Dedup,
+    Edge,
+    EdgeGroup,
     Execution,
+    Flow,
+    FlowMember,
+    FlowNode,
+    FlowProgress,
     JournalRecord,
+    Message,
     PastAttempt,
     Payload,
     Reservation,
@@ -28,6 +35,15 @@ from flowfabric.core.records import (
     key_for,
 )
 from flowfabric.core.rules.creation import reservation_identity
+from flowfabric.core.rules.graph import cancels
+from flowfabric.core.rules.joins import (
+    IMPOSSIBLE,
+    PENDING,
+    SATISFIED,
+    counted_as,
+    open_dependencies,
+    verdict_of,
+)
 from flowfabric.core.rules.replaying import replay_cap
 from flowfabric.core.state import situation_of
 from flowfabric.core.vocabulary import BlockerKind, GrantKind, LeaseState
@@ -337,6 +353,156 @@ def _family(held: Held, family: Family) -> Iterator[Event]:
     return (event for event in held.events if event.family is family)
 
 
+# Flows
+
+
+class HeldFlow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is on record about one flow."""
+
+    flow: Flow
+    progress: FlowProgress | None
+    members: tuple[FlowMember | None, ...]
+    """By position."""
+    executions: dict[str, Execution]
+    nodes: dict[str, FlowNode]
+    groups: dict[str, EdgeGroup]
+    edges: dict[str, Edge]
+    told: frozenset[str]
+    """The members about which a message is on its way."""
+
+
+def check_flow(held: HeldFlow) -> Iterator[Violation]:
+    """Every way in which one flow breaks an invariant."""
+    for invariant, broken in FLOW_INVARIANTS.items():
+        for detail in broken(held):
+            yield Violation(invariant=invariant, subject=held.flow.key, detail=detail)
+
+
+def _members_without_gaps(held: HeldFlow) -> Iterator[str]:
+    for position, member in enumerate(held.members):
+        execution = None if member is None else held.executions.get(member.execution_id)
+        if member is None or execution is None:
+            yield f"member {position} of {held.flow.node_count} is gone"
+        elif (execution.flow_id, execution.flow_position) != (held.flow.flow_id, position):
+            yield f"{execution.execution_id} is in flow {execution.flow_id} at {execution.flow_position}"
+
+
+def _graph_is_mirrored(held: HeldFlow) -> Iterator[str]:
+    """Every edge is at both of its ends, and nothing else is."""
+    outgoing = {
+        (link.edge_id, node.execution_id, link.execution_id)
+        for node in held.nodes.values()
+        for link in node.outgoing
+    }
+    incoming = {
+        (link.edge_id, link.execution_id, node.execution_id)
+        for node in held.nodes.values()
+        for link in node.incoming
+    }
+    edges = {
+        (edge.edge_id, edge.upstream_execution_id, edge.downstream_execution_id)
+        for edge in held.edges.values()
+    }
+    for edge_id, *_ in sorted((outgoing ^ incoming) | (outgoing ^ edges)):
+        yield f"edge {edge_id} is not the same at both ends and on record"
+    if len(edges) != held.flow.edge_count:
+        yield f"{len(edges)} edges of {held.flow.edge_count}"
+
+
+def _graph_is_acyclic(held: HeldFlow) -> Iterator[str]:
+    """Taking away what nothing leads to, again and again, leaves nothing."""
+    open_ends = {name: len(node.incoming) for name, node in held.nodes.items()}
+    front = [name for name, count in open_ends.items() if count == 0]
+    while front:
+        node = held.nodes[front.pop()]
+        del open_ends[node.execution_id]
+        for link in node.outgoing:
+            if link.execution_id in open_ends:
+                open_ends[link.execution_id] -= 1
+                if open_ends[link.execution_id] == 0:
+                    front.append(link.execution_id)
+    if open_ends:
+        yield f"a cycle among {sorted(open_ends)[:5]}"
+
+
+def _edges_counted_once(held: HeldFlow) -> Iterator[str]:
+    """The counts of a join are those of its edges."""
+    for name, group in held.groups.items():
+        edges = [edge for edge in held.edges.values() if edge.downstream_execution_id == name]
+        states = [edge.state for edge in edges]
+        skipped = sum(edge.upstream_outcome == TerminalOutcome.SKIPPED for edge in edges)
+        counted = (len(edges), states.count(SATISFIED), states.count(IMPOSSIBLE) - skipped, skipped)
+        told = (group.total, group.satisfied, group.failed, group.skipped)
+        if counted != told:
+            yield f"the join of {name} counts {told}, its edges are {counted}"
+
+
+def _ends_are_passed_on(held: HeldFlow) -> Iterator[str]:
+    """An edge whose upstream has ended is resolved, or a message about it is on its way."""
+    for edge in held.edges.values():
+        upstream = held.executions.get(edge.upstream_execution_id)
+        ended = upstream is not None and upstream.phase is LifecyclePhase.TERMINAL
+        if ended and edge.state == PENDING and edge.upstream_execution_id not in held.told:
+            yield f"edge {edge.edge_id} is pending although its upstream has ended"
+
+
+def _one_verdict(held: HeldFlow) -> Iterator[str]:
+    """A join says what its counts say, and its downstream follows it."""
+    for name, group in held.groups.items():
+        child = held.executions.get(name)
+        decided = group.decided_at is not None
+        if decided is (group.state == PENDING) or (
+            group.total and not decided and verdict_of(group) != group.state
+        ):
+            yield f"the join of {name} is {group.state}, decided at {group.decided_at}"
+        if child is None:
+            continue
+        ended = child.phase is LifecyclePhase.TERMINAL
+        if group.state == IMPOSSIBLE and not ended:
+            yield f"{name} is {child.phase} although its join is impossible"
+        if group.total and not ended and child.unresolved_dependencies != open_dependencies(group):
+            yield f"{name} waits for {child.unresolved_dependencies} of {open_dependencies(group)}"
+
+
+def _cancelled_with_its_members(held: HeldFlow) -> Iterator[str]:
+    """What a cancelled flow has to cancel has ended, or is on the list of what is to be cancelled."""
+    for member in held.members:
+        execution = None if member is None else held.executions.get(member.execution_id)
+        if held.flow.cancelled_at is None or member is None or execution is None:
+            continue
+        waits = member.cancel_requested_at is not None
+        ended = execution.phase is LifecyclePhase.TERMINAL
+        if not ended and not waits and cancels(held.flow, execution):
+            yield f"{execution.execution_id} is {execution.phase} and nobody cancels it"
+
+
+def _members_counted_once(held: HeldFlow) -> Iterator[str]:
+    """The flow's progress is the sum of how its members are counted."""
+    counted = [member.counted for member in held.members if member is not None and member.counted]
+    outcomes = {word: counted.count(word) for word in counted}
+    if held.progress is None or held.progress.outcomes != outcomes:
+        yield f"its progress is not {outcomes}"
+    for member in held.members:
+        execution = None if member is None else held.executions.get(member.execution_id)
+        if member is None or execution is None or member.execution_id in held.told:
+            continue
+        if member.counted != counted_as(execution):
+            yield f"{member.execution_id} is counted as {member.counted!r}, not {counted_as(execution)!r}"
+
+
+FLOW_INVARIANTS: Final[dict[str, Callable[[HeldFlow], Iterable[str]]]] = {
+    "members_without_gaps": _members_without_gaps,
+    "graph_is_mirrored": _graph_is_mirrored,
+    "graph_is_acyclic": _graph_is_acyclic,
+    "edges_counted_once": _edges_counted_once,
+    "ends_are_passed_on": _ends_are_passed_on,
+    "one_verdict": _one_verdict,
+    "cancelled_with_its_members": _cancelled_with_its_members,
+    "members_counted_once": _members_counted_once,
+}
+"""What holds for one flow, by name."""
+
+
 # Records that are not about one execution alone
 
 
@@ -408,6 +574,8 @@ _OWNERS: Final[dict[str, type[Record]]] = {
     indexes.DUE_DEDUP: Dedup,
     indexes.JOURNAL: JournalRecord,
     indexes.DUE_LIVE_FRAMES: StreamMeta,
+    indexes.DUE_MESSAGE: Message,
+    indexes.DUE_MEMBER_CANCEL: FlowMember,
 }
 
 

@@ -126,3 +126,27 @@ class ExpireLeaseArgs(Command[MarkLeaseExpiredResult]):
     execution_id: ExecutionId
     reclaim_grace_ms: int = 0
     """How long after being marked the lease is held back from automatic reclaiming."""
+
+
+class MessageDelivered(Outcome, tag="Settled"):
+    """The message was acted upon (``delivered``) or had been before (``gone``)."""
+
+    action: str
+
+
+class DeliverMessageArgs(Command[MessageDelivered]):
+    """Carry what one commit owed into the records that it is owed to."""
+
+    message_id: str
+
+
+class FlowMemberSettled(Outcome, tag="Settled"):
+    """The member was ``cancelled``, is ``kept`` by the flow's policy, or had ended or gone before."""
+
+    action: str
+
+
+class CancelFlowMemberArgs(Command[FlowMemberSettled]):
+    """Cancel one member of a cancelled flow."""
+
+    member_id: str

@@ -16,7 +16,9 @@ from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import (
     Dedup,
     Execution,
+    FlowMember,
     JournalRecord,
+    Message,
     Record,
     Reservation,
     StreamMeta,
@@ -63,6 +65,8 @@ DUE_WAITPOINT: Final = "due_waitpoint"
 DUE_RESERVATION: Final = "due_reservation"
 DUE_DEDUP: Final = "due_dedup"
 DUE_LIVE_FRAMES: Final = "due_live_frames"
+DUE_MESSAGE: Final = "due_message"
+DUE_MEMBER_CANCEL: Final = "due_member_cancel"
 
 PRIMARY: Final = frozenset({ELIGIBLE, DELAYED, BLOCKED, ACTIVE, SUSPENDED, TERMINAL})
 """Every execution has exactly one row in one of these; a lapsed lease adds one in ``eligible``."""
@@ -83,6 +87,8 @@ NAMES: Final = PRIMARY | {
     DUE_RESERVATION,
     DUE_DEDUP,
     DUE_LIVE_FRAMES,
+    DUE_MESSAGE,
+    DUE_MEMBER_CANCEL,
 }
 """Every index there is."""
 
@@ -215,6 +221,16 @@ def _stream_rows(stream: StreamMeta) -> set[IndexRow]:
     return {(DUE_LIVE_FRAMES, "", stream.live_expires_at, stream.identity)}
 
 
+def _message_rows(message: Message) -> set[IndexRow]:
+    return {(DUE_MESSAGE, "", message.due_at, message.identity)}
+
+
+def _member_rows(member: FlowMember) -> set[IndexRow]:
+    if member.cancel_requested_at is None:
+        return set()
+    return {(DUE_MEMBER_CANCEL, "", member.cancel_requested_at, member.identity)}
+
+
 _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Execution: _execution_rows,
     Suspension: _suspension_rows,
@@ -223,4 +239,6 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Dedup: _dedup_rows,
     JournalRecord: _journal_rows,
     StreamMeta: _stream_rows,
+    Message: _message_rows,
+    FlowMember: _member_rows,
 }

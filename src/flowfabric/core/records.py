@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from flowfabric.contracts.flows import AllOfEdges, EdgeDependencyPolicy, EdgeGroupState
+from flowfabric.contracts.ids import flow_partition
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import (
     AttemptLifecycle,
@@ -202,6 +204,8 @@ class Execution(Record):
     required_capabilities: tuple[str, ...] = ()
     tags: dict[str, str] = {}
     flow_id: str | None = None
+    flow_position: int = -1
+    """The place among the members of the flow."""
     deadline_at: int | None = None
     started_at: int | None = None
     completed_at: int | None = None
@@ -497,6 +501,160 @@ def journal_identity(execution_id: str, generation: int, name: str, ordinal: int
     return f"{execution_id}/{generation}/{ordinal}/{name}"
 
 
+class Flow(Record):
+    """What is asked of a flow: its graph, whether it is sealed, whether it was cancelled.
+
+    How its members have ended is kept apart, so that a claim, which looks at this record, does not
+    collide with the end of another member.
+    """
+
+    KIND = "flow"
+
+    flow_id: str
+    namespace: str
+    flow_kind: str
+    created_at: int
+    last_mutation_at: int
+    graph_revision: int = 0
+    node_count: int = 0
+    edge_count: int = 0
+    sealed_at: int | None = None
+    """From then on the graph takes no members and no edges."""
+    tags: dict[str, str] = {}
+    cancelled_at: int | None = None
+    cancel_reason: str | None = None
+    cancellation_policy: str | None = None
+
+    @property
+    def identity(self) -> str:
+        return flow_identity(self.flow_id)
+
+
+def flow_identity(flow_id: str) -> str:
+    """The identity of a flow. Like that of its members it begins with the partition."""
+    return f"{{fp:{flow_partition(flow_id)}}}:{flow_id}"
+
+
+class FlowProgress(Record):
+    """How many members of a flow have ended in which way."""
+
+    KIND = "flow_progress"
+
+    flow_id: str
+    namespace: str
+    outcomes: dict[str, int] = {}
+
+    @property
+    def identity(self) -> str:
+        return flow_identity(self.flow_id)
+
+
+class FlowMember(Record):
+    """One place in a flow, numbered from 0 without gaps."""
+
+    KIND = "flow_member"
+
+    flow_id: str
+    position: int
+    execution_id: str
+    counted: str = ""
+    """As what the member is counted in the flow's progress; empty until it has ended."""
+    cancel_requested_at: int | None = None
+    """Set while the cancelled flow has still to cancel this member."""
+
+    @property
+    def identity(self) -> str:
+        return f"{flow_identity(self.flow_id)}/{self.position}"
+
+
+class Link(msgspec.Struct, frozen=True, array_like=True):
+    """One end of an edge: its id, and the execution at the other end."""
+
+    edge_id: str
+    execution_id: str
+
+
+class FlowNode(Record):
+    """The edges at both sides of a member, in the order in which they were staged."""
+
+    KIND = "flow_node"
+
+    execution_id: str
+    flow_id: str
+    incoming: tuple[Link, ...] = ()
+    outgoing: tuple[Link, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        return self.execution_id
+
+
+class Edge(Record):
+    """One dependency: the downstream waits for the success of the upstream."""
+
+    KIND = "edge"
+
+    flow_id: str
+    namespace: str
+    edge_id: str
+    upstream_execution_id: str
+    downstream_execution_id: str
+    created_at: int
+    staged_revision: int
+    """The graph's revision with this edge in it."""
+    data_passing_ref: str | None = None
+    applied_at: int | None = None
+    state: str = "pending"
+    """``pending``, ``satisfied`` or ``impossible``. Only a pending edge moves its group's counts."""
+    upstream_outcome: str = ""
+    upstream_generation: int = 0
+    """The replay generation of the upstream that resolved the edge."""
+
+    @property
+    def identity(self) -> str:
+        return f"{flow_identity(self.flow_id)}/{self.edge_id}"
+
+
+class EdgeGroup(Record):
+    """The join before one member. The counts are those of its edges."""
+
+    KIND = "edge_group"
+
+    execution_id: str
+    flow_id: str
+    policy: EdgeDependencyPolicy = AllOfEdges()
+    total: int = 0
+    satisfied: int = 0
+    failed: int = 0
+    skipped: int = 0
+    state: EdgeGroupState = EdgeGroupState.PENDING
+    decided_at: int | None = None
+
+    @property
+    def identity(self) -> str:
+        return self.execution_id
+
+
+class Message(Record):
+    """What one commit owes to other records of its partition. It is removed when it is delivered."""
+
+    KIND = "message"
+
+    execution_id: str
+    """The member it is about."""
+    about: str
+    """``changed``: it ended, or runs again. ``unneeded``: a join does not wait for it any more."""
+    cause: str
+    """Makes the identity unique."""
+    due_at: int
+    position: int = 0
+    """How many of the outgoing edges were seen to before."""
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.cause}/{self.position}"
+
+
 class SigningKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One HMAC key. ``expires_at`` is None for the current key and fixed once it is rotated out."""
 
@@ -549,6 +707,13 @@ RECORD_TYPES: Final[dict[str, type[Record]]] = {
         StreamMeta,
         StreamSummary,
         JournalRecord,
+        Flow,
+        FlowProgress,
+        FlowMember,
+        FlowNode,
+        Edge,
+        EdgeGroup,
+        Message,
         Keyring,
     )
 }

@@ -36,7 +36,10 @@ def repeated_outcome(rule: Rule, command: Command[Any], work: Work) -> Any:
 
 
 def _is_foreign(subject: Record, work: Work) -> bool:
-    """Whether the record belongs to an execution that the caller may not see."""
+    """Whether the record is, or belongs to, something that the caller may not see."""
+    own = getattr(subject, "namespace", None)
+    if own is not None:
+        return work.envelope.namespace not in (None, own)
     execution_id = getattr(subject, "execution_id", None)
     if work.envelope.namespace is None or execution_id is None:
         return False

@@ -31,6 +31,7 @@ from flowfabric.core.registry import RULES, Rule
 from flowfabric.core.work import Envelope, Missing, Work, WorkingSet
 from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it registers what can be done
 from flowfabric.engine.commits import affected_by, build_commit, remember_outcome, repeated_outcome
+from flowfabric.engine.deliveries import owed_by
 from flowfabric.engine.notifier import Notifier, topics_of
 from flowfabric.engine.operations import operation_for
 from flowfabric.stores.base import Conflict
@@ -47,8 +48,11 @@ R = TypeVar("R")
 
 BATCH_MAX: Final = 256
 CONFLICTS_MAX: Final = 8
-ROUNDS_MAX: Final = 64
-"""How often the rules of one batch may ask for records that are not loaded yet."""
+ROUNDS_MAX: Final = 1_100
+"""How often the rules of one batch may ask for records that are not loaded yet. A walk over the
+graph of a flow may ask once for each member on its way."""
+DELIVERY_ROUNDS_MAX: Final = 8
+"""How many steps of what a commit owes are done before it is answered; a scanner does the rest."""
 WATCH_MS: Final = 1_000
 """How long one look for changes by other processes takes at most, and the pause after a fault."""
 
@@ -190,6 +194,8 @@ class Engine:
         self._pump: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
+        self._delivering = False
+        self._owed: list[Command[Any]] = []
         self._request_prefix = ""
         self._request_numbers = itertools.count()
 
@@ -314,9 +320,7 @@ class Engine:
     ) -> list[Any]:
         """Carry out the engine's own commands, which may concern any namespace."""
         self.require_running()
-        envelopes = [
-            msgspec.structs.replace(self.envelope(None, None, actor), namespace=None) for _ in commands
-        ]
+        envelopes = [self._unbounded_envelope(actor) for _ in commands]
         return await self.decide(list(zip(commands, envelopes, strict=True)))
 
     async def _answer(self, rule: Rule, command: Command[Any], envelope: Envelope) -> Any:
@@ -381,6 +385,9 @@ class Engine:
             random=random.random(),  # noqa: S311 - spreads retries, guards nothing
             backend=self._backend,
         )
+
+    def _unbounded_envelope(self, actor: str) -> Envelope:
+        return msgspec.structs.replace(self.envelope(None, None, actor), namespace=None)
 
     def _enqueue(self, group: Group) -> None:
         waiting = [ticket for ticket in group.tickets if ticket.error is None]
@@ -449,9 +456,39 @@ class Engine:
             except Conflict as conflict:
                 return await self._retry(batch, working_set, conflict)
             self.notifier.publish(topics_of(commit))
+            if owed := owed_by(commit):
+                await self._deliver(owed)
         for ticket in batch:
             ticket.settle()
         return []
+
+    async def _deliver(self, owed: list[Command[Any]]) -> None:
+        """Do what a commit owes to other records, and what follows from that, up to a bound."""
+        self._owed += owed
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            for _ in range(DELIVERY_ROUNDS_MAX):
+                if not self._owed:
+                    return
+                batch, self._owed = self._owed[:BATCH_MAX], self._owed[BATCH_MAX:]
+                await self._run_deliveries(batch)
+        finally:
+            self._delivering = False
+            self._owed = []
+
+    async def _run_deliveries(self, commands: list[Command[Any]]) -> None:
+        group = Group(asyncio.get_running_loop().create_future())
+        group.tickets += [
+            Ticket(command, RULES[type(command)], self._unbounded_envelope("engine"), group)
+            for command in commands
+        ]
+        group.open = len(group.tickets)
+        await self._run_batch(list(group.tickets))
+        for ticket in group.tickets:
+            if ticket.error is not None:
+                log.warning("%s is left to the scanners: %s", type(ticket.command).__name__, ticket.error)
 
     async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
         """Commit the tickets that the conflict did not touch; return the others, to run again."""

@@ -20,7 +20,7 @@ from flowfabric.contracts.executions import (
     FailExecutionArgs,
 )
 from flowfabric.contracts.handles import BackendTag
-from flowfabric.contracts.ids import ExecutionId
+from flowfabric.contracts.ids import ExecutionId, FlowId, flow_partition
 from flowfabric.contracts.leases import ClaimedWork, RenewLeaseArgs
 from flowfabric.contracts.limits import U16_MAX
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
@@ -107,6 +107,10 @@ class Bed:
         """An execution id that no other call returns."""
         assert 0 <= partition <= U16_MAX
         return f"{{fp:{partition}}}:{self.new_id()}"
+
+    def new_flow_id(self, partition: int = 7) -> FlowId:
+        """A flow id of this partition that no other call returns."""
+        return next(found for found in iter(self.new_id, "") if flow_partition(found) == partition)
 
     # Commands
 

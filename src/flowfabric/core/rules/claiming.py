@@ -26,6 +26,7 @@ from flowfabric.core.commands import (
 from flowfabric.core.policies import merge_policies
 from flowfabric.core.records import Execution, Lease, Payload, key_for
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.graph import refuse_cancelled_flow
 from flowfabric.core.rules.journal import journal_resumption
 from flowfabric.core.rules.transitions import end_attempt, end_execution, grant_lease, open_attempt
 from flowfabric.core.state import is_eligible
@@ -135,6 +136,7 @@ def adopt_policy(execution: Execution, handler: ExecutionPolicy | None) -> None:
 
 def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Open the attempt that is due (first, retry or replay) and lease it."""
+    refuse_cancelled_flow(work, execution)
     open_attempt(
         work,
         execution,
@@ -152,6 +154,7 @@ def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease
 
 def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Continue the interrupted attempt under a new lease. What it waited for goes to the journal."""
+    refuse_cancelled_flow(work, execution)
     journal_resumption(work, execution)
     assert execution.attempt is not None
     timeout_ms = execution.attempt.timeout_ms
@@ -170,6 +173,7 @@ def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Leas
 
 def reclaim_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Take a lapsed lease over: the old attempt is interrupted for good, a new one begins."""
+    refuse_cancelled_flow(work, execution)
     lapsed = execution.lease
     assert lapsed is not None
     end_attempt(

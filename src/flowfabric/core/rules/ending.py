@@ -56,9 +56,7 @@ def cancel_execution(work: Work, args: CancelExecutionArgs) -> CancelExecutionRe
         raise not_active(execution)
     _require_right(work, execution, fence, args.source)
     execution = work.edit(execution)
-    if execution.phase is LifecyclePhase.SUSPENDED:
-        close_suspension(work, execution, "cancelled")
-    _cancel(work, execution, args)
+    cancel(work, execution, args.reason, args.source)
     if fence is None and args.source not in (FLOW_CASCADE, SYSTEM_TIMEOUT):
         publish(
             work,
@@ -80,18 +78,21 @@ def _require_right(work: Work, execution: Execution, fence: LeaseFence | None, s
         raise errors.FenceRequired(execution_id=execution.execution_id, source=source)
 
 
-def _cancel(work: Work, execution: Execution, args: CancelExecutionArgs) -> None:
+def cancel(work: Work, execution: Execution, reason: str, source: str) -> None:
+    """Cancel an execution that has not ended, with its suspension, attempt and lease."""
+    if execution.phase is LifecyclePhase.SUSPENDED:
+        close_suspension(work, execution, "cancelled")
+    execution.cancellation_reason = reason
+    execution.cancelled_by = source
     end_attempt(
         work,
         execution,
         AttemptLifecycle.ENDED_CANCELLED,
         "attempt_cancelled",
-        failure_reason=f"cancelled: {args.reason}",
+        failure_reason=f"cancelled: {reason}",
         failure_category="cancelled",
     )
     end_execution(work, execution, TerminalOutcome.CANCELLED, release_reason="cancelled")
-    execution.cancellation_reason = args.reason
-    execution.cancelled_by = args.source
 
 
 def _cancelled(execution: Execution) -> ExecutionCancelled:

@@ -10,6 +10,7 @@ from flowfabric.contracts.limits import REPLAY_COUNT_MAX
 from flowfabric.core.events import Family
 from flowfabric.core.records import Execution
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.joins import reopen_join
 from flowfabric.core.rules.pausing import dependency_blocker
 from flowfabric.core.rules.transitions import publish, reopen_execution
 from flowfabric.core.state import is_terminal, public_state
@@ -24,6 +25,7 @@ def replay_execution(work: Work, args: ReplayExecutionArgs) -> ReplayExecutionRe
 
     Raises:
         ExecutionNotFound, ExecutionNotTerminal, MaxReplaysExhausted: in this order.
+        FlowAlreadyTerminal, DepsNotSatisfied: its flow was cancelled, or it would be skipped again.
     """
     execution = work.execution(args.execution_id)
     if not is_terminal(execution):
@@ -32,6 +34,7 @@ def replay_execution(work: Work, args: ReplayExecutionArgs) -> ReplayExecutionRe
     if execution.replay_count >= cap:
         raise errors.MaxReplaysExhausted(execution_id=args.execution_id, max_replay_count=cap)
     execution = work.edit(execution)
+    reopen_join(work, execution)
     reopen_execution(work, execution, dependency_blocker(execution), keep_journal=args.keep_journal)
     publish(
         work,

@@ -20,7 +20,7 @@ from flowfabric.contracts.states import (
     WaitpointState,
 )
 from flowfabric.core.events import Event, Family
-from flowfabric.core.records import Attempt, Blocker, Execution, Lease, PastAttempt, Waitpoint
+from flowfabric.core.records import Attempt, Blocker, Execution, Lease, Message, PastAttempt, Waitpoint
 from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 
 if TYPE_CHECKING:
@@ -49,6 +49,17 @@ def publish(work: Work, execution: Execution, family: Family, name: str, **data:
             data=data,
         )
     )
+
+
+def tell_flow(work: Work, execution: Execution, cause: str) -> None:
+    """Owe the flow of a member the news that it has ended or runs again.
+
+    The identity holds the generation, which ends once and is reopened once, so the message is new
+    without having been looked for.
+    """
+    if execution.flow_id is not None:
+        cause = f"{cause}/{execution.replay_count}"
+        work.add(Message(execution_id=execution.execution_id, about="changed", cause=cause, due_at=work.now))
 
 
 def mark_transition(work: Work, execution: Execution) -> None:
@@ -333,7 +344,8 @@ def end_execution(
     """End the execution. This is the only way into the terminal phase.
 
     The lease, grant, blockers, open waitpoints and running attempt go, and the completion event
-    is published in the same commit. A suspension is closed by the caller, which knows why.
+    is published in the same commit. A member's flow is told by a message, which resolves the edges
+    that leave it. A suspension is closed by the caller, which knows why.
     """
     state, default_reason = ENDED[outcome]
     release_lease(work, execution, release_reason)
@@ -369,6 +381,7 @@ def end_execution(
         failure_reason=failure_reason or None,
         failure_category=failure_category or None,
     )
+    tell_flow(work, execution, "ended")
 
 
 def reopen_execution(
@@ -395,3 +408,4 @@ def reopen_execution(
     if execution.deadline_at is not None and execution.deadline_at <= work.now:
         execution.deadline_at = None
     make_runnable(work, execution, blocker)
+    tell_flow(work, execution, "reopened")

@@ -20,6 +20,7 @@ from flowfabric.core.commands import (
     SettleReservationArgs,
 )
 from flowfabric.core.rules.creation import RESERVATION_GRACE_MS
+from flowfabric.engine.deliveries import cancel_member, deliver
 
 
 class Duty(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +116,13 @@ def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
             index=indexes.DUE_LIVE_FRAMES,
             interval_ms=5_000,
             command=lambda member: ExpireLiveFramesArgs(stream_id=member),
+        ),
+        Duty(name="message_delivery", index=indexes.DUE_MESSAGE, interval_ms=15_000, command=deliver),
+        Duty(
+            name="flow_cancellation",
+            index=indexes.DUE_MEMBER_CANCEL,
+            interval_ms=15_000,
+            command=cancel_member,
         ),
     )
 

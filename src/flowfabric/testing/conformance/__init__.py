@@ -16,22 +16,27 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
+    "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.scenarios",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
+from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 
 __all__ = [
     "CommandConformance",
     "FenceConformance",
+    "FlowConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
 ]
 
 
-class StoreConformance(ProtocolConformance, CommandConformance, FenceConformance, ScenarioConformance):
+class StoreConformance(
+    ProtocolConformance, CommandConformance, FenceConformance, ScenarioConformance, FlowConformance
+):
     """Everything a store has to pass."""

@@ -12,7 +12,8 @@ import msgspec
 
 from flowfabric.contracts.conditions import Single
 from flowfabric.contracts.executions import ExpireReason
-from flowfabric.contracts.ids import LeaseFence
+from flowfabric.contracts.flows import CreateFlowArgs
+from flowfabric.contracts.ids import FlowId, LeaseFence, partition_of
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.suspensions import FreshWaitpoint
 from flowfabric.core.records import Execution
@@ -98,9 +99,18 @@ async def build(
     record = await bed.execution(place.execution_id)
     values = {**_values(bed, place, record, caller), **_fence_values(bed, command_type, place, caller)}
     values |= _OWN_VALUES.get(operation_name(command_type), {}) | fixed
+    if "flow_id" in command_type.__struct_fields__:
+        values["flow_id"] = await _flow_beside(bed, place)
     fields = msgspec.structs.fields(command_type)
     wanted = {field.name for field in fields if field.required} | values.keys() & _GIVEN_ANYWAY
     return command_type(**{field.name: values[field.name] for field in fields if field.name in wanted})
+
+
+async def _flow_beside(bed: Bed, place: Place) -> FlowId:
+    """A new flow in the partition of the place's execution."""
+    flow_id = bed.new_flow_id(partition_of(place.execution_id))
+    await bed.execute(CreateFlowArgs(flow_id=flow_id, flow_kind="dag", namespace=NAMESPACE))
+    return flow_id
 
 
 _GIVEN_ANYWAY: Final = frozenset({*FENCE_PARTS, "fence", "source", "current_attempt_index"})

@@ -39,7 +39,7 @@ OTHERWISE: Final = "otherwise"
 READS: Final = ("read_", "get_", "list_", "describe_", "observe_", "tail_")
 """How the names of commands begin that never change anything."""
 
-_TELLING: Final = ("reason", "action", "effect", "behavior_applied", "public_state", "resumed")
+_TELLING: Final = ("reason", "action", "effect", "behavior_applied", "public_state", "resumed", "status")
 """The fields of outcomes that say what happened; the first that an outcome has is shown."""
 
 

@@ -21,7 +21,8 @@ from flowfabric.contracts.executions import (
     FailExecutionArgs,
     PromoteDelayedArgs,
 )
-from flowfabric.contracts.ids import ExecutionId, WaitpointId
+from flowfabric.contracts.flows import AddEdgesArgs, AddExecutionToFlowArgs, CreateFlowArgs, NewEdge
+from flowfabric.contracts.ids import ExecutionId, WaitpointId, partition_of
 from flowfabric.contracts.keyring import SeedWaitpointHmacSecretArgs, WaitpointToken
 from flowfabric.contracts.leases import (
     ClaimedWork,
@@ -41,7 +42,7 @@ from flowfabric.core.state import Situation
 from flowfabric.core.vocabulary import BlockerKind
 from flowfabric.core.work import Envelope, Work, WorkingSet
 from flowfabric.engine.commits import build_commit
-from flowfabric.testing.bed import INSTANCE, LANE, TTL_MS, WORKER
+from flowfabric.testing.bed import INSTANCE, LANE, NAMESPACE, TTL_MS, WORKER
 
 if TYPE_CHECKING:
     from flowfabric.testing.bed import Bed
@@ -290,6 +291,21 @@ def skip(work: Work, execution: Execution) -> None:
     end_execution(work, execution, TerminalOutcome.SKIPPED, release_reason="skipped")
 
 
+async def _depend(bed: Bed, places: list[Place]) -> None:
+    """Let each execution wait for another one of its flow."""
+    for place in places:
+        partition = partition_of(place.execution_id)
+        flow_id = bed.new_flow_id(partition)
+        upstream = bed.creation(execution_id=bed.new_execution_id(partition))
+        await _all(bed, [CreateFlowArgs(flow_id=flow_id, flow_kind="dag", namespace=NAMESPACE), upstream])
+        members = (upstream.execution_id, place.execution_id)
+        await _all(bed, [AddExecutionToFlowArgs(flow_id=flow_id, execution_id=member) for member in members])
+        edge = NewEdge(
+            edge_id=bed.new_id(), upstream_execution_id=members[0], downstream_execution_id=members[1]
+        )
+        await _all(bed, [AddEdgesArgs(flow_id=flow_id, edges=(edge,), seal=True)])
+
+
 _twice_claimed: Final = (_created(), _claimed, _after(TTL_MS), _lapse, _claimed)
 """A worker has lost the execution to another one, and does not know it."""
 
@@ -308,6 +324,7 @@ SITUATION_STEPS: Final[dict[str, tuple[Step, ...]]] = {
     "delayed_due": (_created(delay_until=lambda bed: bed.clock.now_ms + DELAY_MS), _after(DELAY_MS)),
     "delayed_retry": (*_twice_claimed, _fail("error")),
     "blocked": (_created(), _planted(block)),
+    "blocked_dependencies": (_created(), _depend),
     "running": _twice_claimed,
     "running_timed_out": (_created(TIMED_POLICY), *_twice_claimed[1:], _after(ATTEMPT_TIMEOUT_MS)),
     "running_overdue": (*_twice_claimed, _after(TTL_MS)),

@@ -1,0 +1,107 @@
+"""The auditor finds every kind of damage to a flow."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from flowfabric.audit import audit
+from flowfabric.core.audit import FLOW_INVARIANTS
+from flowfabric.core.records import (
+    Edge,
+    EdgeGroup,
+    Execution,
+    Flow,
+    FlowMember,
+    FlowNode,
+    FlowProgress,
+    Link,
+    encode_record,
+    flow_identity,
+    key_for,
+)
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.testing import Bed
+from flowfabric.testing.conformance.flows import graph
+
+DAMAGE: dict[str, Callable[[Bed, Any], Awaitable[None]]] = {}
+"""Invariant -> a coroutine function that breaks it in a sound flow ``ab bc``, of which a has succeeded."""
+
+
+def damage(function):
+    DAMAGE[function.__name__] = function
+    return function
+
+
+async def change(bed, record_type, identity, **fields):
+    """Store a record with other fields behind the engine's back."""
+    record = await bed.get(record_type, identity)
+    for name, value in fields.items():
+        setattr(record, name, value)
+    version = bed.store._records[record.key][0]
+    bed.store._records[record.key] = (version, encode_record(record))
+
+
+@damage
+async def members_without_gaps(bed, flow):
+    del bed.store._records[key_for(FlowMember, f"{flow_identity(flow.flow_id)}/1")]
+
+
+@damage
+async def graph_is_mirrored(bed, flow):
+    await change(bed, FlowNode, flow.ids["c"], incoming=())
+
+
+@damage
+async def graph_is_acyclic(bed, flow):
+    link = Link(bed.new_id(), flow.ids["a"])
+    node = await bed.get(FlowNode, flow.ids["c"])
+    await change(bed, FlowNode, flow.ids["c"], outgoing=(*node.outgoing, link))
+    await change(bed, FlowNode, flow.ids["a"], incoming=(Link(link.edge_id, flow.ids["c"]),))
+
+
+@damage
+async def edges_counted_once(bed, flow):
+    await change(bed, EdgeGroup, flow.ids["b"], satisfied=2)
+
+
+@damage
+async def ends_are_passed_on(bed, flow):
+    identity = f"{flow_identity(flow.flow_id)}/{flow.edges['ab']}"
+    await change(bed, Edge, identity, state="pending")
+
+
+@damage
+async def one_verdict(bed, flow):
+    await change(bed, Execution, flow.ids["c"], unresolved_dependencies=0)
+
+
+@damage
+async def cancelled_with_its_members(bed, flow):
+    identity = flow_identity(flow.flow_id)
+    await change(bed, Flow, identity, cancelled_at=1, cancellation_policy="cancel_all")
+
+
+@damage
+async def members_counted_once(bed, flow):
+    await change(bed, FlowProgress, flow_identity(flow.flow_id), outcomes={"success": 2})
+
+
+@pytest.fixture
+async def bed():
+    async with Bed(MemoryStore()) as bed:
+        yield bed
+
+
+@pytest.mark.parametrize("invariant", DAMAGE)
+async def test_the_damage_to_a_flow_is_found(bed, invariant):
+    flow = await graph(bed, "abc")
+    await flow.connect("ab bc")
+    await flow.run("a")
+    assert (await audit(bed.engine)).violations == ()
+    await DAMAGE[invariant](bed, flow)
+    assert invariant in {violation.invariant for violation in (await audit(bed.engine)).violations}
+
+
+def test_every_invariant_of_flows_is_damaged_by_some_test():
+    assert DAMAGE.keys() == FLOW_INVARIANTS.keys()

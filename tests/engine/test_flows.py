@@ -1,0 +1,107 @@
+"""What flows do when records are damaged, and how far one commit reaches."""
+
+import asyncio
+
+import pytest
+
+from flowfabric import errors
+from flowfabric.contracts.flows import (
+    AckCancelMemberArgs,
+    DescribeFlowArgs,
+    FlowCancelled,
+    ListEdgesArgs,
+    OnSatisfied,
+    OutgoingEdges,
+    PartiallyCancelled,
+    QuorumOfEdges,
+)
+from flowfabric.contracts.states import PublicState
+from flowfabric.core.records import Edge, Execution, FlowNode, Link, encode_record, flow_identity, key_for
+from flowfabric.core.rules.joins import EDGES_PER_DELIVERY
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.stores.sqlite import SqliteStore
+from flowfabric.testing import Bed, ManualClock
+from flowfabric.testing.conformance.flows import graph
+
+
+@pytest.fixture
+async def bed():
+    async with Bed(MemoryStore()) as bed:
+        yield bed
+
+
+@pytest.mark.scenario("FLOW-020")
+async def test_a_broken_member_does_not_keep_the_others_from_being_cancelled(bed):
+    flow, control = await graph(bed, "ab"), await graph(bed, "a")
+    bed.store._records[key_for(Execution, flow.ids["a"])] = (999, b"\xc1junk")
+    ids = (flow.ids["a"], flow.ids["b"])
+    assert await bed.execute(flow.cancelling(wait=True)) == PartiallyCancelled(
+        cancellation_policy="cancel_all",
+        member_execution_ids=ids,
+        failed_member_execution_ids=(flow.ids["a"],),
+    )
+    assert await bed.state(flow.ids["b"]) is PublicState.CANCELLED
+    assert isinstance(await bed.execute(control.cancelling(wait=True)), FlowCancelled)
+
+
+@pytest.mark.scenario("FLOW-026")
+@pytest.mark.parametrize("damage", ["gone", "other ends", "unknown"])
+async def test_a_corrupt_graph_is_never_passed_over(bed, damage):
+    flow = await graph(bed, "abc")
+    await flow.connect("ab")
+    edge = await bed.get(Edge, f"{flow_identity(flow.flow_id)}/{flow.edges['ab']}")
+    if damage == "gone":
+        del bed.store._records[edge.key]
+    elif damage == "other ends":
+        edge.downstream_execution_id = flow.ids["c"]
+        bed.store._records[edge.key] = (999, encode_record(edge))
+    else:
+        node = await bed.get(FlowNode, flow.ids["a"])
+        node.outgoing = (*node.outgoing, Link(bed.new_id(), flow.ids["c"]))
+        bed.store._records[node.key] = (999, encode_record(node))
+    listing = ListEdgesArgs(flow_id=flow.flow_id, direction=OutgoingEdges(from_node=flow.ids["a"]))
+    assert isinstance(await bed.refused(listing), errors.StoreCorrupt)
+
+
+async def test_more_edges_than_one_commit_sees_to_are_resolved_in_pieces(bed):
+    names = "".join(chr(0x4E00 + number) for number in range(EDGES_PER_DELIVERY + 5))
+    flow = await graph(bed, f"a{names}")
+    await flow.connect(" ".join(f"a{name}" for name in names))
+    await flow.run("a")
+    states = list((await flow.states()).values())
+    assert states.count(PublicState.WAITING) == len(names)
+    await bed.check()
+
+
+async def test_an_acknowledgement_takes_an_ended_member_off_the_list(bed):
+    flow = await graph(bed, "a")
+    await bed.execute(flow.cancelling())
+    await bed.unchanging(AckCancelMemberArgs(flow_id=flow.flow_id, execution_id=flow.ids["a"]))
+
+
+async def test_members_of_a_flow_are_claimed_while_others_end(bed):
+    flow = await graph(bed, "abcd")
+    await flow.connect("ad bd cd")
+    claims = [await bed.claim(flow.ids[name]) for name in "abc"]
+    for claim in claims:
+        await bed.complete(claim)
+    described = await bed.execute(DescribeFlowArgs(flow_id=flow.flow_id))
+    assert described.outcomes == {"success": 3}
+
+
+async def test_two_engines_that_end_members_at_once_decide_each_join_once(tmp_path):
+    path, names = str(tmp_path / "work.db"), "abcdefgh"
+    async with Bed(SqliteStore(path)) as first, Bed(SqliteStore(path), clock=ManualClock()) as second:
+        flow = await graph(first, f"{names}yz")
+        pairs = [f"{name}{join}" for name in names for join in "yz"]
+        await flow.connect(" ".join(pairs), {"z": QuorumOfEdges(k=3, on_satisfied=OnSatisfied.LET_RUN)})
+        claims = [await first.claim(flow.ids[name]) for name in names]
+        await asyncio.gather(
+            *((first, second)[number % 2].complete(claim) for number, claim in enumerate(claims))
+        )
+        await first.settle()
+        snapshot = await flow.snapshot()
+        assert snapshot.outcomes == {"success": len(names)}
+        assert {group.satisfied_count for group in snapshot.edge_groups} == {len(names)}
+        assert [await first.state(flow.ids[name]) for name in "yz"] == [PublicState.WAITING] * 2
+        await first.check()
