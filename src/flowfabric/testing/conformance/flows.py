@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from flowfabric.contracts.executions import CancelExecutionArgs, ReplayExecution
 from flowfabric.contracts.flows import (
     AddEdgesArgs,
     AddExecutionToFlowArgs,
+    AllOfEdges,
     AnyOfEdges,
     ApplyDependencyToChildArgs,
     CancelFlowArgs,
@@ -845,7 +847,59 @@ class FlowCancelScenarios(StoreSuite):
         assert not [key for key in held["records"] if key.startswith(f"{Message.KIND}/")]
 
 
+def join_of(needed: int, of: int) -> EdgeDependencyPolicy:
+    """The policy of a join for which so many of its upstreams have to succeed."""
+    if needed == of:
+        return AllOfEdges()
+    if needed == 1:
+        return AnyOfEdges(on_satisfied=LET_RUN)
+    return QuorumOfEdges(k=needed, on_satisfied=LET_RUN)
+
+
+def ends_by_joins(
+    upstreams: dict[str, list[str]], needed: dict[str, int], failing: set[str]
+) -> dict[str, PublicState]:
+    """How the members end, worked out from the meaning of joins alone."""
+    ends: dict[str, PublicState] = {}
+    for name, found in upstreams.items():
+        if sum(ends[one] is COMPLETED for one in found) < needed.get(name, 0):
+            ends[name] = SKIPPED
+        else:
+            ends[name] = PublicState.FAILED if name in failing else COMPLETED
+    return ends
+
+
+class GraphScenarios(StoreSuite):
+    """Graphs drawn by chance end as the plain meaning of their joins says."""
+
+    NAMES = "abcdefghijkl"
+
+    @pytest.mark.parametrize("seed", range(8))
+    async def test_every_member_ends_as_its_join_says(self, bed: Bed, seed: int) -> None:
+        chance = random.Random(seed)
+        upstreams = {
+            name: chance.sample(self.NAMES[:place], min(place, chance.randint(0, 4)))
+            for place, name in enumerate(self.NAMES)
+        }
+        needed = {name: chance.randint(1, len(found)) for name, found in upstreams.items() if found}
+        failing = {name for name in self.NAMES if chance.random() < 0.25}
+        flow = await graph(bed, self.NAMES)
+        pairs = [f"{one}{name}" for name, found in upstreams.items() for one in found]
+        policies = {name: join_of(count, len(upstreams[name])) for name, count in needed.items()}
+        await flow.connect(" ".join(pairs), policies)
+        while ready := [name for name, state in (await flow.states()).items() if state is WAITING]:
+            name = chance.choice(ready)
+            await (flow.fail if name in failing else flow.run)(name)
+        assert await flow.states() == ends_by_joins(upstreams, needed, failing)
+
+
 class FlowConformance(
-    MemberScenarios, EdgeScenarios, SubmitScenarios, JoinScenarios, ReplayScenarios, FlowCancelScenarios
+    MemberScenarios,
+    EdgeScenarios,
+    SubmitScenarios,
+    JoinScenarios,
+    ReplayScenarios,
+    FlowCancelScenarios,
+    GraphScenarios,
 ):
     """All scenarios of flows."""
