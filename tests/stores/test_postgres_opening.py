@@ -31,7 +31,8 @@ async def refused(store: PostgresStore, error: type[Exception], words: str) -> N
     """Opening fails, says why, and leaves no connection open."""
     with pytest.raises(error, match=words):
         await store.open()
-    assert not store._connections.is_open
+    with pytest.raises(errors.StoreUnreachable, match="is not open"):
+        await store.now()
     assert store._connections._idle == []
 
 

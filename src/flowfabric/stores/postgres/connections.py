@@ -89,11 +89,6 @@ class Connections:
         self._room: asyncio.Semaphore | None = None
         self._dropping: set[asyncio.Task[None]] = set()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether connections may be borrowed."""
-        return self._room is not None
-
     async def open(self) -> None:
         """Connect once, to learn that it works.
 
