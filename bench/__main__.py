@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.scene import Figure, fresh_schema, fresh_sqlite, fsync_us, task_us
+from bench.scene import Figure, fresh_place, fresh_sqlite, fsync_us, task_us
 
 NAMES = ("core", "throughput", "latency", "steps", "growth")
 
@@ -28,7 +28,7 @@ def main() -> int:
     print(f"this machine: one asyncio task {task_us():.1f} us, one fdatasync {fsync_us():.0f} us")
     found: list[Figure] = []
     for name in arguments.names or NAMES:
-        with fresh_sqlite() if arguments.url is None else fresh_schema(arguments.url) as url:
+        with fresh_sqlite() if arguments.url is None else fresh_place(arguments.url) as url:
             figures = _run(name, url, uvloop=arguments.uvloop)
         if arguments.url is not None:  # the bounds are those of a SQLite file on this machine
             figures = [msgspec.structs.replace(figure, floor=None, ceiling=None) for figure in figures]
@@ -51,7 +51,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--uvloop", action="store_true", help="use uvloop")
     parser.add_argument(
         "--url",
-        help="a PostgreSQL database to measure, in new schemas that stay; a new SQLite file when absent",
+        help="a PostgreSQL database or Valkey server to measure, in new schemas or below new prefixes that "
+        "stay; a new SQLite file when absent",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures to a file")
     return parser.parse_args()

@@ -108,10 +108,14 @@ def fresh_sqlite() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def fresh_schema(url: str) -> Iterator[str]:
-    """The URL of a new schema in a PostgreSQL database. It is left there to be looked at."""
+def fresh_place(url: str) -> Iterator[str]:
+    """The URL of a new schema in a PostgreSQL database, or of a new prefix on a Valkey server.
+
+    What is measured there is left to be looked at.
+    """
+    option = "prefix" if url.startswith("valkey") else "schema"
     mark = "&" if "?" in url else "?"
-    yield f"{url}{mark}schema=bench_{secrets.token_hex(8)}"
+    yield f"{url}{mark}{option}=bench_{secrets.token_hex(8)}"
 
 
 def fsync_us(folder: str | None = None, rounds: int = 200) -> float:
