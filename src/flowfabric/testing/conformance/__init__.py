@@ -17,12 +17,14 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flows",
+    "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
+from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 
@@ -30,6 +32,7 @@ __all__ = [
     "CommandConformance",
     "FenceConformance",
     "FlowConformance",
+    "ModelConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
@@ -37,6 +40,11 @@ __all__ = [
 
 
 class StoreConformance(
-    ProtocolConformance, CommandConformance, FenceConformance, ScenarioConformance, FlowConformance
+    ProtocolConformance,
+    CommandConformance,
+    FenceConformance,
+    ScenarioConformance,
+    FlowConformance,
+    ModelConformance,
 ):
     """Everything a store has to pass."""
