@@ -183,12 +183,13 @@ class TestReplicas:
         self, spare: Server, open_store: OpenStore
     ) -> None:
         with spare.replicated() as replica:
-            store = await open_store(spare, replicas=1, timeout_ms=2_000)
+            store = await open_store(spare, replicas=1)
+            impatient = await open_store(spare, replicas=1, timeout_ms=1_000)
             await store.commit(creation(counter(1)))
             assert replica.ask("EXISTS", store._keys.record(counter(1).key)) == b":1"
             replica.stop()
             with pytest.raises(errors.StoreTimeout, match="only 0 of 1 replicas"):
-                await store.commit(creation(counter(2)))
+                await impatient.commit(creation(counter(2)))
             assert await version_of(store, counter(2).key) == 2
 
 
