@@ -158,14 +158,17 @@ class FlowCancellationPolicy(StrEnum):
 
 
 class FlowCancelled(Outcome, tag="Cancelled"):
-    """The flow is cancelled, and so are all members that its policy cancels."""
+    """The flow is cancelled, and so are all members that its policy cancels.
+
+    At most the first thousand members are named.
+    """
 
     cancellation_policy: str
     member_execution_ids: tuple[str, ...]
 
 
 class CancellationScheduled(Outcome, tag="CancellationScheduled"):
-    """The flow is cancelled; its members are being cancelled."""
+    """The flow is cancelled; its members are being cancelled. The first thousand are named."""
 
     cancellation_policy: str
     member_count: Count32
@@ -173,7 +176,10 @@ class CancellationScheduled(Outcome, tag="CancellationScheduled"):
 
 
 class PartiallyCancelled(Outcome, tag="PartiallyCancelled"):
-    """The flow is cancelled; some members could not be cancelled yet and are tried again."""
+    """The flow is cancelled; some members could not be cancelled yet and are tried again.
+
+    The first thousand members are named, and all that could not be cancelled.
+    """
 
     cancellation_policy: str
     member_execution_ids: tuple[str, ...]
@@ -194,14 +200,16 @@ class CancelFlowArgs(Command[CancelFlowResult]):
 
 
 class FlowCancelStarted(Outcome, tag="Cancelled"):
-    """This call has cancelled the flow. These are all its members."""
+    """This call has cancelled the flow. These are its first thousand members."""
 
     cancellation_policy: str
     member_execution_ids: tuple[str, ...]
+    member_count: Count32 = 0
+    """How many members there are in all."""
 
 
 class FlowAlreadyEnded(Outcome, tag="AlreadyTerminal"):
-    """The flow had ended before; this is what is stored about it."""
+    """The flow had ended before; this is what is stored about it, and its first thousand members."""
 
     stored_cancellation_policy: str | None
     stored_cancel_reason: str | None
@@ -235,7 +243,11 @@ class AckCancelMemberArgs(Command[CancelMemberAcknowledged]):
 
 
 class EdgeStaged(Outcome, tag="Staged"):
-    """The edge is in the graph. It counts once it is applied to its downstream."""
+    """The edge is in the graph and holds its downstream back.
+
+    The end of its upstream counts once the edge is applied. Stage all edges of a join before the
+    first is applied, so that it is not decided by some of them.
+    """
 
     edge_id: EdgeId
     new_graph_revision: Amount
@@ -344,7 +356,8 @@ AddEdgesResult: TypeAlias = EdgesAdded
 class AddEdgesArgs(Command[AddEdgesResult]):
     """Add edges and the policies of their joins, all or none; ``seal`` closes the graph for good.
 
-    Only a sealed flow ends by itself, because only then it is known that no member follows.
+    Only a sealed flow ends by itself, because only then it is known that no member follows. It has
+    completed if every member that no other depends on has succeeded, and else it has failed.
     """
 
     flow_id: FlowId
@@ -518,13 +531,14 @@ class FlowSnapshot(Value):
     cancellation_policy: str | None = None
     tags: dict[str, str] = msgspec.field(default_factory=dict)
     edge_groups: tuple[EdgeGroupSnapshot, ...] = ()
+    """The joins before the first thousand members."""
     sealed: bool = False
     outcomes: dict[str, int] = msgspec.field(default_factory=dict)
     """How many members have ended in which way."""
 
 
 class DescribeFlowArgs(Command[FlowSnapshot | None]):
-    """Read one flow with its joins; ``None`` when it does not exist."""
+    """Read one flow with the joins of its first thousand members; ``None`` when it does not exist."""
 
     flow_id: FlowId
 
