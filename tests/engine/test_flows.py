@@ -111,7 +111,7 @@ async def test_a_flow_of_many_members_is_cancelled_in_bounded_commits(bed):
 
 async def test_listing_the_flows_of_a_partition_reads_those_alone(bed):
     flow = await graph(bed)
-    walked = []
+    walked: list[str] = []
     bed.engine.store.list_keys = walked.append
     page = await bed.execute(ListFlowsArgs(partition=flow_partition(flow.flow_id)))
     assert [found.flow_id for found in page.flows] == [flow.flow_id]

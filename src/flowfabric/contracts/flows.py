@@ -24,7 +24,13 @@ from flowfabric.contracts.ids import (
     Text,
     TimestampMs,
 )
-from flowfabric.contracts.limits import EDGES_PER_REQUEST_MAX, MEMBERS_PER_REQUEST_MAX, PAGE_ROWS_MAX, U32_MAX
+from flowfabric.contracts.limits import (
+    EDGES_PER_REQUEST_MAX,
+    MEMBERS_PER_REQUEST_MAX,
+    PAGE_ROWS_MAX,
+    SUBMIT_BYTES_MAX,
+    U32_MAX,
+)
 from flowfabric.contracts.partitions import PartitionIndex
 from flowfabric.errors import InvalidInput
 
@@ -397,16 +403,27 @@ class SubmitFlowArgs(Command[SubmitFlowResult]):
     seal: bool = True
 
     def validate(self) -> None:
-        """Refuse what is named twice, and idempotency keys: the flow's id is that of the request."""
+        """Refuse what is named twice, what is too large, and idempotency keys.
+
+        The flow's id is that of the request.
+        """
         _require_distinct("executions", [execution.execution_id for execution in self.executions])
         _require_distinct("edges", [edge.edge_id for edge in self.edges])
         _require_distinct("groups", [group.downstream_execution_id for group in self.groups])
+        payload_bytes = 0
         for execution in self.executions:
             execution.validate()
+            payload_bytes += len(execution.input_payload)
             if execution.idempotency_key:
                 raise InvalidInput(
                     field="executions", value=execution.execution_id, rule="without idempotency keys"
                 )
+        if payload_bytes > SUBMIT_BYTES_MAX:
+            raise InvalidInput(
+                field="executions",
+                value=f"{payload_bytes} bytes of input",
+                rule=f"at most {SUBMIT_BYTES_MAX} in all; build larger flows step by step",
+            )
 
 
 class EdgeGroupPolicySet(Outcome, tag="Set"):
