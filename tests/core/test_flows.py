@@ -90,7 +90,7 @@ def test_a_deep_graph_is_checked_for_cycles_in_few_steps(book, monkeypatch):
     for member in ids:
         book.run(AddExecutionToFlowArgs(flow_id=flow_id, execution_id=member))
     book.run(AddEdgesArgs(flow_id=flow_id, edges=tuple(edge(*ends) for ends in pairwise(ids[2:]))))
-    loads = []
+    loads: list[object] = []
     monkeypatch.setattr(WorkingSet, "put_loaded", noting(WorkingSet.put_loaded, loads))
     book.run(AddEdgesArgs(flow_id=flow_id, edges=(edge(ids[0], ids[1]), edge(ids[1], ids[2]))))
     assert len(loads) < 2 * STEPS_LOADED_ALONE
