@@ -14,7 +14,7 @@ from flowfabric import errors
 from flowfabric.stores.postgres import PostgresStore
 from flowfabric.stores.postgres import changes as hearing
 from tests.postgres import Server, schema_of, server
-from tests.stores.builders import commit, counter, creation, record_of
+from tests.stores.builders import commit, counter, creation, increment, record_of
 
 
 async def run(sql: str, database: str = "postgres") -> None:
@@ -55,14 +55,17 @@ class TestSettings:
         await reconnected(store)
         assert (await store.attest()).level == "D0"
 
-    async def test_another_isolation_level_is_refused_and_nothing_is_committed(
-        self, store: PostgresStore, database: str
-    ) -> None:
+    async def test_another_isolation_level_loses_no_commit(self, store: PostgresStore, database: str) -> None:
+        other = PostgresStore(server().url(database), required_level="D1", connections_max=1, listen=False)
+        await other.open()
         await run(f"ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'")
         await reconnected(store)
-        with pytest.raises(errors.StoreUnusable, match="0A000"):
-            await store.commit(creation(counter()))
-        assert await record_of(store, counter().key) is None
+        await reconnected(other)
+        await store.commit(creation(counter()))
+        for _ in range(10):
+            await asyncio.gather(increment(store, counter().key), increment(other, counter().key))
+        assert await record_of(store, counter().key) == counter(count=20)
+        await other.close()
 
     async def test_statements_that_take_longer_than_the_owner_allows_may_be_sent_again(
         self, store: PostgresStore, database: str
@@ -77,6 +80,8 @@ class TestSettings:
             await store.commit(creation(counter()))
         await transaction.rollback()
         await intruder.close()
+        await run(f"ALTER DATABASE {database} RESET statement_timeout")
+        await reconnected(store)
         await store.commit(creation(counter()))
         assert await record_of(store, counter().key) == counter()
 

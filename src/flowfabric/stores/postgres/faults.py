@@ -54,15 +54,16 @@ def store_error(fault: BaseException, place: str) -> errors.StoreError:
         # The driver's own; what the server says about a value has a class of its own.
         return errors.StoreError(f"{place}: a value cannot be written as it is ({type(fault).__name__}).")
     if isinstance(fault, asyncpg.PostgresError):
-        return _server_error(fault, place)
+        return server_error(fault, place)
     # The driver's own errors come from connections that broke, at one point or another.
     return errors.StoreUnreachable(
         f"{place} cannot be reached ({type(fault).__name__}). Check the address and that the server runs."
     )
 
 
-def _server_error(fault: asyncpg.PostgresError, place: str) -> errors.StoreError:
-    state = fault.sqlstate or ""
+def server_error(fault: BaseException, place: str) -> errors.StoreError:
+    """The error for what the server has answered, through whichever driver."""
+    state = getattr(fault, "sqlstate", None) or ""
     condition = f"{type(fault).__name__}, SQLSTATE {state or 'unknown'}"
     for states, error, advice in _MEANINGS:
         if state.startswith(states):
