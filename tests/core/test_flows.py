@@ -3,8 +3,10 @@
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from flowfabric import errors
+from flowfabric.contracts.executions import CreateExecutionArgs
 from flowfabric.contracts.flows import (
     AddEdgesArgs,
     AddExecutionToFlowArgs,
@@ -24,6 +26,7 @@ from flowfabric.contracts.flows import (
     SubmitFlowArgs,
 )
 from flowfabric.contracts.ids import flow_partition
+from flowfabric.contracts.limits import PAYLOAD_BYTES_MAX, SUBMIT_BYTES_MAX
 from flowfabric.contracts.wire import from_wire, to_wire
 from flowfabric.core.records import Edge, Flow, flow_identity
 from flowfabric.core.rules.graph import STEPS_LOADED_ALONE
@@ -139,6 +142,27 @@ def test_an_unknown_policy_of_cancelling_is_refused(flow):
     )
     with pytest.raises(errors.InvalidInput):
         from_wire({**to_wire(args), "cancellation_policy": "cancel_some"}, CancelFlowArgs)
+
+
+def test_a_flow_of_too_many_bytes_is_refused():
+    flow_id = new_id()
+    large = CreateExecutionArgs(
+        execution_id=new_execution_id(flow_partition(flow_id)),
+        namespace=NAMESPACE,
+        lane_id="lane",
+        execution_kind="kind",
+        input_payload=bytes(PAYLOAD_BYTES_MAX),
+        priority=0,
+        creator_identity="",
+    )
+    parts = tuple(
+        replace(large, execution_id=new_execution_id(flow_partition(flow_id)))
+        for _ in range(SUBMIT_BYTES_MAX // PAYLOAD_BYTES_MAX + 1)
+    )
+    whole = SubmitFlowArgs(flow_id=flow_id, flow_kind="dag", namespace=NAMESPACE, executions=parts)
+    with pytest.raises(errors.InvalidInput, match="bytes of input"):
+        whole.validate()
+    replace(whole, executions=parts[1:]).validate()
 
 
 def test_a_whole_flow_is_one_commit(book):

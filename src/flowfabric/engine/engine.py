@@ -53,8 +53,8 @@ BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
 store writes them, and a commit of all the largest payloads would outlast the store's patience."""
 CONFLICTS_MAX: Final = 8
 ROUNDS_MAX: Final = 1_100
-"""How often the rules of one batch may ask for records that are not loaded yet. A walk over the
-graph of a flow may ask once for each member on its way."""
+"""How often the rules of one batch may ask for records that are not loaded yet. One that makes many
+records may ask once for each."""
 DELIVERY_ROUNDS_MAX: Final = 8
 """How many steps of what a commit owes are done before it is answered; a scanner does the rest."""
 ATTEST_S: Final = 60

@@ -148,9 +148,10 @@ def refuse_cycles(work: Work, flow: Flow, edges: Sequence[Edge], nodes_max: int)
         if upper is not None and upper.incoming and lower is not None and lower.outgoing
     ]
     reached = _reached(work, flow, {edge.downstream_execution_id for edge in inner}, nodes_max)
-    cyclic = reached.keys() if len(reached) > nodes_max else _on_cycles(reached)
+    too_many = len(reached) > nodes_max
+    cyclic = set() if too_many else _on_cycles(reached)
     for edge in inner:
-        if {edge.upstream_execution_id, edge.downstream_execution_id} <= cyclic or len(reached) > nodes_max:
+        if too_many or {edge.upstream_execution_id, edge.downstream_execution_id} <= cyclic:
             raise errors.CycleDetected(
                 upstream_execution_id=edge.upstream_execution_id,
                 downstream_execution_id=edge.downstream_execution_id,
