@@ -241,7 +241,11 @@ async def connect_listener(
     """
     try:
         connection = await _connect(settings, url)
-        await connection.add_listener(channel, hear)
+        try:
+            await connection.add_listener(channel, hear)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
     except FAULTS as fault:
         raise store_error(fault, settings.place) from fault
