@@ -235,7 +235,9 @@ class _Auditor:
             nodes=await self._by_id(FlowNode, ids),
             groups=await self._by_id(EdgeGroup, ids),
             edges={edge.edge_id: edge for edge in edges},
-            told=frozenset([found for found in ids if await self._has_keys("message", found)]),
+            told=frozenset(
+                [found for found in (*ids, flow.identity) if await self._has_keys("message", found)]
+            ),
         )
 
     async def _by_id(self, record_type: type[Any], ids: list[str]) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from flowfabric.contracts.ids import flow_partition
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import (
     Dedup,
     Execution,
+    Flow,
     FlowMember,
     JournalRecord,
     Message,
@@ -36,6 +38,9 @@ IndexRow = tuple[str, str, int, str]
 SEPARATOR: Final = "\x1f"
 """Joins the parts of a scope. Control characters are refused in every name."""
 
+EVERYWHERE: Final = ""
+"""Stands for all namespaces in a scope; no namespace is named like that."""
+
 PRIORITY_MAX: Final = 9_000
 _PRIORITY_STEP: Final = 1 << 42
 """More milliseconds than any creation time has, so that priority always comes first."""
@@ -54,6 +59,8 @@ WORKER_LEASES: Final = "worker_leases"
 LAPSED: Final = "lapsed"
 WAITPOINTS: Final = "waitpoints"
 JOURNAL: Final = "journal"
+
+FLOWS: Final = "flows"
 
 DUE_DELAY: Final = "due_delay"
 DUE_LEASE: Final = "due_lease"
@@ -77,6 +84,7 @@ NAMES: Final = PRIMARY | {
     LAPSED,
     WAITPOINTS,
     JOURNAL,
+    FLOWS,
     DUE_DELAY,
     DUE_LEASE,
     DUE_RECLAIM,
@@ -225,6 +233,15 @@ def _message_rows(message: Message) -> set[IndexRow]:
     return {(DUE_MESSAGE, "", message.due_at, message.identity)}
 
 
+def _flow_rows(flow: Flow) -> set[IndexRow]:
+    """One row for those who see one namespace, and one for those who see all."""
+    partition = str(flow_partition(flow.flow_id))
+    return {
+        (FLOWS, scope_of(namespace, partition), 0, flow.identity)
+        for namespace in (flow.namespace, EVERYWHERE)
+    }
+
+
 def _member_rows(member: FlowMember) -> set[IndexRow]:
     if member.cancel_requested_at is None:
         return set()
@@ -240,5 +257,6 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     JournalRecord: _journal_rows,
     StreamMeta: _stream_rows,
     Message: _message_rows,
+    Flow: _flow_rows,
     FlowMember: _member_rows,
 }

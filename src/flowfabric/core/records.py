@@ -519,6 +519,8 @@ class Flow(Record):
     graph_revision: int = 0
     node_count: int = 0
     edge_count: int = 0
+    short_joins: int = 0
+    """How many joins ask for more successes than they have upstreams so far."""
     sealed_at: int | None = None
     """From then on the graph takes no members and no edges."""
     tags: dict[str, str] = {}
@@ -538,13 +540,16 @@ def flow_identity(flow_id: str) -> str:
 
 
 class FlowProgress(Record):
-    """How many members of a flow have ended in which way."""
+    """How the members of a flow have ended."""
 
     KIND = "flow_progress"
 
     flow_id: str
     namespace: str
     outcomes: dict[str, int] = {}
+    """How many members have ended in which way."""
+    lost_sinks: int = 0
+    """How many members that no other depends on have ended without success."""
 
     @property
     def identity(self) -> str:
@@ -561,6 +566,8 @@ class FlowMember(Record):
     execution_id: str
     counted: str = ""
     """As what the member is counted in the flow's progress; empty until it has ended."""
+    lost_sink: bool = False
+    """Whether the member is counted as one of the lost sinks."""
     cancel_requested_at: int | None = None
     """Set while the cancelled flow has still to cancel this member."""
 
@@ -643,14 +650,15 @@ class Message(Record):
     KIND = "message"
 
     execution_id: str
-    """The member it is about."""
+    """The member it is about; the identity of the flow if it is about a whole flow."""
     about: str
-    """``changed``: it ended, or runs again. ``unneeded``: a join does not wait for it any more."""
+    """``changed``: it ended, or runs again. ``unneeded``: a join does not wait for it any more.
+    ``cancelled``: the members of the flow are to be cancelled."""
     cause: str
     """Makes the identity unique."""
     due_at: int
     position: int = 0
-    """How many of the outgoing edges were seen to before."""
+    """How many of the outgoing edges, or of the flow's members, were seen to before."""
 
     @property
     def identity(self) -> str:

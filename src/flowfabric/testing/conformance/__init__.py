@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
+    "flowfabric.testing.conformance.flow_news",
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
@@ -23,6 +24,7 @@ pytest.register_assert_rewrite(
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
+from flowfabric.testing.conformance.flow_news import FlowNewsConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
@@ -32,6 +34,7 @@ __all__ = [
     "CommandConformance",
     "FenceConformance",
     "FlowConformance",
+    "FlowNewsConformance",
     "ModelConformance",
     "ProtocolConformance",
     "ScenarioConformance",
@@ -45,6 +48,7 @@ class StoreConformance(
     FenceConformance,
     ScenarioConformance,
     FlowConformance,
+    FlowNewsConformance,
     ModelConformance,
 ):
     """Everything a store has to pass."""
