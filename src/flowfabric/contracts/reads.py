@@ -17,13 +17,14 @@ from flowfabric.contracts.ids import (
     LaneId,
     LeaseEpoch,
     LeaseId,
+    Name,
     Namespace,
     OptionalName,
     TimestampMs,
     WaitpointId,
     WorkerInstanceId,
 )
-from flowfabric.contracts.limits import EXPIRED_LEASES_PAGE_MAX, PAGE_ROWS_MAX
+from flowfabric.contracts.limits import EXEC_CORE_FIELDS_MAX, EXPIRED_LEASES_PAGE_MAX, PAGE_ROWS_MAX
 from flowfabric.contracts.partitions import PartitionIndex
 from flowfabric.contracts.states import BlockingReason, PublicState, StateVector
 
@@ -139,6 +140,43 @@ class ReadExecutionContextArgs(Command[ExecutionContext]):
     """Read what a handler is given."""
 
     execution_id: ExecutionId
+
+
+class ReadCurrentAttemptIndexArgs(Command[int]):
+    """Read the index of the current attempt; 0 before the first claim."""
+
+    execution_id: ExecutionId
+
+
+class ReadTotalAttemptCountArgs(Command[int]):
+    """Read how many attempts an execution has had."""
+
+    execution_id: ExecutionId
+
+
+class GetExecutionNamespaceArgs(Command[str | None]):
+    """Read the namespace of an execution; ``None`` when it does not exist."""
+
+    execution_id: ExecutionId
+
+
+class ResolveExecutionFlowIdArgs(Command[str | None]):
+    """Read the flow that an execution belongs to; ``None`` when it is in none, or does not exist."""
+
+    execution_id: ExecutionId
+
+
+class ExecCoreFields(Value):
+    """Fields of an execution as text; ``None`` for one that is not set, or that there is not."""
+
+    fields: dict[str, str | None]
+
+
+class ReadExecCoreFieldsArgs(Command[ExecCoreFields]):
+    """Read fields of an execution by their names; all are ``None`` when it does not exist."""
+
+    execution_id: ExecutionId
+    fields: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=EXEC_CORE_FIELDS_MAX)]
 
 
 # Lists

@@ -24,6 +24,8 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerDeath,
+    WorkerRegistration,
 )
 from flowfabric.core.state import PUBLIC_OF_OUTCOME, first_blocker
 from flowfabric.core.vocabulary import BlockerKind, LeaseState
@@ -54,6 +56,8 @@ WORKER_LEASES: Final = "worker_leases"
 LAPSED: Final = "lapsed"
 WAITPOINTS: Final = "waitpoints"
 JOURNAL: Final = "journal"
+WORKERS: Final = "workers"
+WORKER_LANES: Final = "worker_lanes"
 
 DUE_DELAY: Final = "due_delay"
 DUE_LEASE: Final = "due_lease"
@@ -67,6 +71,8 @@ DUE_DEDUP: Final = "due_dedup"
 DUE_LIVE_FRAMES: Final = "due_live_frames"
 DUE_MESSAGE: Final = "due_message"
 DUE_MEMBER_CANCEL: Final = "due_member_cancel"
+DUE_WORKER: Final = "due_worker"
+DUE_WORKER_DEATH: Final = "due_worker_death"
 
 PRIMARY: Final = frozenset({ELIGIBLE, DELAYED, BLOCKED, ACTIVE, SUSPENDED, TERMINAL})
 """Every execution has exactly one row in one of these; a lapsed lease adds one in ``eligible``."""
@@ -77,6 +83,8 @@ NAMES: Final = PRIMARY | {
     LAPSED,
     WAITPOINTS,
     JOURNAL,
+    WORKERS,
+    WORKER_LANES,
     DUE_DELAY,
     DUE_LEASE,
     DUE_RECLAIM,
@@ -89,6 +97,8 @@ NAMES: Final = PRIMARY | {
     DUE_LIVE_FRAMES,
     DUE_MESSAGE,
     DUE_MEMBER_CANCEL,
+    DUE_WORKER,
+    DUE_WORKER_DEATH,
 }
 """Every index there is."""
 
@@ -231,6 +241,22 @@ def _member_rows(member: FlowMember) -> set[IndexRow]:
     return {(DUE_MEMBER_CANCEL, "", member.cancel_requested_at, member.identity)}
 
 
+def _worker_rows(worker: WorkerRegistration) -> set[IndexRow]:
+    member = worker.identity
+    rows: set[IndexRow] = {
+        (WORKERS, worker.namespace, worker.registered_at, member),
+        (DUE_WORKER, "", worker.expires_at, member),
+    }
+    if not worker.draining:
+        for lane_id in worker.lanes:
+            rows.add((WORKER_LANES, scope_of(worker.namespace, lane_id), worker.registered_at, member))
+    return rows
+
+
+def _worker_death_rows(death: WorkerDeath) -> set[IndexRow]:
+    return {(DUE_WORKER_DEATH, "", death.died_at, death.identity)}
+
+
 _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Execution: _execution_rows,
     Suspension: _suspension_rows,
@@ -241,4 +267,6 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     StreamMeta: _stream_rows,
     Message: _message_rows,
     FlowMember: _member_rows,
+    WorkerRegistration: _worker_rows,
+    WorkerDeath: _worker_death_rows,
 }

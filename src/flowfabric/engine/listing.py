@@ -132,7 +132,7 @@ async def list_execution_summaries(
         shown = {found.execution_id: summary_of(found) for found in executions if _matches(found, args)}
         return [(row, shown[row[1]]) for row in rows if row[1] in shown]
 
-    read = _merged(engine, scopes, descending=descending)
+    read = merged(engine, scopes, descending=descending)
     page, more = await fill_page(read, keep, parse_cursor(args.cursor), args.limit)
     return ListExecutionsResult(
         executions=tuple(summary for _, summary in page),
@@ -147,12 +147,12 @@ async def _scopes_of_summaries(
     """The scopes that hold the executions of the state that is asked for, and maybe others."""
     state = args.public_state
     if state is None:
-        created = [namespace] if namespace is not None else await _scopes_in(engine, indexes.CREATED, None)
+        created = [namespace] if namespace is not None else await scopes_in(engine, indexes.CREATED, None)
         return [(indexes.CREATED, scope) for scope in created]
     return [
         (index, scope)
         for index in INDEXES_OF_STATE.get(state, (indexes.TERMINAL,))
-        for scope in await _scopes_in(engine, index, namespace, args.lane_id)
+        for scope in await scopes_in(engine, index, namespace, args.lane_id)
         if _may_hold(index, scope, state)
     ]
 
@@ -196,13 +196,13 @@ async def list_suspended(engine: Engine, args: ListSuspendedArgs, envelope: Enve
         InvalidInput: the cursor's execution has no suspension that the caller could have seen.
     """
     after = None if args.cursor is None else await _suspended_row(engine, args.cursor, envelope.namespace)
-    scopes = await _scopes_in(engine, indexes.SUSPENDED, envelope.namespace)
+    scopes = await scopes_in(engine, indexes.SUSPENDED, envelope.namespace)
     tag = "" if args.partition is None else f"{{fp:{args.partition}}}:"
 
     async def keep(rows: list[Row]) -> list[Row]:
         return [row for row in rows if row[1].startswith(tag)]
 
-    read = _merged(engine, [(indexes.SUSPENDED, scope) for scope in scopes])
+    read = merged(engine, [(indexes.SUSPENDED, scope) for scope in scopes])
     page, more = await fill_page(read, keep, after, args.limit)
     reasons = await _suspension_reasons(engine, [member for _, member in page])
     entries = tuple(
@@ -247,7 +247,7 @@ async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) ->
     names = {
         scope.split(SEPARATOR)[1]
         for index in LANE_INDEXES
-        for scope in await _scopes_in(engine, index, envelope.namespace)
+        for scope in await scopes_in(engine, index, envelope.namespace)
     }
     lanes = [name for name in sorted(names) if args.cursor is None or name > args.cursor]
     page = tuple(lanes[: args.limit])
@@ -257,7 +257,7 @@ async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) ->
 @operation(ScanEligibleArgs)
 async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelope) -> EligibleExecutions:
     """What waits for a worker, in claiming order. Lapsed leases that wait for a reclaim are left out."""
-    scopes = await _scopes_in(engine, indexes.ELIGIBLE, envelope.namespace, args.lane_id)
+    scopes = await scopes_in(engine, indexes.ELIGIBLE, envelope.namespace, args.lane_id)
     tag = "" if args.partition is None else f"{args.partition.key}:"
 
     async def keep(rows: list[Row]) -> list[ExecutionId]:
@@ -265,7 +265,7 @@ async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelo
         executions = await load_executions(engine, ids, envelope.namespace)
         return [found.execution_id for found in executions if found.phase is LifecyclePhase.RUNNABLE]
 
-    read = _merged(engine, [(indexes.ELIGIBLE, scope) for scope in scopes])
+    read = merged(engine, [(indexes.ELIGIBLE, scope) for scope in scopes])
     page, _ = await fill_page(read, keep, None, args.limit)
     return EligibleExecutions(executions=tuple(page))
 
@@ -333,7 +333,7 @@ async def fill_page(
     return found[:limit], len(found) > limit
 
 
-def _merged(
+def merged(
     engine: Engine, scopes: list[Scope], *, descending: bool = False
 ) -> Callable[[Row | None, int], Awaitable[list[Row]]]:
     """How to read several scopes as if they were one."""
@@ -348,7 +348,7 @@ def _merged(
     return read
 
 
-async def _scopes_in(
+async def scopes_in(
     engine: Engine, index: str, namespace: str | None, lane_id: str | None = None
 ) -> list[str]:
     """Every scope of an index, of one namespace or of all, of one lane or of all."""

@@ -13,12 +13,14 @@ from flowfabric.core.rules import (
     forgetting,
     grants,
     graph,
+    history,
     joins,
     journal,
     keys,
     lapsing,
     leasing,
     pausing,
+    points,
     reading,
     reclaiming,
     replaying,
@@ -28,6 +30,7 @@ from flowfabric.core.rules import (
     suspending,
     suspension_timeouts,
     waitpoints,
+    workers,
 )
 
 __all__ = [
@@ -41,12 +44,14 @@ __all__ = [
     "forgetting",
     "grants",
     "graph",
+    "history",
     "joins",
     "journal",
     "keys",
     "lapsing",
     "leasing",
     "pausing",
+    "points",
     "reading",
     "reclaiming",
     "replaying",
@@ -56,4 +61,5 @@ __all__ = [
     "suspending",
     "suspension_timeouts",
     "waitpoints",
+    "workers",
 ]

@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.scenarios",
+    "flowfabric.testing.conformance.workers",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
@@ -25,18 +26,27 @@ from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
+from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
 
 __all__ = [
     "CommandConformance",
+    "DeathConformance",
     "FenceConformance",
     "FlowConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
+    "WorkerConformance",
 ]
 
 
 class StoreConformance(
-    ProtocolConformance, CommandConformance, FenceConformance, ScenarioConformance, FlowConformance
+    ProtocolConformance,
+    CommandConformance,
+    FenceConformance,
+    ScenarioConformance,
+    FlowConformance,
+    WorkerConformance,
+    DeathConformance,
 ):
     """Everything a store has to pass."""
