@@ -1,5 +1,7 @@
 """The history of leases: a filter over the log."""
 
+from collections.abc import Callable
+
 import pytest
 
 from flowfabric.contracts.history import ReadLeaseHistoryArgs
@@ -8,8 +10,12 @@ from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.testing import Bed
 from flowfabric.testing.bed import INSTANCE, TTL_MS
+from flowfabric.testing.clock import ClockedStore
 
-STORES = {"memory": MemoryStore, "sqlite": lambda: SqliteStore(":memory:")}
+STORES: dict[str, Callable[[], ClockedStore]] = {
+    "memory": MemoryStore,
+    "sqlite": lambda: SqliteStore(":memory:"),
+}
 
 
 @pytest.fixture(params=STORES)

@@ -114,7 +114,7 @@ def _active(facts: Facts) -> Reason:
     assert lease is not None
     if lease.state is LeaseState.HELD and lease.expires_at > facts.now:
         ends = shown_time(lease.expires_at)
-        details = {
+        details: dict[str, Detail] = {
             "worker_instance_id": lease.worker_instance_id,
             "lease_expires_at": lease.expires_at,
             "attempt_index": execution.attempt_count - 1,
@@ -132,7 +132,7 @@ def _lapsed(facts: Facts) -> Reason:
         LeaseState.EXPIRED: f"ran out at {shown_time(lease.expires_at)}",
         LeaseState.REVOKED: f"was revoked: {lease.revoke_reason or 'no reason was given'}",
     }[lease.state]
-    details = {
+    details: dict[str, Detail] = {
         "lease_state": lease.state,
         "worker_instance_id": lease.worker_instance_id,
         "lease_expired_at": lease.expires_at,
@@ -229,7 +229,11 @@ def _runnable(facts: Facts) -> Reason:
 def _queued(facts: Facts) -> Reason:
     if not _capable(facts):
         return _unserved(facts)
-    details = {"ahead": facts.ahead, "ahead_is_all": facts.ahead_is_all, **_worker_details(facts)}
+    details: dict[str, Detail] = {
+        "ahead": facts.ahead,
+        "ahead_is_all": facts.ahead_is_all,
+        **_worker_details(facts),
+    }
     if facts.ahead:
         count = f"{facts.ahead}" if facts.ahead_is_all else f"{facts.ahead} or more"
         return Reason(

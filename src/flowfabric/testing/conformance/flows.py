@@ -37,6 +37,7 @@ from flowfabric.contracts.flows import (
     FlowCancellationPolicy,
     FlowCancelled,
     FlowExists,
+    FlowMemberInfo,
     FlowSnapshot,
     FlowStatus,
     FlowSubmitted,
@@ -253,7 +254,8 @@ class MemberScenarios(StoreSuite):
         flow = await graph(bed, "abcde")
         await flow.connect("ae be")
         await flow.run("a")
-        found, cursor = [], None
+        found: list[FlowMemberInfo] = []
+        cursor = None
         for _ in range(3):
             page = await bed.execute(ListFlowMembersArgs(flow_id=flow.flow_id, cursor=cursor, limit=2))
             assert page is not None
