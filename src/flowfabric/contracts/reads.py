@@ -221,7 +221,8 @@ class ListExecutionSummariesArgs(Command[ListExecutionsResult]):
     """List executions with what a list shows, filtered by lane and state when given.
 
     Without a state the newest come first; with one, the order in which that state is worked off,
-    and for ended executions the latest end first.
+    and for ended executions the latest end first. One call looks at about 5,000 executions at most,
+    so a page of a rare lane may be short, or empty, and have a cursor to go on with all the same.
     """
 
     lane_id: LaneId | None = None

@@ -55,6 +55,9 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 SCOPES_PER_READ: Final = 1_000
+PLACES_PER_READ: Final = 1_000
+PLACES_PER_CALL: Final = 5_000
+"""How many executions one call looks at for those that its filters let through."""
 
 INDEXES_OF_STATE: Final[dict[PublicState, tuple[str, ...]]] = {
     PublicState.WAITING: (indexes.ELIGIBLE, indexes.BLOCKED),
@@ -133,11 +136,14 @@ async def list_execution_summaries(
         return [(row, shown[row[1]]) for row in rows if row[1] in shown]
 
     read = merged(engine, scopes, descending=descending)
-    page, more = await fill_page(read, keep, parse_cursor(args.cursor), args.limit)
+    page, more, stopped_at = await walk_page(
+        read, keep, parse_cursor(args.cursor), args.limit, PLACES_PER_CALL
+    )
+    last = page[-1][0] if more and page else stopped_at
     return ListExecutionsResult(
         executions=tuple(summary for _, summary in page),
         total_returned=len(page),
-        next_cursor=format_cursor(page[-1][0]) if more and page else None,
+        next_cursor=None if last is None else format_cursor(last),
     )
 
 
@@ -323,14 +329,38 @@ async def fill_page(
     It reads on until the page is full or nothing is left: what is not kept, such as rows of other
     namespaces, makes no page short.
     """
+    found, more, _ = await walk_page(read, keep, after, limit)
+    return found, more
+
+
+async def walk_page(
+    read: Callable[[P | None, int], Awaitable[list[P]]],
+    keep: Callable[[list[P]], Awaitable[list[T]]],
+    after: P | None,
+    limit: int,
+    places_max: int | None = None,
+) -> tuple[list[T], bool, P | None]:
+    """Like ``fill_page``, but looks at no more than so many places.
+
+    What is kept seldom is looked for in ever larger steps.
+
+    Returns:
+        What was kept, whether there is more for certain, and the place behind which to go on if the
+        page is not full because the bound was reached.
+    """
     found: list[T] = []
+    step, looked_at = limit + 1, 0
     while len(found) <= limit:
-        places = await read(after, limit + 1)
+        places = await read(after, step)
         found += await keep(places)
-        if len(places) <= limit:
+        looked_at += len(places)
+        if len(places) < step:
             break
         after = places[-1]
-    return found[:limit], len(found) > limit
+        if places_max is not None and looked_at >= places_max and len(found) <= limit:
+            return found, False, after
+        step = min(2 * step, max(PLACES_PER_READ, limit + 1))
+    return found[:limit], len(found) > limit, None
 
 
 def merged(
