@@ -189,13 +189,10 @@ from flowfabric.contracts.handles import (
 )
 from flowfabric.contracts.history import (
     AttemptInfo,
-    LeaseEvent,
-    LeaseHistoryPage,
     ListAttemptsArgs,
     ListAttemptsPage,
     ListSignalsArgs,
     ListSignalsPage,
-    ReadLeaseHistoryArgs,
     SignalInfo,
 )
 from flowfabric.contracts.ids import (
@@ -691,9 +688,7 @@ __all__ = [
     "LaneState",
     "LeaseAlreadyGone",
     "LeaseEpoch",
-    "LeaseEvent",
     "LeaseFence",
-    "LeaseHistoryPage",
     "LeaseId",
     "LeaseMarkNotNeeded",
     "LeaseMarkedExpired",
@@ -784,7 +779,6 @@ __all__ = [
     "ReadExecutionStateArgs",
     "ReadFramesArgs",
     "ReadJournalArgs",
-    "ReadLeaseHistoryArgs",
     "ReadParentResultsArgs",
     "ReadRunArgs",
     "ReadStateVectorArgs",

@@ -1,4 +1,4 @@
-"""What has happened to one execution: its attempts, its leases, its signals."""
+"""What has happened to one execution: its attempts and its signals."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from flowfabric.contracts.ids import (
     AttemptId,
     AttemptIndex,
     ExecutionId,
-    LeaseEpoch,
-    LeaseId,
     SignalId,
     TimestampMs,
     WaitpointId,
@@ -61,43 +59,6 @@ class ListAttemptsArgs(Command[ListAttemptsPage]):
 
     execution_id: ExecutionId
     cursor: AttemptIndex | None = None
-    limit: Annotated[int, Meta(ge=1, le=PAGE_ROWS_MAX)] = _PAGE
-
-
-class LeaseEvent(Value):
-    """One step in the life of an execution's leases."""
-
-    event: str
-    """``acquired``, ``renewed``, ``released``, ``expired``, ``revoked`` or ``reclaimed``."""
-    sequence: Amount
-    """Its place in the log of all events."""
-    at_ms: TimestampMs
-    lease_id: LeaseId | None = None
-    lease_epoch: LeaseEpoch | None = None
-    attempt_id: AttemptId | None = None
-    attempt_index: AttemptIndex | None = None
-    worker_id: str | None = None
-    worker_instance_id: str | None = None
-    reason: str | None = None
-    expires_at: TimestampMs | None = None
-    """To when a renewal has extended the lease."""
-    previous_epoch: LeaseEpoch | None = None
-    """The lease that a reclaim took over."""
-    previous_worker_instance_id: str | None = None
-
-
-class LeaseHistoryPage(Value):
-    """Steps in the order in which they happened."""
-
-    events: tuple[LeaseEvent, ...]
-    next_cursor: Amount | None = None
-
-
-class ReadLeaseHistoryArgs(Command[LeaseHistoryPage]):
-    """Read what happened to an execution's leases after a place in the log; nothing if it is unknown."""
-
-    execution_id: ExecutionId
-    cursor: Amount | None = None
     limit: Annotated[int, Meta(ge=1, le=PAGE_ROWS_MAX)] = _PAGE
 
 

@@ -8,7 +8,7 @@ from flowfabric.contracts.explaining import ExplainExecutionArgs, Explanation
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core import indexes
 from flowfabric.core.explaining import Facts, explain
-from flowfabric.core.indexes import claim_order, scope_of
+from flowfabric.core.indexes import index_rows, scope_of
 from flowfabric.core.records import (
     Edge,
     EdgeGroup,
@@ -22,7 +22,6 @@ from flowfabric.core.records import (
     key_for,
 )
 from flowfabric.core.rules.joins import PENDING
-from flowfabric.core.state import is_eligible
 from flowfabric.core.vocabulary import BlockerKind
 from flowfabric.engine.listing import load_executions, load_records
 from flowfabric.engine.operations import operation
@@ -107,11 +106,14 @@ async def live_workers(engine: Engine, execution: Execution, now: int) -> tuple[
 
 async def _ahead(engine: Engine, execution: Execution) -> tuple[int, bool]:
     """How many executions of the lane come before this one, and whether that is all of them."""
-    if not is_eligible(execution):
+    own = next(
+        ((sort, member) for index, _, sort, member in index_rows(execution) if index == indexes.ELIGIBLE),
+        None,
+    )
+    if own is None:
         return 0, True
     prefix = scope_of(execution.namespace, execution.lane_id, "")
     scopes = await engine.store.index_scopes(indexes.ELIGIBLE, prefix, limit=SCOPES_MAX)
-    own = (claim_order(execution.priority, execution.created_at), execution.execution_id)
     count = 0
     for scope in scopes:
         rows = await engine.store.read_index(
