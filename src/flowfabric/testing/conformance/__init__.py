@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flows",
+    "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
     "flowfabric.testing.conformance.workers",
 )
@@ -24,6 +25,7 @@ pytest.register_assert_rewrite(
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
+from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
@@ -33,6 +35,7 @@ __all__ = [
     "DeathConformance",
     "FenceConformance",
     "FlowConformance",
+    "ModelConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
@@ -48,5 +51,6 @@ class StoreConformance(
     FlowConformance,
     WorkerConformance,
     DeathConformance,
+    ModelConformance,
 ):
     """Everything a store has to pass."""
