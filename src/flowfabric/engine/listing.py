@@ -51,7 +51,8 @@ Row = tuple[int, str]
 Scope = tuple[str, str]
 """An index and one of its scopes."""
 
-P = TypeVar("P")
+P = TypeVar("P", str, Row)
+"""A place in what is read: a key, or an index row."""
 T = TypeVar("T")
 
 SCOPES_PER_READ: Final = 1_000

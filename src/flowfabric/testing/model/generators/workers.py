@@ -37,7 +37,7 @@ def _registration(draw: Draw, **fields: Any) -> RegisterWorkerArgs:
     return RegisterWorkerArgs(**{**defaults, **fields})
 
 
-def _named(draw: Draw) -> dict[str, str]:
+def _named(draw: Draw) -> dict[str, Any]:
     """The fields that name a worker, on record or not."""
     known = draw.world.all(WorkerRegistration)
     if known and draw.chance(0.8):
