@@ -2,6 +2,7 @@
 
 import pytest
 
+from flowfabric import errors
 from flowfabric.contracts.history import ListAttemptsArgs, ListSignalsArgs
 from flowfabric.contracts.states import AttemptLifecycle, AttemptType
 from flowfabric.core.records import Signal
@@ -53,12 +54,18 @@ def test_a_cursor_behind_the_last_attempt_gives_none(book):
 
 
 @pytest.mark.parametrize("command", [ListAttemptsArgs, ListSignalsArgs])
-def test_what_does_not_exist_is_foreign_or_has_no_history_gives_an_empty_page(book, command):
+def test_what_does_not_exist_or_is_of_another_namespace_is_refused(book, command):
     foreign, _ = book.start()
-    for execution_id, namespace in ((new_execution_id(), None), (book.create(), None), (foreign, "other")):
-        page = book.run(command(execution_id=execution_id), namespace=namespace)
-        assert page.next_cursor is None
-        assert not (page.attempts if command is ListAttemptsArgs else page.signals)
+    with book.refuses(errors.ExecutionNotFound):
+        book.run(command(execution_id=new_execution_id()))
+    with book.refuses(errors.ExecutionNotFound):
+        book.run(command(execution_id=foreign), namespace="other")
+
+
+def test_what_has_no_history_gives_empty_pages(book):
+    execution_id = book.create()
+    assert book.run(ListAttemptsArgs(execution_id=execution_id)).attempts == ()
+    assert book.run(ListSignalsArgs(execution_id=execution_id)).signals == ()
 
 
 def signalled(book, count):

@@ -72,7 +72,7 @@ def test_a_revoked_lease_tells_when_and_why(book):
 def test_what_does_not_exist_or_is_of_another_namespace_has_no_fields(book, namespace):
     execution_id = book.create() if namespace == "other" else new_execution_id()
     ask = ReadExecCoreFieldsArgs(execution_id=execution_id, fields=("lane_id",))
-    assert book.run(ask, namespace=namespace).fields == {"lane_id": None}
+    assert book.run(ask, namespace=namespace) is None
 
 
 def test_every_field_can_be_read_in_every_kind_of_record(book):

@@ -55,7 +55,7 @@ class ListAttemptsPage(Value):
 
 
 class ListAttemptsArgs(Command[ListAttemptsPage]):
-    """List the attempts of an execution, those after an index; an unknown execution has none."""
+    """List the attempts of an execution, those after an index."""
 
     execution_id: ExecutionId
     cursor: AttemptIndex | None = None
@@ -93,7 +93,7 @@ class ListSignalsPage(Value):
 
 
 class ListSignalsArgs(Command[ListSignalsPage]):
-    """List the signals that an execution has received after a sequence number; an unknown one has none."""
+    """List the signals that an execution has received after a sequence number."""
 
     execution_id: ExecutionId
     cursor: Amount | None = None

@@ -172,8 +172,8 @@ class ExecCoreFields(Value):
     fields: dict[str, str | None]
 
 
-class ReadExecCoreFieldsArgs(Command[ExecCoreFields]):
-    """Read fields of an execution by their names; all are ``None`` when it does not exist."""
+class ReadExecCoreFieldsArgs(Command[ExecCoreFields | None]):
+    """Read fields of an execution by their names; ``None`` when it does not exist."""
 
     execution_id: ExecutionId
     fields: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=EXEC_CORE_FIELDS_MAX)]

@@ -14,7 +14,6 @@ from flowfabric.contracts.history import (
 )
 from flowfabric.core.records import PastAttempt, Signal
 from flowfabric.core.registry import rule
-from flowfabric.core.rules.reading import find
 
 if TYPE_CHECKING:
     from flowfabric.core.records import Attempt, Execution
@@ -23,9 +22,13 @@ if TYPE_CHECKING:
 
 @rule(ListAttemptsArgs, query=True)
 def list_attempts(work: Work, args: ListAttemptsArgs) -> ListAttemptsPage:
-    """A page of attempts, the earliest first."""
-    execution = find(work, args)
-    if execution is None or execution.attempt is None:
+    """A page of attempts, the earliest first.
+
+    Raises:
+        ExecutionNotFound: there is no such execution.
+    """
+    execution = work.execution(args.execution_id)
+    if execution.attempt is None:
         return ListAttemptsPage(attempts=())
     first = 0 if args.cursor is None else args.cursor + 1
     behind = min(execution.attempt_count, first + args.limit)
@@ -69,10 +72,12 @@ def _attempt_info(attempt: Attempt) -> AttemptInfo:
 
 @rule(ListSignalsArgs, query=True)
 def list_signals(work: Work, args: ListSignalsArgs) -> ListSignalsPage:
-    """A page of signals in the order in which they arrived."""
-    execution = find(work, args)
-    if execution is None:
-        return ListSignalsPage(signals=())
+    """A page of signals in the order in which they arrived.
+
+    Raises:
+        ExecutionNotFound: there is no such execution.
+    """
+    execution = work.execution(args.execution_id)
     first = 1 if args.cursor is None else args.cursor + 1
     last = min(execution.signal_count, first + args.limit - 1)
     identities = [f"{args.execution_id}/{sequence}" for sequence in range(first, last + 1)]

@@ -60,10 +60,12 @@ def resolve_execution_flow_id(work: Work, args: ResolveExecutionFlowIdArgs) -> s
 
 
 @rule(ReadExecCoreFieldsArgs, query=True)
-def read_exec_core_fields(work: Work, args: ReadExecCoreFieldsArgs) -> ExecCoreFields:
+def read_exec_core_fields(work: Work, args: ReadExecCoreFieldsArgs) -> ExecCoreFields | None:
     """Fields of an execution as text."""
     execution = find(work, args)
-    known = {} if execution is None else core_fields(execution)
+    if execution is None:
+        return None
+    known = core_fields(execution)
     return ExecCoreFields(fields={name: _text(known.get(name)) for name in args.fields})
 
 
