@@ -249,7 +249,6 @@ class MemberScenarios(StoreSuite):
         refusal = await bed.refused(flow.cancelling(), namespace="other")
         assert isinstance(refusal, errors.FlowNotFound)
 
-    @pytest.mark.scenario("LIST-004")
     async def test_members_are_listed_in_pages_with_their_joins(self, bed: Bed) -> None:
         flow = await graph(bed, "abcde")
         await flow.connect("ae be")
@@ -277,6 +276,7 @@ class MemberScenarios(StoreSuite):
         assert (page.members, page.next_cursor) == ((), None)
         assert await bed.execute(ask, namespace="other") is None
 
+    @pytest.mark.scenario("LIST-004")
     async def test_flows_are_listed_by_partition_in_pages(self, bed: Bed) -> None:
         flows = sorted([(await graph(bed)).flow_id for _ in range(3)])
         first = await bed.execute(ListFlowsArgs(partition=7, limit=2))
