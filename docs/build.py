@@ -96,7 +96,30 @@ def render_operations() -> str:
             ", ".join(tests_of(command)),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_other_names()])
+
+
+def _other_names() -> list[str]:
+    """The names that are no operations by themselves, and what answers to them."""
+    names = operation_names()
+    lines = [
+        "",
+        "## Other names",
+        "",
+        "Where two names mean one act, one operation answers to both.",
+        "",
+        "| name | answered by |",
+        "| --- | --- |",
+    ]
+    answers = {name: f"`{operation}`" for name, operation in names["aliases"].items()}
+    answers |= {name: f"the background duty `{duty}`" for name, duty in names["duties"].items()}
+    answers |= {name: f"`{place.replace(':', '.')}`" for name, place in names["functions"].items()}
+    return lines + [f"| `{name}` | {answers[name]} |" for name in sorted(answers)]
+
+
+def operation_names() -> dict[str, Any]:
+    """Every name under which callers know an operation, and what answers to those that are none."""
+    return tomllib.loads((REFERENCE / "operations.toml").read_text(encoding="utf-8"))
 
 
 def deciding_function(command: type[Command[Any]]) -> str:

@@ -373,6 +373,10 @@ class RotationConflict(Conflict):
     """The key id is installed with another secret. Rotate to a new key id."""
 
 
+class InstanceIdReassigned(Conflict):
+    """Another worker has this instance id. Give every worker process an instance id of its own."""
+
+
 class DependencyAlreadyExists(Conflict):
     """The edge exists already. Nothing needs to be done."""
 

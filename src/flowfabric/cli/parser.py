@@ -81,9 +81,9 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(
         title="verbs", dest="verb", metavar="VERB", required=True, parser_class=Parser
     )
-    for add in (_worker, _submit, _list, _show, _tail, _cancel, _replay, _approve, _signal, _token):
+    for add in (_worker, _submit, _list, _show, _explain, _tail, _cancel, _replay, _approve, _signal, _token):
         add(verbs)
-    for add in (_flow, _audit, _migrate, _keys):
+    for add in (_flow, _workers, _audit, _migrate, _keys):
         add(verbs)
     return parser
 
@@ -210,6 +210,32 @@ def _show(verbs: Any) -> None:
             verbs, "show", "show one execution: state, attempts, waitpoints, timeline, result", "showing:show"
         )
     )
+
+
+def _explain(verbs: Any) -> None:
+    _id(
+        _verb(
+            verbs,
+            "explain",
+            "say why one execution does not run, and what would change it",
+            "explaining:explain",
+        )
+    )
+
+
+def _workers(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "workers", "list workers, or take the work of a dead one away", "workers:manage_workers"
+    )
+    add = parser.add_argument
+    add("action", choices=("list", "dead"), metavar="ACTION", help="list, or dead to mark one as dead")
+    add(
+        "instance", metavar="INSTANCE", nargs="?", help="the instance id of the dead worker, as list shows it"
+    )
+    add("--lane", metavar="NAME", help="list only workers that claim from this lane")
+    add("--limit", type=values.positive, metavar="N", default=50, help="how many at most (50)")
+    add("--cursor", metavar="CURSOR", help="continue behind a list that said there is more")
+    add("--reason", default="marked by an operator", metavar="TEXT", help="why it is dead, for the record")
 
 
 def _tail(verbs: Any) -> None:

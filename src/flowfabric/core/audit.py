@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.contracts.states import LifecyclePhase, TerminalOutcome, WaitpointState
 from flowfabric.core import indexes
 from flowfabric.core.events import Family
@@ -32,6 +33,8 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerDeath,
+    WorkerRegistration,
     key_for,
 )
 from flowfabric.core.rules.creation import reservation_identity
@@ -561,6 +564,21 @@ def check_keyring(ring: Keyring) -> Iterator[Violation]:
             yield _violation("kid_ring", ring, f"{key.kid!r} expires at {key.expires_at}")
 
 
+def check_worker(worker: WorkerRegistration) -> Iterator[Violation]:
+    """A worker on record claims from some lane and counts as alive for its own time after a heartbeat."""
+    if worker.expires_at != min(worker.last_heartbeat_at + worker.ttl_ms, SAFE_INTEGER_MAX):
+        detail = f"heard of at {worker.last_heartbeat_at}, alive until {worker.expires_at}"
+        yield _violation("worker_is_sound", worker, detail)
+    if not worker.registered_at <= worker.last_heartbeat_at:
+        yield _violation(
+            "worker_is_sound", worker, f"registered at {worker.registered_at}, after it was heard of"
+        )
+    if not worker.lanes or list(worker.capabilities) != sorted(set(worker.capabilities)):
+        yield _violation(
+            "worker_is_sound", worker, f"lanes {worker.lanes}, capabilities {worker.capabilities}"
+        )
+
+
 def check_owned(record: Record, owner: Execution | None) -> Iterator[Violation]:
     """A record that belongs to an execution has one."""
     if owner is None:
@@ -612,6 +630,10 @@ _OWNERS: Final[dict[str, type[Record]]] = {
     indexes.DUE_MESSAGE: Message,
     indexes.DUE_MEMBER_CANCEL: FlowMember,
     indexes.FLOWS: Flow,
+    indexes.WORKERS: WorkerRegistration,
+    indexes.WORKER_LANES: WorkerRegistration,
+    indexes.DUE_WORKER: WorkerRegistration,
+    indexes.DUE_WORKER_DEATH: WorkerDeath,
 }
 
 

@@ -26,6 +26,8 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerDeath,
+    WorkerRegistration,
 )
 from flowfabric.core.state import PUBLIC_OF_OUTCOME, first_blocker
 from flowfabric.core.vocabulary import BlockerKind, LeaseState
@@ -59,6 +61,8 @@ WORKER_LEASES: Final = "worker_leases"
 LAPSED: Final = "lapsed"
 WAITPOINTS: Final = "waitpoints"
 JOURNAL: Final = "journal"
+WORKERS: Final = "workers"
+WORKER_LANES: Final = "worker_lanes"
 
 FLOWS: Final = "flows"
 
@@ -74,6 +78,8 @@ DUE_DEDUP: Final = "due_dedup"
 DUE_LIVE_FRAMES: Final = "due_live_frames"
 DUE_MESSAGE: Final = "due_message"
 DUE_MEMBER_CANCEL: Final = "due_member_cancel"
+DUE_WORKER: Final = "due_worker"
+DUE_WORKER_DEATH: Final = "due_worker_death"
 
 PRIMARY: Final = frozenset({ELIGIBLE, DELAYED, BLOCKED, ACTIVE, SUSPENDED, TERMINAL})
 """Every execution has exactly one row in one of these; a lapsed lease adds one in ``eligible``."""
@@ -85,6 +91,8 @@ NAMES: Final = PRIMARY | {
     WAITPOINTS,
     JOURNAL,
     FLOWS,
+    WORKERS,
+    WORKER_LANES,
     DUE_DELAY,
     DUE_LEASE,
     DUE_RECLAIM,
@@ -97,6 +105,8 @@ NAMES: Final = PRIMARY | {
     DUE_LIVE_FRAMES,
     DUE_MESSAGE,
     DUE_MEMBER_CANCEL,
+    DUE_WORKER,
+    DUE_WORKER_DEATH,
 }
 """Every index there is."""
 
@@ -248,6 +258,22 @@ def _member_rows(member: FlowMember) -> set[IndexRow]:
     return {(DUE_MEMBER_CANCEL, "", member.cancel_requested_at, member.identity)}
 
 
+def _worker_rows(worker: WorkerRegistration) -> set[IndexRow]:
+    member = worker.identity
+    rows: set[IndexRow] = {
+        (WORKERS, worker.namespace, worker.registered_at, member),
+        (DUE_WORKER, "", worker.expires_at, member),
+    }
+    if not worker.draining:
+        for lane_id in worker.lanes:
+            rows.add((WORKER_LANES, scope_of(worker.namespace, lane_id), worker.registered_at, member))
+    return rows
+
+
+def _worker_death_rows(death: WorkerDeath) -> set[IndexRow]:
+    return {(DUE_WORKER_DEATH, "", death.died_at, death.identity)}
+
+
 _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Execution: _execution_rows,
     Suspension: _suspension_rows,
@@ -259,4 +285,6 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Message: _message_rows,
     Flow: _flow_rows,
     FlowMember: _member_rows,
+    WorkerRegistration: _worker_rows,
+    WorkerDeath: _worker_death_rows,
 }

@@ -17,6 +17,7 @@ import msgspec
 
 from flowfabric.contracts.flows import AllOfEdges, EdgeDependencyPolicy, EdgeGroupState
 from flowfabric.contracts.ids import flow_partition
+from flowfabric.contracts.partitions import partition_index
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import (
     AttemptLifecycle,
@@ -667,6 +668,54 @@ class Message(Record):
         return f"{self.execution_id}/{self.cause}/{self.position}"
 
 
+class WorkerRegistration(Record):
+    """A worker that has said that it is there, and what it offers."""
+
+    KIND = "worker"
+
+    namespace: str
+    worker_id: str
+    worker_instance_id: str
+    lanes: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    """Sorted."""
+    ttl_ms: int
+    registered_at: int
+    last_heartbeat_at: int
+    expires_at: int
+    concurrency: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    draining: bool = False
+
+    @property
+    def identity(self) -> str:
+        return worker_identity(self.namespace, self.worker_instance_id)
+
+
+class WorkerDeath(Record):
+    """A worker whose leases are to be revoked. It is removed when that is done."""
+
+    KIND = "worker_death"
+
+    namespace: str
+    worker_instance_id: str
+    died_at: int
+    reason: str
+    silent_ms: int | None = None
+    """Set when the worker was only silent: a lease that was renewed within this time shows that it lives."""
+
+    @property
+    def identity(self) -> str:
+        return f"{worker_identity(self.namespace, self.worker_instance_id)}/{self.died_at}"
+
+
+def worker_identity(namespace: str, worker_instance_id: str) -> str:
+    """The identity of one worker. Both names may hold any mark that separates others."""
+    name = f"{len(namespace)}/{namespace}/{worker_instance_id}"
+    return f"{{fp:{partition_index(name.encode())}}}:{name}"
+
+
 class SigningKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One HMAC key. ``expires_at`` is None for the current key and fixed once it is rotated out."""
 
@@ -726,6 +775,8 @@ RECORD_TYPES: Final[dict[str, type[Record]]] = {
         Edge,
         EdgeGroup,
         Message,
+        WorkerRegistration,
+        WorkerDeath,
         Keyring,
     )
 }

@@ -14,12 +14,14 @@ from flowfabric.core.rules import (
     forgetting,
     grants,
     graph,
+    history,
     joins,
     journal,
     keys,
     lapsing,
     leasing,
     pausing,
+    points,
     reading,
     reclaiming,
     replaying,
@@ -29,6 +31,7 @@ from flowfabric.core.rules import (
     suspending,
     suspension_timeouts,
     waitpoints,
+    workers,
 )
 
 __all__ = [
@@ -43,12 +46,14 @@ __all__ = [
     "forgetting",
     "grants",
     "graph",
+    "history",
     "joins",
     "journal",
     "keys",
     "lapsing",
     "leasing",
     "pausing",
+    "points",
     "reading",
     "reclaiming",
     "replaying",
@@ -58,4 +63,5 @@ __all__ = [
     "suspending",
     "suspension_timeouts",
     "waitpoints",
+    "workers",
 ]

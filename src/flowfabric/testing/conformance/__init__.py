@@ -20,6 +20,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
+    "flowfabric.testing.conformance.workers",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
@@ -29,9 +30,11 @@ from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
+from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
 
 __all__ = [
     "CommandConformance",
+    "DeathConformance",
     "FenceConformance",
     "FlowConformance",
     "FlowNewsConformance",
@@ -39,6 +42,7 @@ __all__ = [
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
+    "WorkerConformance",
 ]
 
 
@@ -49,6 +53,8 @@ class StoreConformance(
     ScenarioConformance,
     FlowConformance,
     FlowNewsConformance,
+    WorkerConformance,
+    DeathConformance,
     ModelConformance,
 ):
     """Everything a store has to pass."""

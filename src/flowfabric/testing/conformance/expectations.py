@@ -36,10 +36,19 @@ Table = dict[Cell, str]
 
 OTHERWISE: Final = "otherwise"
 
-READS: Final = ("read_", "get_", "list_", "describe_", "observe_", "tail_")
+READS: Final = ("read_", "get_", "list_", "describe_", "explain_", "resolve_execution_", "observe_", "tail_")
 """How the names of commands begin that never change anything."""
 
-_TELLING: Final = ("reason", "action", "effect", "behavior_applied", "public_state", "resumed", "status")
+_TELLING: Final = (
+    "code",
+    "reason",
+    "action",
+    "effect",
+    "behavior_applied",
+    "public_state",
+    "resumed",
+    "status",
+)
 """The fields of outcomes that say what happened; the first that an outcome has is shown."""
 
 
