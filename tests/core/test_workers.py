@@ -1,5 +1,7 @@
 """The registry's rules: what is on record, what a death leaves behind, and whose leases it reaches."""
 
+from typing import Any
+
 import pytest
 
 from flowfabric.contracts.workers import (
@@ -18,7 +20,7 @@ from flowfabric.core.state import Situation
 from flowfabric.errors import InvalidCapabilities
 from tests.core.harness import INSTANCE, LANE, NAMESPACE, START_MS, TTL_MS, WORKER
 
-NAMED = {"worker_instance_id": INSTANCE, "namespace": NAMESPACE}
+NAMED: Any = {"worker_instance_id": INSTANCE, "namespace": NAMESPACE}
 IDENTITY = worker_identity(NAMESPACE, INSTANCE)
 
 

@@ -14,12 +14,12 @@ from flowfabric.cli.output import (
     print_note,
     print_table,
     shown_age,
-    shown_time,
     table_lines,
 )
 from flowfabric.cli.session import open_engine, run
 from flowfabric.cli.values import duration_ms, json_payload
 from flowfabric.contracts.flows import (
+from flowfabric.core.instants import shown_time
     AnyOfEdges,
     CancelFlowArgs,
     EdgeGroupSnapshot,
