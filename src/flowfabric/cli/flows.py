@@ -19,7 +19,6 @@ from flowfabric.cli.output import (
 from flowfabric.cli.session import open_engine, run
 from flowfabric.cli.values import duration_ms, json_payload
 from flowfabric.contracts.flows import (
-from flowfabric.core.instants import shown_time
     AnyOfEdges,
     CancelFlowArgs,
     EdgeGroupSnapshot,
@@ -32,6 +31,7 @@ from flowfabric.core.instants import shown_time
     PartiallyCancelled,
     QuorumOfEdges,
 )
+from flowfabric.core.instants import shown_time
 from flowfabric.core.records import Flow as FlowRecord
 from flowfabric.core.records import FlowProgress, key_for
 from flowfabric.core.rules.graph import flow_state
