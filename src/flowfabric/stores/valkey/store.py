@@ -96,6 +96,9 @@ class ValkeyStore:
         self._changes = changes
         return durability
 
+    async def attest(self) -> Durability:
+        return await attest(self._client)
+
     async def close(self) -> None:
         changes, self._changes = self._changes, None
         if changes is not None:
