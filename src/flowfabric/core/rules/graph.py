@@ -105,13 +105,17 @@ def require_open(work: Work, flow: Flow) -> None:
         raise errors.FlowSealed(flow_id=flow.flow_id)
 
 
-def members_of(work: Work, flow: Flow, limit: int) -> list[FlowMember]:
-    """The first members of a flow, in the order in which they were added."""
-    identities = [f"{flow.identity}/{position}" for position in range(min(flow.node_count, limit))]
-    members = work.read_all(FlowMember, identities)
+def members_of(work: Work, flow: Flow, *, first: int = 0, limit: int = FLOW_NODES_MAX) -> list[FlowMember]:
+    """Members of a flow from a position on, in the order in which they were added.
+
+    Raises:
+        StoreCorrupt: one of them is gone.
+    """
+    positions = range(first, min(flow.node_count, first + limit))
+    members = work.read_all(FlowMember, [f"{flow.identity}/{position}" for position in positions])
     found = [member for member in members if member is not None]
-    if len(found) < len(identities):
-        raise errors.StoreCorrupt(record=flow.key, members=len(found), expected=len(identities))
+    if len(found) < len(positions):
+        raise errors.StoreCorrupt(record=flow.key, members=len(found), expected=len(positions))
     return found
 
 
@@ -170,7 +174,7 @@ def _reached(work: Work, flow: Flow, starts: set[str], nodes_max: int) -> dict[s
         if not front or len(reached) > nodes_max:
             return reached
         if depth == STEPS_LOADED_ALONE:
-            members = members_of(work, flow, FLOW_NODES_MAX)
+            members = members_of(work, flow)
             work.read_all(FlowNode, [member.execution_id for member in members])
         for execution_id, node in zip(front, work.read_all(FlowNode, front), strict=True):
             reached[execution_id] = [] if node is None else [link.execution_id for link in node.outgoing]
