@@ -73,9 +73,6 @@ MEMBERS_SHOWN_MAX: Final = 1_000
 CANCELLING = frozenset({FlowCancellationPolicy.CANCEL_ALL, FlowCancellationPolicy.CANCEL_PENDING})
 """The policies that reach members."""
 
-MEMBERS_DESCRIBED_MAX: Final = 1_000
-"""Of how many members a flow's description shows the joins."""
-
 
 @rule(CreateFlowArgs, subject=flow_subject)
 def create_flow(work: Work, args: CreateFlowArgs) -> CreateFlowResult:
