@@ -32,6 +32,7 @@ from flowfabric.core.records import (
     FlowProgress,
     Key,
     Keyring,
+    Lane,
     PastAttempt,
     Payload,
     Record,
@@ -188,7 +189,7 @@ class _Auditor:
         if self.namespace is None:
             return True
         namespace: str | None = None
-        if isinstance(record, (Reservation, Flow, FlowProgress, Edge)):
+        if isinstance(record, (Reservation, Flow, FlowProgress, Edge, Lane)):
             namespace = record.namespace
         if owner is not None:
             namespace = owner.namespace

@@ -71,7 +71,7 @@ async def test_no_more_is_claimed_than_was_asked_for(bed):
 
 
 async def test_work_is_found_behind_more_scopes_than_one_page_has(bed, monkeypatch):
-    monkeypatch.setattr(scheduler, "SCOPES_PER_PAGE", 2)
+    monkeypatch.setattr(scheduler, "SCOPES_PER_READ", 2)
     for number in range(5):
         needs = RoutingRequirements(required_capabilities=(f"can-{number}",))
         await bed.create(policy=ExecutionPolicy(routing_requirements=needs))

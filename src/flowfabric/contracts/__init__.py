@@ -247,6 +247,14 @@ from flowfabric.contracts.keyring import (
     WaitpointHmacKids,
     WaitpointToken,
 )
+from flowfabric.contracts.lanes import (
+    DescribeLaneArgs,
+    LaneInfo,
+    LaneStateSet,
+    LaneStateUnchanged,
+    SetLaneStateArgs,
+    SetLaneStateResult,
+)
 from flowfabric.contracts.leases import (
     ClaimBatchArgs,
     ClaimBatchResult,
@@ -544,6 +552,7 @@ __all__ = [
     "DescribeEdgeArgs",
     "DescribeExecutionArgs",
     "DescribeFlowArgs",
+    "DescribeLaneArgs",
     "DurabilityMode",
     "DurableMode",
     "DurationMs",
@@ -627,7 +636,10 @@ __all__ = [
     "JsonText",
     "LaneId",
     "LaneIdError",
+    "LaneInfo",
     "LaneState",
+    "LaneStateSet",
+    "LaneStateUnchanged",
     "LeaseAlreadyGone",
     "LeaseEpoch",
     "LeaseFence",
@@ -765,6 +777,8 @@ __all__ = [
     "SetExecutionTagsResult",
     "SetFlowTagArgs",
     "SetFlowTagsArgs",
+    "SetLaneStateArgs",
+    "SetLaneStateResult",
     "SignalAccepted",
     "SignalBuffered",
     "SignalDuplicate",

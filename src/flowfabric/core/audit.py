@@ -25,6 +25,7 @@ from flowfabric.core.records import (
     FlowNode,
     FlowProgress,
     JournalRecord,
+    Lane,
     Message,
     PastAttempt,
     Payload,
@@ -576,6 +577,7 @@ _OWNERS: Final[dict[str, type[Record]]] = {
     indexes.DUE_LIVE_FRAMES: StreamMeta,
     indexes.DUE_MESSAGE: Message,
     indexes.DUE_MEMBER_CANCEL: FlowMember,
+    indexes.LANES: Lane,
 }
 
 

@@ -74,9 +74,7 @@ def create_flow(work: Work, args: CreateFlowArgs) -> CreateFlowResult:
     Raises:
         InvalidInput: the namespace is not the caller's, or the id is in use in another one.
     """
-    bound = work.envelope.namespace
-    if bound is not None and args.namespace != bound:
-        raise errors.InvalidInput(field="namespace", value=args.namespace, rule=f"must be {bound!r}")
+    work.require_namespace(args.namespace)
     existing = work.read(Flow, flow_identity(args.flow_id))
     if existing is not None and existing.namespace != args.namespace:
         raise errors.InvalidInput(field="flow_id", value=args.flow_id, rule="is in use")

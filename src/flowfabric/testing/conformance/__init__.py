@@ -17,12 +17,14 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flows",
+    "flowfabric.testing.conformance.lanes",
     "flowfabric.testing.conformance.scenarios",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
+from flowfabric.testing.conformance.lanes import LaneConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 
@@ -30,6 +32,7 @@ __all__ = [
     "CommandConformance",
     "FenceConformance",
     "FlowConformance",
+    "LaneConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
@@ -37,6 +40,11 @@ __all__ = [
 
 
 class StoreConformance(
-    ProtocolConformance, CommandConformance, FenceConformance, ScenarioConformance, FlowConformance
+    ProtocolConformance,
+    CommandConformance,
+    FenceConformance,
+    ScenarioConformance,
+    FlowConformance,
+    LaneConformance,
 ):
     """Everything a store has to pass."""
