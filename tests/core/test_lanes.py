@@ -203,7 +203,6 @@ class TestViews:
 
     def test_a_delayed_submission_to_a_paused_lane_says_that_it_waits(self, book):
         set_state(book, LaneState.PAUSED)
-        fields = {"namespace": NAMESPACE, "lane_id": LANE, "delay_until": START_MS + 1_000}
         created = book.run(
             CreateExecutionArgs(
                 execution_id=new_execution_id(),
@@ -211,7 +210,9 @@ class TestViews:
                 input_payload=b"input",
                 priority=0,
                 creator_identity="tests",
-                **fields,
+                namespace=NAMESPACE,
+                lane_id=LANE,
+                delay_until=START_MS + 1_000,
             )
         )
         assert created.public_state is PublicState.WAITING

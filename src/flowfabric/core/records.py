@@ -533,6 +533,7 @@ class Flow(Record):
         return flow_identity(self.flow_id)
 
 
+@lru_cache(maxsize=4_096)
 def flow_identity(flow_id: str) -> str:
     """The identity of a flow. Like that of its members it begins with the partition."""
     return f"{{fp:{flow_partition(flow_id)}}}:{flow_id}"
