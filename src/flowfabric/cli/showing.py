@@ -26,7 +26,7 @@ from flowfabric.contracts.reads import (
     ReadExecutionInfoArgs,
 )
 from flowfabric.contracts.runs import ReadRunArgs, RunView
-from flowfabric.contracts.states import BlockingReason, LifecyclePhase, OwnershipState
+from flowfabric.contracts.states import BlockingReason, EligibilityState, LifecyclePhase, OwnershipState
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, PendingWaitpointInfo
 from flowfabric.core.events import StoredEvent
 from flowfabric.core.records import Attempt, Execution, PastAttempt, Suspension, key_for
@@ -152,7 +152,8 @@ def waiting_sentence(portrait: Portrait) -> str:
     reason = info.state_vector.blocking_reason
     if reason is BlockingReason.WAITING_FOR_WORKER:
         return _worker_sentence(portrait)
-    if portrait.blocked_until is not None:
+    timed = info.state_vector.eligibility_state is EligibilityState.NOT_ELIGIBLE_UNTIL_TIME
+    if timed and portrait.blocked_until is not None:
         return f"It waits until {shown_time(portrait.blocked_until)} ({_words(reason)})."
     detail = f": {snapshot.blocking_detail}" if snapshot.blocking_detail else ""
     return f"It is {_words(reason)}{detail}."
