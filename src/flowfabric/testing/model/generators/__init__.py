@@ -3,10 +3,11 @@
 from flowfabric.testing.model.generators import (
     executions,
     flows,
+    lanes,
     leases,
     reads,
     streams,
     waiting,
 )
 
-__all__ = ["executions", "flows", "leases", "reads", "streams", "waiting"]
+__all__ = ["executions", "flows", "lanes", "leases", "reads", "streams", "waiting"]
