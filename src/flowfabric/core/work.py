@@ -17,7 +17,7 @@ from flowfabric.contracts.handles import BackendTag
 from flowfabric.core.records import AnyRecord, Execution, Key, Record, key_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from flowfabric.core.events import Event
 
@@ -69,6 +69,9 @@ class Remembered(Protocol):
     def recall(self, key: Key) -> tuple[int, Record | None] | None:
         """The version and the record, or None when it has to be loaded."""
 
+    def learn(self, rows: Sequence[tuple[Key, int, Record | None]]) -> None:
+        """Take note of what was loaded."""
+
 
 class WorkingSet:
     """The records of one batch: what was loaded, and what its commands have made of it."""
@@ -82,12 +85,14 @@ class WorkingSet:
         self.versions: dict[Key, int] = {}
         self.current: dict[Key, Record | None] = {}
 
-    def put_loaded(self, now: int, rows: Iterable[tuple[Key, int, Record | None]]) -> None:
+    def put_loaded(self, now: int, rows: Sequence[tuple[Key, int, Record | None]]) -> None:
         """Take in what a store returned. Version 0 stands for «no such record»."""
         self.now = max(self.now, now)
         for key, version, record in rows:
             self.loaded[key] = record
             self.versions[key] = version
+        if self._remembered is not None:
+            self._remembered.learn(rows)
 
     def recall(self, key: Key) -> Record | None:
         """A record that was not loaded for this batch, if one from an earlier batch will do.
