@@ -58,7 +58,7 @@ async def test_low_priority_work_is_claimed_under_a_stream_of_urgent_work_that_t
 @pytest.mark.parametrize("seed", range(2))
 async def test_with_capable_workers_and_headroom_all_work_is_claimed_within_a_bound(everywhere, seed):
     bed, chance = everywhere, random.Random(seed)
-    workers = [
+    workers: list[dict[str, Any]] = [
         {"lanes": tuple(LANES), "worker_capabilities": frozenset(CAPABILITIES)},
         {"lanes": ("fast", "slow"), "worker_capabilities": frozenset({"cpu"})},
         {"lanes": ("bulk",)},
