@@ -4,6 +4,8 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.executions import CreateExecutionArgs
+from flowfabric.contracts.flows import AddExecutionToFlowArgs, CreateFlowArgs, ListFlowMembersArgs
+from flowfabric.contracts.ids import flow_partition
 from flowfabric.contracts.lanes import DescribeLaneArgs, LaneStateSet, LaneStateUnchanged, SetLaneStateArgs
 from flowfabric.contracts.reads import (
     DescribeExecutionArgs,
@@ -17,7 +19,7 @@ from flowfabric.core.events import Family
 from flowfabric.core.records import Lane, lane_identity
 from flowfabric.core.vocabulary import Continuation
 from tests.core import requests
-from tests.core.harness import LANE, NAMESPACE, START_MS, TTL_MS, new_execution_id
+from tests.core.harness import LANE, NAMESPACE, START_MS, TTL_MS, new_execution_id, new_id
 
 CLOSED = [LaneState.PAUSED, LaneState.DISABLED]
 OPEN = [LaneState.ACTIVE, LaneState.DRAINING]
@@ -225,6 +227,20 @@ class TestViews:
         for execution_id, state in ((running, PublicState.ACTIVE), (ended, PublicState.COMPLETED)):
             vector = book.run(ReadStateVectorArgs(execution_id=execution_id)).state_vector
             assert (vector.public_state, vector.blocking_reason) == (state, BlockingReason.NONE)
+
+    def test_members_of_a_flow_are_shown_as_blocked_by_their_lanes(self, book):
+        flow_id = new_id()
+        book.run(CreateFlowArgs(flow_id=flow_id, flow_kind="dag", namespace=NAMESPACE))
+        for lane_id in (LANE, "other"):
+            execution_id = book.create(
+                execution_id=new_execution_id(flow_partition(flow_id)),
+                lane_id=lane_id,
+                delay_until=START_MS + 1_000,
+            )
+            book.run(AddExecutionToFlowArgs(flow_id=flow_id, execution_id=execution_id))
+        set_state(book, LaneState.PAUSED)
+        page = book.run(ListFlowMembersArgs(flow_id=flow_id))
+        assert [member.public_state for member in page.members] == [PublicState.WAITING, PublicState.DELAYED]
 
     def test_showing_it_stores_nothing(self, book):
         execution_id = book.create()

@@ -61,6 +61,7 @@ from flowfabric.core.rules.graph import (
     the_flow,
 )
 from flowfabric.core.rules.joins import count_member
+from flowfabric.core.rules.lanes import seen_in_lanes
 from flowfabric.core.state import is_terminal, public_state
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ def list_flow_members(work: Work, args: ListFlowMembersArgs) -> ListFlowMembersP
     first = 0 if args.cursor is None else args.cursor + 1
     members = members_of(work, flow, first=first, limit=args.limit)
     ids = [member.execution_id for member in members]
-    executions = work.read_all(Execution, ids)
+    executions = seen_in_lanes(work, work.read_all(Execution, ids))
     groups = work.read_all(EdgeGroup, ids)
     more = first + len(members) < flow.node_count
     return ListFlowMembersPage(

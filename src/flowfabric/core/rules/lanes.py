@@ -29,6 +29,8 @@ from flowfabric.core.rules.transitions import add_blocker
 from flowfabric.core.vocabulary import BlockerKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flowfabric.core.work import Work
 
 GIVES_NO_WORK: Final = frozenset({LaneState.PAUSED, LaneState.DISABLED})
@@ -139,6 +141,14 @@ def seen_in_lane(work: Work, execution: Execution) -> Execution:
     if execution.phase is not LifecyclePhase.RUNNABLE:
         return execution
     return under_lane(execution, find_lane(work, execution.namespace, execution.lane_id))
+
+
+def seen_in_lanes(work: Work, executions: Iterable[Execution | None]) -> list[Execution | None]:
+    """Several executions as they are shown, in order. All lanes that matter are loaded at once."""
+    found = list(executions)
+    waiting = [one for one in found if one is not None and one.phase is LifecyclePhase.RUNNABLE]
+    work.read_all(Lane, {lane_identity(one.namespace, one.lane_id) for one in waiting})
+    return [None if one is None else seen_in_lane(work, one) for one in found]
 
 
 def under_lane(execution: Execution, lane: Lane | None) -> Execution:
