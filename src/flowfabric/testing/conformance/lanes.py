@@ -9,6 +9,7 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.executions import ChangePriorityArgs
+from flowfabric.contracts.explaining import ExplainExecutionArgs, WaitingReason
 from flowfabric.contracts.lanes import DescribeLaneArgs, SetLaneStateArgs
 from flowfabric.contracts.leases import (
     ClaimBatchArgs,
@@ -149,6 +150,13 @@ class LaneStates(StoreSuite):
         assert (await bed.execute(scan)).executions == ()
         await bed.execute(set_state(LaneState.ACTIVE))
         assert (await bed.execute(scan)).executions == (waiting,)
+
+    async def test_what_waits_in_a_paused_lane_is_explained_by_the_lane(self, bed: Bed) -> None:
+        delayed = await bed.create(delay_until=bed.clock.now_ms + HOUR_MS)
+        await bed.execute(set_state(LaneState.PAUSED))
+        found = await bed.execute(ExplainExecutionArgs(execution_id=delayed))
+        assert found is not None
+        assert found.reason is WaitingReason.LANE_NOT_OPEN
 
     async def test_lanes_are_listed_with_their_states(self, bed: Bed) -> None:
         for lane_id in ("b", "a", "a b"):
