@@ -263,15 +263,15 @@ def test_a_lane_is_paused_and_active_again(shell: Shell) -> None:
     assert shell.json("lane", "pause", "default", "--reason", "upgrade") == {
         "Set": {"namespace": "default", "lane_id": "default", "state": "paused", "previous": "active"}
     }
-    assert shell.json("show", execution_id)["waits_for"] == (
-        "It is paused by policy: lane default is paused: upgrade."
-    )
+    explained = shell.json("show", execution_id)["explanation"]
+    assert explained["code"] == "lane_not_open"
+    assert explained["sentence"].endswith("lane default is paused: upgrade.")
     header, row = shell.out("lane", "list").splitlines()
     assert header.split() == ["LANE", "STATE", "SET", "REASON"]
     assert (row.split()[:2], row.split()[-1]) == (["default", "paused"], "upgrade")
     assert shell.out("lane", "resume", "default") == "lane default is active now; it was paused"
     assert shell.out("lane", "resume", "default") == "lane default was active already"
-    assert shell.json("show", execution_id)["waits_for"].startswith("It waits until ")
+    assert shell.json("show", execution_id)["explanation"]["code"] == "not_due"
 
 
 def test_a_drained_lane_refuses_submissions(shell: Shell) -> None:

@@ -156,7 +156,7 @@ class LaneStates(StoreSuite):
         await bed.execute(set_state(LaneState.PAUSED))
         found = await bed.execute(ExplainExecutionArgs(execution_id=delayed))
         assert found is not None
-        assert found.reason is WaitingReason.LANE_NOT_OPEN
+        assert found.code is WaitingReason.LANE_NOT_OPEN
 
     async def test_lanes_are_listed_with_their_states(self, bed: Bed) -> None:
         for lane_id in ("b", "a", "a b"):
