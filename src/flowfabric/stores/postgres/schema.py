@@ -12,10 +12,11 @@ What is in it:
   that the pages of records that change often stay dense and have room for the next version.
 - ``index_row`` is its own primary key: four columns and nothing else.
 - ``event`` is the log. The index by family leaves out the two families that make up most of it:
-  reading them is reading the log.
+  reading them is reading the log. The index by namespace has them all, so that nobody reads the
+  events of others.
 - ``frame`` numbers the frames of each stream, so that trimming counts nothing.
-- ``state`` is one row: the latest commit, the latest event, and the store's clock. Whoever commits
-  holds its lock.
+- ``state`` is one row: the latest commit, the latest event and the latest one that was trimmed,
+  and the store's clock. Whoever commits holds its lock.
 - ``apply_commit`` is a whole commit in one statement; see below.
 
 Every text is compared by its bytes (``COLLATE "C"``), as in every other store. Keys are stored with
@@ -223,9 +224,33 @@ END
 $body$;
 """
 
+# Rows come and go all the time in these tables, so they are cleaned up after a fixed number of dead
+# rows instead of a share of a table that may be large: a read at the front of an index walks over
+# the dead entries that are still there.
+_FEEDS: Final = """
+ALTER TABLE {schema}.event ADD COLUMN namespace text COLLATE "C" NOT NULL DEFAULT '';
+CREATE INDEX event_by_namespace ON {schema}.event (namespace, family, sequence);
+ALTER TABLE {schema}.state ADD COLUMN trimmed_event bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.record SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE {schema}.large_record
+    SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE {schema}.index_row
+    SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE {schema}.event SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
+ALTER TABLE {schema}.frame SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
+DROP FUNCTION {schema}.apply_commit;
+""" + _APPLY_COMMIT.replace(
+    "event_families text[], ", "event_families text[], event_namespaces text[], "
+).replace("(sequence, family, execution, data)", "(sequence, family, namespace, execution, data)").replace(
+    "+ e.place, e.family, ", "+ e.place, e.family, e.namespace, "
+).replace("unnest(event_families, event_", "unnest(event_families, event_namespaces, event_").replace(
+    "AS e (family, ", "AS e (family, namespace, "
+)
+
 MIGRATIONS: Final = (
     Migration(1, "records, indexes, events and frames", _FIRST_TABLES),
     Migration(2, "a commit in one statement", _APPLY_COMMIT),
+    Migration(3, "events by namespace, and a log that is trimmed", _FEEDS),
 )
 
 _MIGRATION_TABLE: Final = """

@@ -209,16 +209,21 @@ class PostgresStore:
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
         if families is not None and not families:
             return []
-        sql, values = self._statements.read_events(after, families, execution_id, limit)
+        sql, values = self._statements.read_events(after, families, namespace, execution_id, limit)
         return records.stored_events(await self._fetch(sql, values))
 
     async def last_event(self) -> int:
         return (await self._state()).last_event
+
+    async def trimmed_events(self) -> int:
+        ((trimmed,),) = await self._connections.fetch(self._statements.trimmed_events)
+        return int(trimmed)
 
     async def _last_commit(self) -> int:
         return (await self._state()).last_commit
@@ -257,6 +262,11 @@ class PostgresStore:
                     raise
             self.statistics.resends += 1
         return await self._fetch(self._statements.apply_commit, values)
+
+    async def trim_events(self, upto: int) -> None:
+        trimmed = await self.trimmed_events()
+        if trimmed < upto:
+            await self._connections.fetch(self._statements.trim_events, trimmed, upto)
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, in the database itself. Only tests do that."""

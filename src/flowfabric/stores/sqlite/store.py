@@ -221,15 +221,26 @@ class SqliteStore:
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
         return await self._read(
-            lambda connection: records.read_events(connection, after, families, execution_id, limit)
+            lambda connection: records.read_events(
+                connection,
+                after,
+                families=families,
+                namespace=namespace,
+                execution_id=execution_id,
+                limit=limit,
+            )
         )
 
     async def last_event(self) -> int:
         return await self._read(records.last_event)
+
+    async def trimmed_events(self) -> int:
+        return await self._read(records.trimmed_events)
 
     async def wait_for_change(self, timeout_ms: int) -> bool:
         deadline = time.monotonic() + timeout_ms / 1_000
@@ -286,6 +297,9 @@ class SqliteStore:
             self._statistics.conflicts += 1
             raise
         self._statistics.commits += 1
+
+    async def trim_events(self, upto: int) -> None:
+        await self._transact(lambda connection: records.trim_events(connection, upto))
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, in the file itself. Only tests do that; see ``flowfabric.testing``."""

@@ -15,12 +15,14 @@ import pytest
 pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
+    "flowfabric.testing.conformance.feeds",
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.scenarios",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
+from flowfabric.testing.conformance.feeds import FeedConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
@@ -28,6 +30,7 @@ from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa
 
 __all__ = [
     "CommandConformance",
+    "FeedConformance",
     "FenceConformance",
     "FlowConformance",
     "ProtocolConformance",
@@ -37,6 +40,11 @@ __all__ = [
 
 
 class StoreConformance(
-    ProtocolConformance, CommandConformance, FenceConformance, ScenarioConformance, FlowConformance
+    ProtocolConformance,
+    CommandConformance,
+    FenceConformance,
+    ScenarioConformance,
+    FlowConformance,
+    FeedConformance,
 ):
     """Everything a store has to pass."""
