@@ -7,34 +7,38 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import platform
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import msgspec
 
-from bench.scene import Figure, fresh_schema, fresh_sqlite, fsync_us, task_us
+from bench.scene import Figure, fresh_postgres, fresh_schema, fresh_sqlite, fsync_us, task_us
 
-NAMES = ("core", "throughput", "latency", "steps", "growth")
+NAMES = ("core", "throughput", "latency", "steps", "flows", "growth")
 
 
 def main() -> int:
     """Run what was asked for, and say how it went."""
     arguments = _parse()
-    store = "SQLite, synchronous=FULL" if arguments.url is None else arguments.url.partition("://")[0]
-    print(f"Python {platform.python_version()}, {store}, payload 4 KiB")
+    print(f"Python {platform.python_version()}, payload 4 KiB")
     print(f"this machine: one asyncio task {task_us():.1f} us, one fdatasync {fsync_us():.0f} us")
     found: list[Figure] = []
-    for name in arguments.names or NAMES:
-        with fresh_sqlite() if arguments.url is None else fresh_schema(arguments.url) as url:
-            figures = _run(name, url, uvloop=arguments.uvloop)
-        if arguments.url is not None:  # the bounds are those of a SQLite file on this machine
-            figures = [msgspec.structs.replace(figure, floor=None, ceiling=None) for figure in figures]
-        for figure in figures:
-            print(_line(figure), flush=True)
-        found += figures
+    with _places(arguments) as fresh:
+        for name in arguments.names or NAMES:
+            with fresh() as url:
+                figures = _run(name, url, uvloop=arguments.uvloop)
+            if arguments.url is not None:  # the bounds are those of a store on this machine's disk
+                figures = [msgspec.structs.replace(figure, floor=None, ceiling=None) for figure in figures]
+            for figure in figures:
+                print(_line(figure), flush=True)
+            found += figures
     if arguments.json:
         Path(arguments.json).write_bytes(json.dumps([msgspec.to_builtins(f) for f in found]).encode())
     missed = [figure.name for figure in found if not figure.holds]
@@ -43,15 +47,34 @@ def main() -> int:
     return 1 if missed else 0
 
 
+@contextlib.contextmanager
+def _places(arguments: argparse.Namespace) -> Iterator[Callable[[], AbstractContextManager[str]]]:
+    """What makes a fresh place in the store that was asked for."""
+    if arguments.url is not None:
+        print(arguments.url.partition("://")[0])
+        yield partial(fresh_schema, arguments.url)
+    elif arguments.postgres:
+        print("PostgreSQL on this machine, synchronous_commit=on")
+        with fresh_postgres() as url:
+            yield partial(fresh_schema, url)
+    else:
+        print("SQLite, synchronous=FULL")
+        yield fresh_sqlite
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all when absent"
     )
     parser.add_argument("--uvloop", action="store_true", help="use uvloop")
-    parser.add_argument(
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
         "--url",
         help="a PostgreSQL database to measure, in new schemas that stay; a new SQLite file when absent",
+    )
+    place.add_argument(
+        "--postgres", action="store_true", help="start a PostgreSQL server that waits for the disk"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures to a file")
     return parser.parse_args()

@@ -16,6 +16,10 @@ from pathlib import Path
 import msgspec
 
 from flowfabric import FlowFabric, Task
+from flowfabric.stores.base import Commit, Conflict, Store
+from flowfabric.testing.clock import ClockedStore
+from flowfabric.testing.stores import StoreAround
+from tests.postgres import Server
 
 PAYLOAD = bytes(range(256)) * 16
 """4 KiB of input."""
@@ -52,9 +56,29 @@ class Scene:
         """One place is freed whenever a handler of ``echo`` returns."""
 
 
-def make_app(url: str) -> tuple[FlowFabric, Scene]:
+class CountingStore(StoreAround):
+    """Counts the commits that had to be made again because a record had changed meanwhile."""
+
+    def __init__(self, inner: ClockedStore) -> None:
+        super().__init__(inner)
+        self._conflicts = 0
+
+    async def commit(self, commit: Commit) -> None:
+        try:
+            await self.inner.commit(commit)
+        except Conflict:
+            self._conflicts += 1
+            raise
+
+    def take_conflicts(self) -> int:
+        """How many there were since the last call."""
+        taken, self._conflicts = self._conflicts, 0
+        return taken
+
+
+def make_app(url: str, store: Store | None = None) -> tuple[FlowFabric, Scene]:
     """The app that all benchmarks drive."""
-    app = FlowFabric(url)
+    app = FlowFabric(url, store=store)
     scene = Scene(app)
 
     @app.handler
@@ -84,9 +108,11 @@ def _step(task: Task) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running(url: str, *, concurrency: int = CONCURRENCY) -> AsyncIterator[Scene]:
+async def running(
+    url: str, *, concurrency: int = CONCURRENCY, store: Store | None = None
+) -> AsyncIterator[Scene]:
     """A started app with one worker."""
-    app, scene = make_app(url)
+    app, scene = make_app(url, store)
     async with app:
         worker = app.worker(concurrency=concurrency)
         working = asyncio.create_task(worker.run())
@@ -112,6 +138,16 @@ def fresh_schema(url: str) -> Iterator[str]:
     """The URL of a new schema in a PostgreSQL database. It is left there to be looked at."""
     mark = "&" if "?" in url else "?"
     yield f"{url}{mark}schema=bench_{secrets.token_hex(8)}"
+
+
+@contextlib.contextmanager
+def fresh_postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server that was started for this and waits for the disk."""
+    server = Server({"max_connections": "100"})
+    try:
+        yield server.url()
+    finally:
+        server.remove()
 
 
 def fsync_us(folder: str | None = None, rounds: int = 200) -> float:

@@ -378,9 +378,7 @@ class SubmitFlowArgs(Command[SubmitFlowResult]):
     flow_id: FlowId
     flow_kind: Name
     namespace: Namespace
-    executions: Annotated[
-        tuple[CreateExecutionArgs, ...], Meta(min_length=1, max_length=EDGES_PER_REQUEST_MAX)
-    ]
+    executions: NewExecutions
     edges: Annotated[tuple[NewEdge, ...], Meta(max_length=EDGES_PER_REQUEST_MAX)] = ()
     groups: Annotated[tuple[GroupPolicy, ...], Meta(max_length=EDGES_PER_REQUEST_MAX)] = ()
     seal: bool = True

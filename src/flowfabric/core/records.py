@@ -10,6 +10,7 @@ a default, so that records written by another version can be read.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
@@ -530,6 +531,7 @@ class Flow(Record):
         return flow_identity(self.flow_id)
 
 
+@lru_cache(maxsize=4_096)
 def flow_identity(flow_id: str) -> str:
     """The identity of a flow. Like that of its members it begins with the partition."""
     return f"{{fp:{flow_partition(flow_id)}}}:{flow_id}"
