@@ -264,7 +264,8 @@ class FeedConformance(StoreSuite):
         execution_id = await ended(bed, tags=MEDIA)
         whole = await bed.execute(ListEventsArgs(execution_id=execution_id))
         assert (whole.next_cursor, whole.trimmed) == (None, False)
-        found, cursor = [], None
+        found: list[Any] = []
+        cursor: str | None = None
         for _ in whole.events:
             page = await bed.execute(ListEventsArgs(execution_id=execution_id, limit=1, cursor=cursor))
             found += page.events
