@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs lock clean
+.PHONY: help demo test check format bench docs model lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -43,6 +43,9 @@ format: $(READY) ## format the code and repair what the linter can
 
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m bench $(ARGS)
+
+model: $(READY) ## compare the stores with the model for 50,000 random steps each
+	@$(PY) -m tests.model $(ARGS)
 
 docs: $(READY) ## regenerate the reference pages
 	@$(PY) docs/build.py $(ARGS)

@@ -33,7 +33,7 @@ from flowfabric.testing.clock import ManualClock
 from flowfabric.testing.dump import Dump, differences, dump
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.states import PublicState, StateVector
@@ -58,9 +58,15 @@ ROUNDS_MAX: Final = 16
 class SteadyEngine(Engine):
     """An engine that mints the same request ids and random numbers in every run."""
 
-    def __init__(self, store: ClockedStore, *, namespace: str | None = NAMESPACE) -> None:
+    def __init__(
+        self,
+        store: ClockedStore,
+        *,
+        namespace: str | None = NAMESPACE,
+        requests: Iterator[int] | None = None,
+    ) -> None:
         super().__init__(store, namespace=namespace)
-        self._requests = itertools.count(1)
+        self._requests = requests or itertools.count(1)
 
     def envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
         envelope = super().envelope(request_id, namespace, actor)
@@ -87,7 +93,8 @@ class Bed:
         self.clock = clock or ManualClock()
         self.clock.attach(store)
         self.store = store
-        self.engine = SteadyEngine(store, namespace=namespace)
+        self._requests = itertools.count(1)
+        self.engine = SteadyEngine(store, namespace=namespace, requests=self._requests)
         self._ids = itertools.count(1)
 
     async def __aenter__(self) -> Self:
@@ -96,6 +103,14 @@ class Bed:
 
     async def __aexit__(self, *_: object) -> None:
         await self.engine.stop()
+
+    async def restart(self, store: ClockedStore) -> None:
+        """Close the engine and its store, and go on over another store object with the same data."""
+        await self.engine.stop()
+        self.clock.attach(store)
+        self.store = store
+        self.engine = SteadyEngine(store, namespace=self.engine.namespace, requests=self._requests)
+        await self.engine.start()
 
     # Ids
 

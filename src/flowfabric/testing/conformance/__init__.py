@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.feeds",
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flows",
+    "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
 )
 
@@ -25,6 +26,7 @@ from flowfabric.testing.conformance.commands import CommandConformance  # noqa: 
 from flowfabric.testing.conformance.feeds import FeedConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
+from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 
@@ -33,6 +35,7 @@ __all__ = [
     "FeedConformance",
     "FenceConformance",
     "FlowConformance",
+    "ModelConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
@@ -46,5 +49,6 @@ class StoreConformance(
     ScenarioConformance,
     FlowConformance,
     FeedConformance,
+    ModelConformance,
 ):
     """Everything a store has to pass."""

@@ -1,0 +1,226 @@
+"""Two engines in lockstep, one over the memory store and one over the store under test.
+
+Every step goes to both. Their answers must be equal, or their refusals, and so must everything the
+step has touched: records, index rows, events and frames. Now and then, and at the end, everything
+that both hold is compared, and audited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from unittest import mock
+
+import msgspec
+
+from flowfabric import errors, minting
+from flowfabric.core.records import Record
+from flowfabric.engine.operations import operation_for
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.testing.bed import NAMESPACE, Bed
+from flowfabric.testing.dump import differences, dump
+from flowfabric.testing.model.steps import Pass, Restart, Send, Step, Together, sends_of
+from flowfabric.testing.stores import RecordingStore
+
+if TYPE_CHECKING:
+    from flowfabric.stores.base import Commit
+    from flowfabric.testing.clock import ClockedStore
+    from flowfabric.testing.dump import Dump
+
+OpenStore: TypeAlias = "Callable[[], ClockedStore]"
+"""Makes an unopened store over the same data each time."""
+
+PAGE: Final = 500
+AUDIT_EVERY_STEPS: Final = 10
+
+
+class Divergence(AssertionError):
+    """The store under test did not do what the memory store did, or both broke an invariant."""
+
+
+class Side:
+    """One of the two engines."""
+
+    def __init__(self, open_store: OpenStore) -> None:
+        self._open_store = open_store
+        self.store = RecordingStore(open_store())
+        self.bed = Bed(self.store, namespace=NAMESPACE)
+
+    async def take(self, step: Step) -> list[Any]:
+        """Carry out a step. Returns the answers of its commands; a refusal is an answer."""
+        if isinstance(step, Restart):
+            await self._restart()
+        elif isinstance(step, Pass) and step.duties:
+            await self.bed.advance(step.milliseconds)
+        elif isinstance(step, Pass):
+            self.bed.clock.advance(step.milliseconds)
+        elif isinstance(step, Together):
+            return await self._send_together(step)
+        elif isinstance(step, Send):
+            return [await self._send(step)]
+        return []
+
+    async def _restart(self) -> None:
+        """A store that only lives in memory is closed and opened again; another one is made anew."""
+        durability = self.bed.engine.durability
+        if durability is None or durability.level != "D0":
+            self.store = RecordingStore(self._open_store())
+        await self.bed.restart(self.store)
+
+    async def _send(self, send: Send) -> Any:
+        engine = self.bed.engine
+        if send.namespace is None:
+            return (await engine.execute_unbounded([send.command]))[0]
+        try:
+            return await engine.execute(
+                send.command, request_id=send.request_id, namespace=send.namespace, actor="model"
+            )
+        except Exception as refusal:  # noqa: BLE001 - it is what the other side has to answer as well
+            return refusal
+
+    async def _send_together(self, step: Together) -> list[Any]:
+        """Send commands of one caller at once."""
+        return await self.bed.engine.execute_many(
+            [send.command for send in step.sends],
+            request_ids=[send.request_id for send in step.sends],
+            namespace=step.sends[0].namespace,
+            actor="model",
+        )
+
+    def take_commits(self) -> list[Commit]:
+        """What was committed since this was asked for last."""
+        commits, self.store.commits = self.store.commits, []
+        return commits
+
+    async def view(self, touched: Touched, after_event: int) -> Dump:
+        """What the store holds of what was touched, and the events that are new."""
+        loaded = await self.store.load(sorted(touched.keys)) if touched.keys else None
+        return {
+            "records": {key: _plain(record) for key, _, record in (loaded.rows if loaded else ())},
+            "rows": {
+                f"{index} {scope!r}": await self.store.read_index(index, scope, limit=PAGE)
+                for index, scope in sorted(touched.scopes)
+            },
+            "frames": {
+                stream: _plain(await self.store.read_frames(stream, limit=PAGE))
+                for stream in sorted(touched.streams)
+            },
+            "events": _plain(await self.store.read_events(after_event, limit=PAGE)),
+        }
+
+
+class Touched:
+    """What some commits have changed."""
+
+    def __init__(self, commits: list[Commit]) -> None:
+        self.keys = {change.key for commit in commits for change in commit.changes}
+        self.scopes = {
+            (index, scope)
+            for commit in commits
+            for index, scope, _, _ in (*commit.rows_removed, *commit.rows_added)
+        }
+        self.streams = {frame.stream for commit in commits for frame in commit.appends}
+        self.streams |= {trim.stream for commit in commits for trim in commit.trims}
+
+
+class Lockstep:
+    """Both sides. Use it as an async context manager.
+
+    Args:
+        open_store: makes the store under test, unopened, over the same data each time.
+    """
+
+    def __init__(self, open_store: OpenStore) -> None:
+        self.model = Side(MemoryStore)
+        self.subject = Side(open_store)
+        self.taken = 0
+        self._events = 0
+
+    async def __aenter__(self) -> Self:
+        await self.model.bed.__aenter__()
+        await self.subject.bed.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.subject.bed.__aexit__(*raised)
+        await self.model.bed.__aexit__(*raised)
+
+    async def take(self, step: Step) -> tuple[list[Any], list[Commit]]:
+        """Let both sides take a step, and compare. Returns the model's answers and commits.
+
+        Raises:
+            Divergence: they differ, or an invariant is broken.
+        """
+        self.taken += 1
+        with same_ids(self.taken):
+            expected = await self.model.take(step)
+        with same_ids(self.taken):
+            answers = await self.subject.take(step)
+        commits = self.model.take_commits()
+        _require_same(step, expected, answers)
+        _require_quiet_refusal(step, expected, commits)
+        await self._compare_touched(Touched(commits + self.subject.take_commits()))
+        if self.taken % AUDIT_EVERY_STEPS == 0:
+            await self._audit()
+        return expected, commits
+
+    async def finish(self) -> None:
+        """Compare everything that both hold, and audit it.
+
+        What is equal is audited once, on the quicker side.
+
+        Raises:
+            Divergence: both sides do not hold the same, or an invariant is broken.
+        """
+        changed = differences(await dump(self.subject.store), await dump(self.model.store))
+        if changed:
+            raise Divergence("the store differs from the model:\n" + "\n".join(changed))
+        await self._audit()
+
+    async def _compare_touched(self, touched: Touched) -> None:
+        held, expected = [await side.view(touched, self._events) for side in (self.subject, self.model)]
+        changed = differences(held, expected)
+        if changed:
+            raise Divergence("the store differs from the model:\n" + "\n".join(changed))
+        self._events += len(expected["events"])
+
+    async def _audit(self) -> None:
+        try:
+            await self.model.bed.check()
+        except AssertionError as broken:
+            raise Divergence(f"an invariant is broken:\n{broken}") from broken
+
+
+def _require_same(step: Step, expected: list[Any], answers: list[Any]) -> None:
+    for send, ours, theirs in zip(sends_of(step), expected, answers, strict=True):
+        if isinstance(ours, Exception) and not isinstance(ours, errors.FlowFabricError):
+            raise Divergence(f"{send.command} broke the engine") from ours
+        if _comparable(ours) != _comparable(theirs):
+            raise Divergence(f"{send.command}\nis answered {theirs!r}\nand by the model {ours!r}")
+
+
+def _comparable(answer: Any) -> Any:
+    if isinstance(answer, errors.FlowFabricError):
+        return type(answer), answer.code, answer.details, answer.message
+    return (type(answer), str(answer)) if isinstance(answer, Exception) else answer
+
+
+def _require_quiet_refusal(step: Step, answers: list[Any], commits: list[Commit]) -> None:
+    """One rule that refuses commits nothing. An operation of several commands may have begun."""
+    if not isinstance(step, Send) or not isinstance(answers[0], Exception) or not commits:
+        return
+    if operation_for(step.command) is None:
+        raise Divergence(f"{step.command}\nwas refused and changed {[c.key for c in commits[0].changes]}")
+
+
+@contextmanager
+def same_ids(seed: int) -> Iterator[None]:
+    """Let everything that is minted meanwhile follow from a number."""
+    with mock.patch.object(minting, "urandom", Random(seed).randbytes):
+        yield
+
+
+def _plain(value: Record | list[Any] | None) -> Any:
+    return msgspec.to_builtins(value, builtin_types=(bytes,))
