@@ -331,7 +331,7 @@ async def test_a_signal_reaches_the_waitpoint_that_waits_for_its_name(app: FlowF
 
 
 def test_a_creation_has_no_fields_that_submissions_cannot_give() -> None:
-    from flowfabric.app import SubmitOptions
+    from flowfabric.submissions import SubmitOptions
 
     # What the app gives by itself, and the wire fields that mean nothing here.
     by_the_app = {"namespace", "execution_kind", "input_payload", "payload_encoding", "partition_id", "now"}

@@ -2,6 +2,7 @@
 
 from flowfabric.testing.model.generators import (
     executions,
+    feeds,
     flows,
     leases,
     reads,
@@ -9,4 +10,4 @@ from flowfabric.testing.model.generators import (
     waiting,
 )
 
-__all__ = ["executions", "flows", "leases", "reads", "streams", "waiting"]
+__all__ = ["executions", "feeds", "flows", "leases", "reads", "streams", "waiting"]
