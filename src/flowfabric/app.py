@@ -25,6 +25,7 @@ from flowfabric.contracts.policy import Backoff
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
+from flowfabric.flows import Flow, FlowRun
 from flowfabric.handlers import Handler, handler_policy, milliseconds
 from flowfabric.run import Run
 from flowfabric.submissions import Submissions, SubmitOptions, require_options_for_many
@@ -137,7 +138,7 @@ class FlowFabric:
         engine = Engine(self._store or store_for(self.url), namespace=self.namespace, layers=self._layers)
         await engine.start()
         try:
-            await _seed_signing_key(engine)
+            await seed_signing_key(engine)
         except BaseException:
             await engine.stop()
             raise
@@ -312,6 +313,34 @@ class FlowFabric:
         """
         return self.engine.subscribe(*families, namespace=self.namespace, **options)
 
+    def flow(self, kind: str) -> Flow:
+        """Begin to build a flow; ``submit_flow`` submits it.
+
+        Args:
+            kind: what kind of flow it is, for whoever looks at it.
+        """
+        return Flow(kind)
+
+    async def submit_flow(self, flow: Flow, *, idempotency_key: str | None = None) -> FlowRun:
+        """Submit a flow as a whole: all its members with their joins, or nothing.
+
+        Args:
+            flow: what was built. It may be submitted again, which makes another flow.
+            idempotency_key: submitting with this key again gives the same flow, whatever is in it.
+
+        Raises:
+            InvalidInput: a value breaks a rule, or there are no members, or too many.
+            Unencodable: an input cannot be stored.
+        """
+        engine = self.engine
+        command, ids = await flow.command(engine.store, self._submissions, idempotency_key)
+        return flow.run(lambda: engine, self._submissions, await engine.execute(command), ids)
+
+    def flow_run(self, flow_id: str) -> FlowRun:
+        """The run of a flow that was submitted before, here or elsewhere."""
+        engine = self.engine
+        return FlowRun(lambda: engine, self.namespace, flow_id)
+
     @overload
     def within(self, connection: AsyncConnection) -> Transaction: ...
 
@@ -370,7 +399,7 @@ class FlowFabric:
         )
 
 
-async def _seed_signing_key(engine: Engine) -> None:
+async def seed_signing_key(engine: Engine) -> None:
     """Install the first signing key, unless there is one. Of two processes the first one wins."""
     kids = await engine.execute(ListWaitpointHmacKidsArgs())
     if kids.current_kid is None:

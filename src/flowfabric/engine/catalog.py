@@ -1,6 +1,31 @@
 """Importing this module registers every rule and every operation."""
 
 from flowfabric.core import rules
-from flowfabric.engine import claiming, creating, feeds, flows, journal, listing, scheduler, streams
+from flowfabric.engine import (
+    backend,
+    claiming,
+    creating,
+    explaining,
+    feeds,
+    flows,
+    journal,
+    listing,
+    scheduler,
+    streams,
+    workers,
+)
 
-__all__ = ["claiming", "creating", "feeds", "flows", "journal", "listing", "rules", "scheduler", "streams"]
+__all__ = [
+    "backend",
+    "claiming",
+    "creating",
+    "explaining",
+    "feeds",
+    "flows",
+    "journal",
+    "listing",
+    "rules",
+    "scheduler",
+    "streams",
+    "workers",
+]
