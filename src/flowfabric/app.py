@@ -42,6 +42,8 @@ from flowfabric.urls import DEFAULT_URL, borrow_store, store_for
 from flowfabric.worker import Worker, WorkerOptions, stopped_by_signals
 
 if TYPE_CHECKING:
+    from flowfabric.contracts.events import AnyEvent, Family
+    from flowfabric.engine.feeds import Feed, FeedOptions
     from flowfabric.engine.layers import Layer
     from flowfabric.stores.base import Store
 
@@ -298,6 +300,20 @@ class FlowFabric:
                 raise outcome
             runs.append(self._submissions.run(lambda: engine, handler, outcome))
         return runs
+
+    def subscribe(self, *families: Family | str, **options: Unpack[FeedOptions]) -> Feed[AnyEvent]:
+        """Events of this namespace as they happen: ``async for event in ff.subscribe("completion")``.
+
+        Args:
+            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``; all
+                of them when there is none.
+            options: see ``FeedOptions``. Keep ``event.cursor`` and pass it as ``after`` to go on
+                where you left.
+
+        Raises:
+            ValueError: there is no such family.
+        """
+        return self.engine.subscribe(*families, namespace=self.namespace, **options)
 
     def flow(self, kind: str) -> Flow:
         """Begin to build a flow; ``submit_flow`` submits it.

@@ -210,6 +210,7 @@ class _Auditor:
 
     async def _held(self, execution: Execution) -> Held:
         execution_id = execution.execution_id
+        events = tuple([event async for event in self._events(execution_id)])
         suspension_id = execution.suspension_id or execution.resumed_suspension_id
         return Held(
             execution=execution,
@@ -224,7 +225,8 @@ class _Auditor:
             signal_sequences=frozenset(
                 [int(key.rpartition("/")[2]) async for key in self._keys_of("signal", execution_id)]
             ),
-            events=tuple([event async for event in self._events(execution_id)]),
+            events=events,
+            history_is_whole=await self._log_reaches_back_to(execution.created_at),
         )
 
     async def _held_flow(self, flow: Flow) -> HeldFlow:
@@ -274,6 +276,12 @@ class _Auditor:
             for stored in page:
                 yield stored.event
             after = page[-1].sequence
+
+    async def _log_reaches_back_to(self, at_ms: int) -> bool:
+        """Whether no event since this instant has been trimmed, as far as is certain."""
+        trimmed = await self.store.trimmed_events()
+        oldest = await self.store.read_events(trimmed, limit=1) if trimmed else []
+        return not trimmed or any(stored.event.at_ms < at_ms for stored in oldest)
 
     async def _check_stream(self, stream: StreamMeta, owner: Execution) -> Sequence[Violation]:
         counts: dict[str, int] = {}

@@ -296,6 +296,10 @@ class RetentionLimitExceeded(InvalidInput):
     """The frame is above the stream's payload cap. Split it into smaller frames."""
 
 
+class InvalidEventCursor(InvalidInput):
+    """The cursor names no place in this store's log. Use one that a feed has returned, unchanged."""
+
+
 class HandleFromOtherBackend(InvalidInput):
     """The handle was made by another kind of store. Use the engine that made it."""
 
@@ -337,6 +341,10 @@ class AttemptNotFound(NotFound):
 
 class StreamNotFound(NotFound):
     """The stream does not exist. Check the execution id and the attempt index."""
+
+
+class EventsTrimmed(NotFound):
+    """Events behind the cursor were removed unread. Read the records, then subscribe from now on."""
 
 
 class FlowNotFound(NotFound):

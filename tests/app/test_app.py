@@ -371,3 +371,34 @@ async def test_a_lane_that_takes_no_work_refuses_submissions(app, close):
         await app.submit("echo", 7, lane="slow")
     await app.resume_lane("slow")
     await app.submit("echo", 7, lane="slow")
+
+
+async def test_events_are_subscribed_to_in_the_namespace_of_the_app(app: FlowFabric) -> None:
+    async with app.subscribe("execution") as feed:
+        run = await app.submit("kind", 1)
+        event = await anext(feed)
+    assert event.execution_id == run.execution_id
+
+
+async def test_events_of_another_process_come_as_well(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'work.db'}"
+    async with FlowFabric(url) as ours, FlowFabric(url) as theirs, ours.subscribe("execution") as feed:
+        run = await theirs.submit("kind", 1)
+        async with asyncio.timeout(10):
+            assert (await anext(feed)).execution_id == run.execution_id
+
+
+async def test_a_feed_ends_with_its_engine() -> None:
+    app = FlowFabric("memory://")
+    async with app:
+        feed = app.subscribe("completion")
+        waiting = asyncio.ensure_future(anext(feed))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+
+
+async def test_an_unknown_family_is_refused(app: FlowFabric) -> None:
+    with pytest.raises(ValueError, match="weather"):
+        app.subscribe("weather")

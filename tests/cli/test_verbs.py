@@ -403,3 +403,49 @@ def test_an_app_whose_module_fails_is_not_called_missing(shell: Shell, tmp_path:
     (tmp_path / "broken_app.py").write_text("import a_module_that_nobody_has\n")
     assert shell.run("worker", "broken_app:ff")[0] == 1
     assert "a_module_that_nobody_has" in shell.err
+
+
+def test_events_prints_what_happened_and_where_to_go_on(shell: Shell) -> None:
+    first = shell.submit("greet", 1, "--tag", "team.name=media")
+    lines = shell.out("events").splitlines()
+    assert [line.split("  ")[1:3] for line in lines] == [
+        ["execution created", first],
+        ["tag attached", first],
+    ]
+    cursor = shell.err.rsplit(" ", 1)[1].strip()
+    second = shell.submit("greet", 2)
+    shell.run("cancel", second)
+    assert shell.out("events", "--cursor", cursor, "--family", "completion").split("  ")[1:3] == [
+        "completion cancelled",
+        second,
+    ]
+
+
+def test_events_are_filtered_by_tag_execution_and_namespace(shell: Shell) -> None:
+    tagged = shell.submit("greet", 1, "--tag", "team.name=media")
+    other = shell.submit("greet", 2)
+
+    def told(*options: str) -> set[str]:
+        return {
+            json.loads(line).popitem()[1]["execution_id"]
+            for line in shell.out("events", "--json", *options).splitlines()
+        }
+
+    assert told("--tag", "team.name=media") == {tagged}
+    assert told("--execution", other) == {other}
+    assert told("--namespace", "nobody") == set()
+    assert told("--namespace", "nobody", "--everywhere") == {tagged, other}
+
+
+def test_events_says_which_families_there_are(shell: Shell) -> None:
+    shell.submit("greet", 1)
+    code, _ = shell.run("events", "--family", "weather")
+    assert code == 2
+    assert "completion" in shell.err
+
+
+def test_events_refuses_a_damaged_cursor(shell: Shell) -> None:
+    shell.submit("greet", 1)
+    code, printed = shell.run("events", "--cursor", "00ff")
+    assert (code, printed) == (1, "")
+    assert "[invalid_event_cursor]" in shell.err

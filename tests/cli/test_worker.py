@@ -193,3 +193,18 @@ def test_a_reader_that_has_had_enough_is_no_failure(shell: Shell) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=20) == 0
+
+
+def test_events_are_followed_while_they_happen(shell: Shell, start_worker: StartWorker) -> None:
+    shell.submit("greet", "ada")
+    command = [sys.executable, "-m", "flowfabric", "events", "--follow", "--json", "--cursor", "start"]
+    options = ["--family", "completion", "--url", shell.url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, env=environment) as following:
+        try:
+            start_worker()
+            assert following.stdout is not None
+            event = json.loads(following.stdout.readline())
+        finally:
+            following.kill()
+    assert event["Completion"]["outcome"] == "success"

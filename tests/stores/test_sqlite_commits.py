@@ -257,9 +257,15 @@ class TestCost:
         records.read_index(connection, "due", "", after=(1, "a"), upto=5, limit=9, descending=True)
         records.index_scopes(connection, "due", "a", None, 9)
         records.read_frames(connection, stream, (0, 0), (9, 9), 9)
-        records.read_events(connection, 0, None, None, 9)
-        records.read_events(connection, 0, both, None, 9)
-        records.read_events(connection, 0, both, execution_id(), 9)
+        for families in (None, both):
+            for namespace in (None, "tenant"):
+                for one in (None, execution_id()):
+                    records.read_events(
+                        connection, 0, families=families, namespace=namespace, execution_id=one, limit=9
+                    )
+        records.trimmed_events(connection)
+        with connection:
+            records.trim_events(connection, 1)
         records.list_keys(connection, "stream/{fp:7}:0190", None, 9)
         assert len(connection.statements) > 15
         slow = [

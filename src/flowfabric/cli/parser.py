@@ -42,6 +42,8 @@ STATES: Final = (
     "skipped",
 )
 
+FAMILIES: Final = ("completion", "lease", "signal", "tag", "execution", "operator")
+
 
 ROLES: Final = ("read", "submit", "worker", "signal", "operator", "admin")
 
@@ -84,7 +86,20 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(
         title="verbs", dest="verb", metavar="VERB", required=True, parser_class=Parser
     )
-    for add in (_worker, _submit, _list, _show, _explain, _tail, _cancel, _replay, _approve, _signal, _token):
+    for add in (
+        _worker,
+        _submit,
+        _list,
+        _show,
+        _explain,
+        _tail,
+        _events,
+        _cancel,
+        _replay,
+        _approve,
+        _signal,
+        _token,
+    ):
         add(verbs)
     for add in (_flow, _lane, _workers, _audit, _migrate, _keys, _server, _new_token):
         add(verbs)
@@ -243,6 +258,23 @@ def _tail(verbs: Any) -> None:
     )
     _id(parser)
     parser.add_argument("--attempt", type=int, metavar="N", help="only this attempt, counted from 0")
+
+
+def _events(verbs: Any) -> None:
+    parser = _verb(verbs, "events", "print what happened, in order, and what happens", "following:events")
+    add = parser.add_argument
+    add(
+        "--family",
+        type=values.names,
+        metavar="NAMES",
+        default=(),
+        help=f"only these: {', '.join(FAMILIES)} (all)",
+    )
+    add("--follow", action="store_true", help="go on until interrupted; without a cursor, from now on")
+    add("--cursor", metavar="CURSOR", help="continue behind the event that had this cursor")
+    add("--execution", metavar="ID", type=values.execution_id, help="only this execution")
+    add("--tag", type=values.tag, metavar="KEY=VALUE", help="only executions that had this tag")
+    add("--everywhere", action="store_true", help="all namespaces, not only this one")
 
 
 def _cancel(verbs: Any) -> None:

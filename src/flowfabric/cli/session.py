@@ -31,19 +31,23 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def open_engine(arguments: Namespace, *, create: bool = False) -> AsyncIterator[Engine]:
+async def open_engine(
+    arguments: Namespace, *, create: bool = False, everywhere: bool = False
+) -> AsyncIterator[Engine]:
     """The engine over the store that the command line names.
 
     Args:
         arguments: the command line.
         create: whether a store that is not there yet is made. Looking must not make one, because
             the reason is nearly always a wrong path.
+        everywhere: whether all namespaces are seen, not only the one that the command line names.
 
     Raises:
         UsageError: the URL names no store.
         StoreError: the store cannot be used.
     """
-    engine = Engine(_named_store(arguments.url, create=create), namespace=arguments.namespace)
+    namespace = None if everywhere else arguments.namespace
+    engine = Engine(_named_store(arguments.url, create=create), namespace=namespace)
     async with engine:
         yield engine
 

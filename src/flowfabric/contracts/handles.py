@@ -43,13 +43,14 @@ class BackendTag(StrEnum):
     MEMORY = "Memory"
 
 
-_TAG_BYTES = {
+TAG_BYTES = {
     BackendTag.VALKEY: 0x01,
     BackendTag.POSTGRES: 0x02,
     BackendTag.SQLITE: 0x03,
     BackendTag.MEMORY: 0x04,
 }
-_TAGS = {byte: tag for tag, byte in _TAG_BYTES.items()}
+"""The byte that stands for a kind of store, in handles and in cursors of events."""
+_TAGS = {byte: tag for tag, byte in TAG_BYTES.items()}
 
 
 class HandleKind(StrEnum):
@@ -91,7 +92,7 @@ def encode_handle(backend: BackendTag, kind: HandleKind, payload: HandlePayload)
     """Make a handle."""
     opaque = b"".join(
         (
-            bytes((_MARKER_V2, _WIRE_VERSION, _TAG_BYTES[backend])),
+            bytes((_MARKER_V2, _WIRE_VERSION, TAG_BYTES[backend])),
             _text(payload.execution_id),
             struct.pack("<I", payload.attempt_index),
             _text(payload.attempt_id),

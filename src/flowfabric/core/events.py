@@ -6,19 +6,11 @@ feed is a filter over this log and nothing else.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
 
+from flowfabric.contracts.events import Family
 
-class Family(StrEnum):
-    """The feed an event belongs to."""
-
-    EXECUTION = "execution"
-    LEASE = "lease"
-    SIGNAL = "signal"
-    COMPLETION = "completion"
-    OPERATOR = "operator"
+__all__ = ["Event", "Family", "StoredEvent"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -31,6 +23,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_ms: int
     flow_id: str | None = None
     data: dict[str, str | int | None] = {}
+    tags: dict[str, str] = {}
+    """Those the execution had: a feed of one tag is filtered without looking at any record."""
 
 
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,11 @@ def ended_topic(execution_id: str) -> str:
     return f"ended/{execution_id}"
 
 
+def feed_topic(family: Family, namespace: str) -> str:
+    """Woken when a namespace has a new event of this family."""
+    return f"{EVENTS}/{family}/{namespace}"
+
+
 def due_topic(index: str) -> str:
     """Woken when an index of instants gets an entry that is due soon, maybe before all others."""
     return DUE + index
@@ -68,6 +73,7 @@ def topics_of(commit: Commit) -> set[str]:
             topics.add(due_topic(index))
     if commit.events:
         topics.add(EVENTS)
+        topics.update(feed_topic(event.family, event.namespace) for event in commit.events)
     return topics
 
 

@@ -192,13 +192,24 @@ class Store(Ledger, Protocol):
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
-        """Events after a place in the log, in commit order."""
+        """Events after a place in the log, in commit order.
+
+        Reading one namespace costs nothing for the events of others. Events that were trimmed are
+        left out without a word; ``trimmed_events`` tells whether there were any.
+        """
 
     async def last_event(self) -> int:
-        """The place of the newest event, 0 if there is none."""
+        """The place of the newest event there ever was, 0 if there was none."""
+
+    async def trimmed_events(self) -> int:
+        """The place up to which the log was trimmed, 0 if it never was."""
+
+    async def trim_events(self, upto: int) -> None:
+        """Remove the events up to and including a place. Their numbers are never used again."""
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock and forget its mark. Only ``flowfabric.testing`` does that."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,6 +37,7 @@ class MemoryStore:
         self._records: dict[Key, tuple[int, bytes]] = {}
         self._indexes: dict[tuple[str, str], list[tuple[int, str]]] = {}
         self._events: list[Event] = []
+        self._trimmed_events = 0
         self._frames: dict[str, list[Frame]] = {}
         self.clock_offset_ms = 0
         self._mark_ms = 0
@@ -166,23 +168,31 @@ class MemoryStore:
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
-        found: list[StoredEvent] = []
-        for sequence in range(after, len(self._events)):
-            event = self._events[sequence]
-            if families is not None and event.family not in families:
-                continue
-            if execution_id is not None and event.execution_id != execution_id:
-                continue
-            found.append(StoredEvent(sequence=sequence + 1, event=event))
-            if len(found) == limit:
-                break
-        return found
+        first = max(0, after - self._trimmed_events)
+        log = enumerate(islice(self._events, first, None), self._trimmed_events + first + 1)
+        found = (
+            StoredEvent(sequence=sequence, event=event)
+            for sequence, event in log
+            if (families is None or event.family in families)
+            and namespace in (None, event.namespace)
+            and execution_id in (None, event.execution_id)
+        )
+        return list(islice(found, limit))
 
     async def last_event(self) -> int:
-        return len(self._events)
+        return self._trimmed_events + len(self._events)
+
+    async def trimmed_events(self) -> int:
+        return self._trimmed_events
+
+    async def trim_events(self, upto: int) -> None:
+        gone = min(max(0, upto - self._trimmed_events), len(self._events))
+        del self._events[:gone]
+        self._trimmed_events += gone
 
     async def wait_for_change(self, timeout_ms: int) -> bool:
         await asyncio.sleep(timeout_ms / 1_000)

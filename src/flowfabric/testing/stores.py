@@ -91,13 +91,22 @@ class StoreAround:
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
-        return await self.inner.read_events(after, families=families, execution_id=execution_id, limit=limit)
+        return await self.inner.read_events(
+            after, families=families, namespace=namespace, execution_id=execution_id, limit=limit
+        )
 
     async def last_event(self) -> int:
         return await self.inner.last_event()
+
+    async def trimmed_events(self) -> int:
+        return await self.inner.trimmed_events()
+
+    async def trim_events(self, upto: int) -> None:
+        await self.inner.trim_events(upto)
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         await self.inner.set_clock_offset(offset_ms)

@@ -26,7 +26,7 @@ from flowfabric.core.registry import rule
 from flowfabric.core.rules.creation import clamp_priority
 from flowfabric.core.rules.fencing import check_lease
 from flowfabric.core.rules.reading import find
-from flowfabric.core.rules.transitions import publish
+from flowfabric.core.rules.transitions import publish, publish_tags
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
@@ -113,6 +113,7 @@ def _merge_tags(work: Work, execution_id: str, tags: dict[str, str]) -> TagsSet:
     execution = work.edit(execution)
     execution.tags = merged
     execution.last_mutation_at = work.now
+    publish_tags(work, execution, "attached", tags)
     return TagsSet(count=len(tags))
 
 

@@ -34,7 +34,7 @@ from flowfabric.core.events import Family
 from flowfabric.core.records import Execution, Key, Payload, Reservation, key_for
 from flowfabric.core.registry import no_subject, rule
 from flowfabric.core.rules.lanes import find_lane, refuse_submission_in_lane, under_lane
-from flowfabric.core.rules.transitions import add_blocker, publish, time_blocker
+from flowfabric.core.rules.transitions import add_blocker, publish, publish_tags, time_blocker
 from flowfabric.core.state import public_state
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
     work.add(execution)
     work.add(Payload(execution_id=args.execution_id, data=args.input_payload))
     publish(work, execution, Family.EXECUTION, "created", lane_id=args.lane_id, kind=args.execution_kind)
+    publish_tags(work, execution, "attached", args.tags)
     shown = under_lane(execution, lane)
     return ExecutionCreated(execution_id=args.execution_id, public_state=public_state(shown))
 

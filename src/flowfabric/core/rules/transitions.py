@@ -36,8 +36,16 @@ ENDED: dict[TerminalOutcome, tuple[AttemptLifecycle, str]] = {
 """What the outcome of an execution makes of its attempt, and why the attempt's stream closes."""
 
 
-def publish(work: Work, execution: Execution, family: Family, name: str, **data: str | int | None) -> None:
-    """Publish an event about an execution."""
+def publish(
+    work: Work,
+    execution: Execution,
+    family: Family,
+    name: str,
+    named: dict[str, str] | None = None,
+    /,
+    **data: str | int | None,
+) -> None:
+    """Publish an event about an execution. ``named`` is data whose names are not ours."""
     work.publish(
         Event(
             family=family,
@@ -46,9 +54,16 @@ def publish(work: Work, execution: Execution, family: Family, name: str, **data:
             execution_id=execution.execution_id,
             at_ms=work.now,
             flow_id=execution.flow_id,
-            data=data,
+            data={**named, **data} if named else data,
+            tags=execution.tags,
         )
     )
+
+
+def publish_tags(work: Work, execution: Execution, name: str, tags: dict[str, str]) -> None:
+    """Publish which tags an execution got, or went away with."""
+    if tags:
+        publish(work, execution, Family.TAG, name, tags)
 
 
 def tell_flow(work: Work, execution: Execution, cause: str) -> None:

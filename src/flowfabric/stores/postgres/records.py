@@ -31,7 +31,7 @@ FREQUENT_FAMILIES: Final = frozenset({Family.EXECUTION, Family.LEASE})
 
 LARGE_KINDS: Final = frozenset(kind for kind, record_type in RECORD_TYPES.items() if record_type.LARGE)
 
-ARGUMENTS: Final = 30
+ARGUMENTS: Final = 31
 """How many arguments ``apply_commit`` takes."""
 
 _CLOCK_MS: Final = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -73,6 +73,13 @@ class Statements:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
+        self.trimmed_events: Final = f"SELECT trimmed_event FROM {schema}.state"
+        # Only what is known to be there is looked for: the index begins with the entries of rows
+        # that were trimmed before and are not cleaned up yet.
+        self.trim_events: Final = (
+            f"WITH told AS (UPDATE {schema}.state SET trimmed_event = greatest(trimmed_event, $2)) "
+            f"DELETE FROM {schema}.event WHERE sequence > $1 AND sequence <= $2"
+        )
         # The newest row of all: there may be dead ones below it, but none above.
         tick = f"(SELECT number, last_event, mark_ms FROM {schema}.tick ORDER BY number DESC LIMIT 1)"
         now = f"FROM {tick} AS tick, {schema}.state"
@@ -180,13 +187,21 @@ class Statements:
         return f"SELECT ms, seq, data FROM {self.schema}.frame WHERE {where} ORDER BY {order_by}", values
 
     def read_events(
-        self, after: int, families: frozenset[Family] | None, execution_id: str | None, limit: int
+        self,
+        after: int,
+        families: frozenset[Family] | None,
+        namespace: str | None,
+        execution_id: str | None,
+        limit: int,
     ) -> tuple[str, Values]:
         """Events after a place in the log: one ordered read for each family, merged."""
         values = Values([after, limit])
         where = "sequence > $1"
         if execution_id is not None:
             where += f" AND execution = {values.bind(stored_name(execution_id))}"
+        if namespace is not None:
+            where += f" AND namespace = {values.bind(namespace)}"
+            families = frozenset(Family) if families is None and execution_id is None else families
         chosen = [""] if families is None else [_family_condition(family) for family in sorted(families)]
         order = "ORDER BY sequence LIMIT $2"
         parts = [
@@ -261,6 +276,7 @@ def commit_values(commit: Commit, clock: StoreClock, lock_timeout_ms: int) -> li
         *_columns(commit.rows_removed),
         *_columns(commit.rows_added),
         [event.family.value for event in events],
+        [event.namespace for event in events],
         [stored_name(event.execution_id) for event in events],
         [_encode_event(event) for event in events],
         [stored_name(frame.stream) for frame in frames],

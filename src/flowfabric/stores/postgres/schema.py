@@ -12,9 +12,11 @@ What is in it:
   that the pages of records that change often stay dense and have room for the next version.
 - ``index_row`` is its own primary key: four columns and nothing else.
 - ``event`` is the log. The index by family leaves out the two families that make up most of it:
-  reading them is reading the log.
+  reading them is reading the log. The index by namespace has them all, so that nobody reads the
+  events of others.
 - ``frame`` numbers the frames of each stream, so that trimming counts nothing.
-- ``state`` is one row that is never written by a commit: whoever commits holds its lock.
+- ``state`` is one row that is never written by a commit: whoever commits holds its lock. It says up to
+  where the log was trimmed.
 - ``tick`` is the latest commit, the latest event and the store's clock. A commit adds a row and
   removes the one before, instead of changing it: while a transaction elsewhere, such as a dump, keeps
   old rows alive, the newest is still the first that is found from the upper end of the index.
@@ -55,31 +57,38 @@ class Migration(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.script.encode()).hexdigest()
 
 
+# Rows come and go all the time in these tables, so they are cleaned up after a fixed number of dead
+# rows instead of a share of a table that may be large: a read at the front of an index walks over
+# the dead entries that are still there.
 _FIRST_TABLES: Final = """
 CREATE TABLE {schema}.record (
     key text COLLATE "C" PRIMARY KEY,
     version bigint NOT NULL,
     data bytea NOT NULL
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000
+);
 CREATE TABLE {schema}.large_record (
     key text COLLATE "C" PRIMARY KEY,
     version bigint NOT NULL,
     data bytea NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 CREATE TABLE {schema}.index_row (
     name text COLLATE "C" NOT NULL,
     scope text COLLATE "C" NOT NULL,
     sort bigint NOT NULL,
     member text COLLATE "C" NOT NULL,
     PRIMARY KEY (name, scope, sort, member)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 CREATE TABLE {schema}.event (
     sequence bigint PRIMARY KEY,
     family text COLLATE "C" NOT NULL,
+    namespace text COLLATE "C" NOT NULL,
     execution text COLLATE "C" NOT NULL,
     data bytea NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 CREATE INDEX event_by_family ON {schema}.event (family, sequence) WHERE family NOT IN ('execution', 'lease');
+CREATE INDEX event_by_namespace ON {schema}.event (namespace, family, sequence);
 CREATE INDEX event_by_execution ON {schema}.event (execution, sequence);
 CREATE TABLE {schema}.frame (
     stream text COLLATE "C" NOT NULL,
@@ -88,12 +97,13 @@ CREATE TABLE {schema}.frame (
     number bigint NOT NULL,
     data bytea NOT NULL,
     PRIMARY KEY (stream, ms, seq)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 CREATE TABLE {schema}.state (
     id integer PRIMARY KEY CHECK (id = 1),
-    clock_offset_ms bigint NOT NULL
+    clock_offset_ms bigint NOT NULL,
+    trimmed_event bigint NOT NULL
 );
-INSERT INTO {schema}.state VALUES (1, 0);
+INSERT INTO {schema}.state VALUES (1, 0, 0);
 CREATE TABLE {schema}.tick (
     number bigint PRIMARY KEY,
     last_event bigint NOT NULL,
@@ -116,7 +126,7 @@ CREATE FUNCTION {schema}.apply_commit(
     large_removed text[],
     gone_names text[], gone_scopes text[], gone_sorts bigint[], gone_members text[],
     new_names text[], new_scopes text[], new_sorts bigint[], new_members text[],
-    event_families text[], event_executions text[], event_data bytea[],
+    event_families text[], event_namespaces text[], event_executions text[], event_data bytea[],
     frame_streams text[], frame_ms bigint[], frame_seqs bigint[], frame_data bytea[],
     trim_streams text[], trim_keeps bigint[],
     given_clock_ms bigint, step_back_ms_max bigint, lock_timeout_ms bigint,
@@ -189,10 +199,10 @@ BEGIN
     END IF;
 
     IF cardinality(event_data) > 0 THEN
-        INSERT INTO {schema}.event (sequence, family, execution, data)
-        SELECT newest_event + e.place, e.family, e.execution, e.data
-        FROM unnest(event_families, event_executions, event_data) WITH ORDINALITY
-            AS e (family, execution, data, place);
+        INSERT INTO {schema}.event (sequence, family, namespace, execution, data)
+        SELECT newest_event + e.place, e.family, e.namespace, e.execution, e.data
+        FROM unnest(event_families, event_namespaces, event_executions, event_data) WITH ORDINALITY
+            AS e (family, namespace, execution, data, place);
         newest_event := newest_event + cardinality(event_data);
     END IF;
 

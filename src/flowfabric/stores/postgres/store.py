@@ -214,16 +214,21 @@ class PostgresStore:
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
         if families is not None and not families:
             return []
-        sql, values = self._statements.read_events(after, families, execution_id, limit)
+        sql, values = self._statements.read_events(after, families, namespace, execution_id, limit)
         return records.stored_events(await self._fetch(sql, values))
 
     async def last_event(self) -> int:
         return (await self._state()).last_event
+
+    async def trimmed_events(self) -> int:
+        ((trimmed,),) = await self._connections.fetch(self._statements.trimmed_events)
+        return int(trimmed)
 
     async def _last_commit(self) -> int:
         return (await self._state()).last_commit
@@ -262,6 +267,11 @@ class PostgresStore:
                     raise
             self.statistics.resends += 1
         return await self._fetch(self._statements.apply_commit, values)
+
+    async def trim_events(self, upto: int) -> None:
+        trimmed, upto = await self.trimmed_events(), min(upto, await self.last_event())
+        if trimmed < upto:
+            await self._connections.fetch(self._statements.trim_events, trimmed, upto)
 
     def borrow(self, connection: object) -> BorrowedDatabase | None:
         """This store inside a transaction of the connection; None if its kind cannot be borrowed."""

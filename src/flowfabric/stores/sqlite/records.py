@@ -222,10 +222,20 @@ def _many(connection: Connection, sql: str, rows: Sequence[Sequence[Any]]) -> No
 
 def _write_events(connection: Connection, events: list[Event], last_event: int) -> int:
     rows = [
-        (sequence, event.family.value, stored_name(event.execution_id), _encode_event(event))
+        (
+            sequence,
+            event.family.value,
+            event.namespace,
+            stored_name(event.execution_id),
+            _encode_event(event),
+        )
         for sequence, event in enumerate(events, last_event + 1)
     ]
-    _many(connection, "INSERT INTO event (sequence, family, execution, data) VALUES (?, ?, ?, ?)", rows)
+    _many(
+        connection,
+        "INSERT INTO event (sequence, family, namespace, execution, data) VALUES (?, ?, ?, ?, ?)",
+        rows,
+    )
     return last_event + len(rows)
 
 
@@ -344,34 +354,52 @@ def read_frames(
 def read_events(
     connection: Connection,
     after: int,
+    *,
     families: frozenset[Family] | None,
+    namespace: str | None,
     execution_id: str | None,
     limit: int,
 ) -> list[StoredEvent]:
     """Events after a place in the log, in commit order."""
-    found: Iterable[tuple[int, bytes]]
-    if families is None:
-        found = _events_where(connection, execution_id, None, after, limit)
-    else:
-        # One ordered read for each family; the index delivers no order over several of them.
-        found = merge(*(_events_where(connection, execution_id, family, after, limit) for family in families))
+    chosen: Iterable[Family | None] = (None,) if families is None else families
+    if families is None and namespace is not None and execution_id is None:
+        chosen = Family
+    # One ordered read for each family; the indexes deliver no order over several of them.
+    found = merge(
+        *(
+            _events_where(
+                connection, after, family=family, namespace=namespace, execution_id=execution_id, limit=limit
+            )
+            for family in chosen
+        )
+    )
     return [
         StoredEvent(sequence=sequence, event=_decode_event(data)) for sequence, data in islice(found, limit)
     ]
 
 
 def _events_where(
-    connection: Connection, execution_id: str | None, family: Family | None, after: int, limit: int
+    connection: Connection,
+    after: int,
+    *,
+    family: Family | None,
+    namespace: str | None,
+    execution_id: str | None,
+    limit: int,
 ) -> list[tuple[int, bytes]]:
     where = "sequence > ?"
     values: list[Any] = [after]
     if execution_id is not None:
         where += " AND execution = ?"
         values.append(stored_name(execution_id))
+    if namespace is not None:
+        # The plus keeps SQLite from looking up the namespace where the execution narrows more.
+        where += " AND namespace = ?" if execution_id is None else " AND +namespace = ?"
+        values.append(namespace)
     if family is not None:
         where += " AND family = ?"
         values.append(family.value)
-        if execution_id is None and family not in FREQUENT_FAMILIES:
+        if execution_id is None and namespace is None and family not in FREQUENT_FAMILIES:
             # The partial index is used only where the statement repeats its condition.
             where += " AND family NOT IN ('execution', 'lease')"
     found: list[tuple[int, bytes]] = connection.rows(
@@ -383,6 +411,18 @@ def _events_where(
 def last_event(connection: Connection) -> int:
     """The place of the newest event."""
     return read_state(connection).last_event
+
+
+def trimmed_events(connection: Connection) -> int:
+    """The place up to which the log was trimmed."""
+    ((trimmed,),) = connection.rows("SELECT trimmed_event FROM state")
+    return int(trimmed)
+
+
+def trim_events(connection: Connection, upto: int) -> None:
+    """Remove the events up to a place."""
+    connection.run("DELETE FROM event WHERE sequence <= ?", (upto,))
+    connection.run("UPDATE state SET trimmed_event = max(trimmed_event, min(?, last_event))", (upto,))
 
 
 def set_clock_offset(connection: Connection, offset_ms: int) -> None:

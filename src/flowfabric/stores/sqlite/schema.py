@@ -12,8 +12,10 @@ What the tables are for:
 - ``index_row`` is its own primary key: four columns and nothing else.
 - ``event`` is the log. Sequence numbers come from ``state``, under the write lock. The index by
   family leaves out the two families that make up most of the log: reading them is reading the log.
+  The index by namespace has them all, so that nobody reads the events of others.
 - ``frame`` numbers the frames of each stream, so that trimming counts nothing.
-- ``state`` is one row: the latest commit, the latest event, and the store's clock.
+- ``state`` is one row: the latest commit, the latest event and the latest one that was trimmed,
+  and the store's clock.
 
 Keys are stored with the partition tag at their end (see ``keys.py``): execution ids begin with
 the time, so new rows land beside each other and a commit changes few pages.
@@ -107,7 +109,16 @@ CREATE TABLE state (
 INSERT INTO state VALUES (1, 0, 0, 0, 0);
 """
 
-MIGRATIONS: Final = (Migration(1, "records, indexes, events and frames", _FIRST_TABLES),)
+_FEEDS: Final = """
+ALTER TABLE event ADD COLUMN namespace TEXT NOT NULL DEFAULT '';
+CREATE INDEX event_by_namespace ON event (namespace, family);
+ALTER TABLE state ADD COLUMN trimmed_event INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: Final = (
+    Migration(1, "records, indexes, events and frames", _FIRST_TABLES),
+    Migration(2, "events by namespace, and a log that is trimmed", _FEEDS),
+)
 
 _MIGRATION_TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS migration ("

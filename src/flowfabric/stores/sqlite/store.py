@@ -226,15 +226,26 @@ class SqliteStore:
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
         return await self._read(
-            lambda connection: records.read_events(connection, after, families, execution_id, limit)
+            lambda connection: records.read_events(
+                connection,
+                after,
+                families=families,
+                namespace=namespace,
+                execution_id=execution_id,
+                limit=limit,
+            )
         )
 
     async def last_event(self) -> int:
         return await self._read(records.last_event)
+
+    async def trimmed_events(self) -> int:
+        return await self._read(records.trimmed_events)
 
     async def wait_for_change(self, timeout_ms: int) -> bool:
         deadline = time.monotonic() + timeout_ms / 1_000
@@ -291,6 +302,9 @@ class SqliteStore:
             self._statistics.conflicts += 1
             raise
         self._statistics.commits += 1
+
+    async def trim_events(self, upto: int) -> None:
+        await self._transact(lambda connection: records.trim_events(connection, upto))
 
     def borrow(self, connection: object) -> BorrowedFile | None:
         """This store inside a transaction of the connection; None if its kind cannot be borrowed."""

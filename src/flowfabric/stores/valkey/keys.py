@@ -34,13 +34,14 @@ class Keys:
     def __init__(self, prefix: str, shard: int) -> None:
         tag = f"{{{prefix}:{shard}}}"
         self.state: Final = f"{tag}state"
-        """A hash: numbers of commits and events, the clock's mark and offset, the layout."""
+        """A hash: numbers of commits, events and trimmed events, the clock's mark and offset, the layout."""
         self._record = f"{tag}record:"
         self._listing = f"{tag}keys:"
         self._index = f"{tag}index:"
         self._scopes = f"{tag}scopes:"
         self._log = f"{tag}log:"
         self._told = f"{tag}told:"
+        self._told_in = f"{tag}told_in:"
         self._frames = f"{tag}frames:"
 
     def record(self, key: Key) -> str:
@@ -66,6 +67,10 @@ class Keys:
     def told(self, execution_id: str) -> str:
         """A sorted set: the places of an execution's events in the log, with their families."""
         return self._told + execution_id
+
+    def told_in(self, namespace: str, family: Family) -> str:
+        """A sorted set: the places of a namespace's events of one family in the log."""
+        return f"{self._told_in}{family.value}:{namespace}"
 
     def frames(self, stream: str) -> str:
         """A stream: the frames."""

@@ -163,6 +163,7 @@ class Call:
                 (
                     self._number(self._spell.log(event.family)),
                     self._number(self._spell.told(event.execution_id)),
+                    self._number(self._spell.told_in(event.namespace, event.family)),
                     event.family.value,
                     _encode_event(event),
                 )

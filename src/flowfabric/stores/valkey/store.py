@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 LISTED_PER_READ: Final = 1_000
 """How many keys are looked at in one go where only some of them may be wanted."""
 
+EVENTS_TRIMMED_AT_ONCE: Final = 500
+"""The server does nothing else meanwhile."""
+
 
 class Statistics(msgspec.Struct):
     """Counters since the store was opened."""
@@ -196,12 +199,17 @@ class ValkeyStore:
         after: int,
         *,
         families: frozenset[Family] | None = None,
+        namespace: str | None = None,
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
         chosen = frozenset(Family) if families is None else families
         if execution_id is not None:
-            return await self._read_events_of(execution_id, after, chosen, limit)
+            found = await self._read_told([self._keys.told(execution_id)], after, chosen, limit)
+            return [stored for stored in found if namespace in (None, stored.event.namespace)]
+        if namespace is not None:
+            told = [self._keys.told_in(namespace, family) for family in sorted(chosen)]
+            return await self._read_told(told, after, chosen, limit)
         # The parts of the log are read one after another, and a commit may come in between. What is
         # there when the first command is carried out is complete in all of them.
         last, *parts = await self._client.read(
@@ -215,30 +223,27 @@ class ValkeyStore:
         found.sort(key=_sequence)
         return [event for event in found if event.sequence <= int(last or 0)][:limit]
 
-    async def _read_events_of(
-        self, execution_id: str, after: int, families: frozenset[Family], limit: int
+    async def _read_told(
+        self, keys: list[str], after: int, families: frozenset[Family], limit: int
     ) -> list[StoredEvent]:
+        """The events that some sets tell of, in the order of the log."""
         found: list[StoredEvent] = []
-        while len(found) < limit:
-            told = (
-                "ZRANGE",
-                self._keys.told(execution_id),
-                f"({after}",
-                "+inf",
-                "BYSCORE",
-                "LIMIT",
-                0,
-                limit,
+        while len(found) < limit and keys:
+            # As for the log: what is newer than the first answer says waits for the next page.
+            last, *parts = await self._client.read(
+                ("HGET", self._keys.state, "events"),
+                *(("ZRANGE", key, f"({after}", "+inf", "BYSCORE", "LIMIT", 0, limit) for key in keys),
             )
-            [members] = await self._client.read(told)
-            if not members:
+            places = sorted(records.told_of(member) for members in parts for member in members)
+            places = [place for place in places if place[0] <= int(last or 0)][:limit]
+            if not places:
                 break
-            places = [records.told_of(member) for member in members]
             after = places[-1][0]
             found += await self._events_at([place for place in places if place[1] in families])
         return found[:limit]
 
     async def _events_at(self, places: list[tuple[int, Family]]) -> list[StoredEvent]:
+        """The events at some places, without those that were trimmed since."""
         parts = await self._client.read(
             *(("XRANGE", self._keys.log(family), place, place) for place, family in places)
         )
@@ -246,6 +251,9 @@ class ValkeyStore:
 
     async def last_event(self) -> int:
         return await self._read_counter("events")
+
+    async def trimmed_events(self) -> int:
+        return await self._read_counter("trimmed")
 
     async def _last_commit(self) -> int:
         return await self._read_counter("commits")
@@ -285,6 +293,18 @@ class ValkeyStore:
             return ()
         # Half of the time, so that the answer comes before the connection is given up.
         return (("WAIT", self.settings.replicas, max(1, self.settings.timeout_ms // 2)),)
+
+    async def trim_events(self, upto: int) -> None:
+        logs = [self._keys.log(family) for family in Family]
+        while True:
+            page = await self.read_events(await self.trimmed_events(), limit=EVENTS_TRIMMED_AT_ONCE)
+            gone = [stored for stored in page if stored.sequence <= upto]
+            if not gone:
+                return
+            told = {self._keys.told(stored.event.execution_id) for stored in gone}
+            told |= {self._keys.told_in(stored.event.namespace, stored.event.family) for stored in gone}
+            keys = [self._keys.state, *logs, *sorted(told)]
+            await self._client.invoke("trim_events", keys, [gone[-1].sequence, len(logs)])
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, on the server itself. Only tests do that."""

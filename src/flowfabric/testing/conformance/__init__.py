@@ -15,6 +15,7 @@ import pytest
 pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
+    "flowfabric.testing.conformance.feeds",
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flow_news",
     "flowfabric.testing.conformance.flows",
@@ -25,6 +26,7 @@ pytest.register_assert_rewrite(
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
+from flowfabric.testing.conformance.feeds import FeedConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flow_news import FlowNewsConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
@@ -37,6 +39,7 @@ from flowfabric.testing.conformance.workers import DeathConformance, WorkerConfo
 __all__ = [
     "CommandConformance",
     "DeathConformance",
+    "FeedConformance",
     "FenceConformance",
     "FlowConformance",
     "FlowNewsConformance",
@@ -56,6 +59,7 @@ class StoreConformance(
     ScenarioConformance,
     FlowConformance,
     LaneConformance,
+    FeedConformance,
     FlowNewsConformance,
     WorkerConformance,
     DeathConformance,

@@ -68,7 +68,7 @@ def command_types() -> dict[str, tuple[CommandType, dict[str, Any]]]:
     return {name: named[name] for name in sorted(named) if name not in NOT_ABOUT_ONE}
 
 
-NOT_ABOUT_ONE: Final = frozenset({"reserve_idempotency_key"})
+NOT_ABOUT_ONE: Final = frozenset({"reserve_idempotency_key", "tail_events"})
 """Commands that name an execution and are about something else."""
 
 

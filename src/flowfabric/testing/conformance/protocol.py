@@ -41,9 +41,11 @@ def stream(number: int = 1) -> StreamMeta:
     return StreamMeta(execution_id=execution_id(number), attempt_index=0, created_at=1)
 
 
-def event(number: int = 1, family: Family = Family.EXECUTION, name: str = "created") -> Event:
+def event(
+    number: int = 1, family: Family = Family.EXECUTION, name: str = "created", namespace: str = "tenant"
+) -> Event:
     """An event."""
-    return Event(family=family, name=name, namespace="tenant", execution_id=execution_id(number), at_ms=1)
+    return Event(family=family, name=name, namespace=namespace, execution_id=execution_id(number), at_ms=1)
 
 
 def frames(*positions: tuple[int, int], stream: str = STREAM, data: bytes = b"frame") -> list[Frame]:
@@ -498,6 +500,42 @@ class EventPromises(StoreSuite):
         )
         await write(store, events=[told])
         assert (await store.read_events(0))[0].event == told
+
+    async def test_a_namespace_is_a_filter_as_well(self, store: ClockedStore) -> None:
+        families = [Family.LEASE, Family.EXECUTION, Family.COMPLETION, Family.LEASE]
+        for namespace in ("tenant", "other"):
+            await write(store, events=[event(1, family, namespace=namespace) for family in families])
+
+        async def read(**filters: Any) -> list[int]:
+            return [one.sequence for one in await store.read_events(0, **filters)]
+
+        assert await read(namespace="other") == [5, 6, 7, 8]
+        assert await read(namespace="other", limit=2) == [5, 6]
+        assert await read(namespace="tenant", families=frozenset({Family.LEASE})) == [1, 4]
+        assert await read(namespace="other", execution_id=execution_id(1)) == [5, 6, 7, 8]
+        assert await read(namespace="none") == []
+
+    async def test_a_log_that_was_never_trimmed_says_so(self, store: ClockedStore) -> None:
+        await write(store, events=[event(1)])
+        assert await store.trimmed_events() == 0
+
+    async def test_a_trimmed_log_begins_behind_what_is_gone(self, store: ClockedStore) -> None:
+        await write(store, events=[event(number) for number in range(1, 6)])
+        await store.trim_events(3)
+        assert [one.sequence for one in await store.read_events(0)] == [4, 5]
+        assert [one.sequence for one in await store.read_events(0, namespace="tenant")] == [4, 5]
+        assert await store.read_events(0, execution_id=execution_id(1)) == []
+        assert (await store.trimmed_events(), await store.last_event()) == (3, 5)
+
+    async def test_trimming_again_or_less_or_more_than_there_is_is_harmless(
+        self, store: ClockedStore
+    ) -> None:
+        await write(store, events=[event(1), event(2)])
+        for upto in (2, 1, 0, 9):
+            await store.trim_events(upto)
+            assert (await store.trimmed_events(), await store.last_event()) == (2, 2)
+        await write(store, events=[event(3)])
+        assert [one.sequence for one in await store.read_events(0)] == [3]
 
 
 class ClockPromises(StoreSuite):

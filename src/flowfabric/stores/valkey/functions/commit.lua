@@ -12,7 +12,7 @@
 --         taken      key, count, members            members to take out of ordered sets
 --         put        key, count, members            members to put into ordered sets
 --         emptied    index key, scopes key, scope   indexes whose scope goes when they are empty
---         events     log key, execution key, family, data
+--         events     log key, execution key, namespace key, family, data
 --         frames     key, id, data
 --         trims      key, how many frames to keep
 -- Reply {1, mark, offset, clock} when everything was applied, the mark as it was before,
@@ -84,10 +84,13 @@ end
 
 local function log_events(keys, take, last)
   for _ = 1, tonumber(take()) do
-    local log, execution, family, data = keys[tonumber(take())], keys[tonumber(take())], take(), take()
+    local log, execution = keys[tonumber(take())], keys[tonumber(take())]
+    local namespace, family, data = keys[tonumber(take())], take(), take()
     last = last + 1
+    local told = text(last) .. ' ' .. family
     server.call('XADD', log, text(last) .. '-0', 'event', data)
-    server.call('ZADD', execution, text(last), text(last) .. ' ' .. family)
+    server.call('ZADD', execution, text(last), told)
+    server.call('ZADD', namespace, text(last), told)
   end
   return last
 end

@@ -2,6 +2,7 @@
 
 from flowfabric.testing.model.generators import (
     executions,
+    feeds,
     flows,
     lanes,
     leases,
@@ -11,5 +12,4 @@ from flowfabric.testing.model.generators import (
     workers,
 )
 
-__all__ = ["executions", "flows", "lanes", "leases", "reads", "streams", "waiting"]
-__all__ = ["executions", "flows", "leases", "reads", "streams", "waiting", "workers"]
+__all__ = ["executions", "feeds", "flows", "lanes", "leases", "reads", "streams", "waiting", "workers"]
