@@ -277,6 +277,10 @@ class Engine:
             )
         return self.durability
 
+    async def now(self) -> int:
+        """The store's clock, in milliseconds."""
+        return await self.store.now()
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

@@ -20,6 +20,7 @@ from flowfabric import errors
 from flowfabric.contracts.check import check
 from flowfabric.contracts.flows import CancelFlowArgs
 from flowfabric.contracts.packed import MSGPACK, pack, unpack
+from flowfabric.contracts.reads import ServerTimeArgs
 from flowfabric.contracts.streams import TailFramesArgs
 from flowfabric.core.registry import result_type_of
 from flowfabric.engine.layers import operation_name
@@ -180,6 +181,10 @@ class HttpEngine:
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*self._senders, return_exceptions=True)
         await client.aclose()
+
+    async def now(self) -> int:
+        """The clock of the server's store, in milliseconds."""
+        return (await self.execute(ServerTimeArgs())).now_ms
 
     async def __aenter__(self) -> Self:
         await self.start()
