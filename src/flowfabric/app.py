@@ -140,7 +140,9 @@ class FlowFabric:
 
     async def _started_engine(self) -> AnyEngine:
         if is_server(self.url) and self._store is None:
-            return await self._connected_engine()
+            remote = server_engine(self.url, self._token, namespace=self.namespace, layers=self._layers)
+            await remote.start()
+            return remote
         engine = Engine(self._store or store_for(self.url), namespace=self.namespace, layers=self._layers)
         await engine.start()
         try:
@@ -148,18 +150,6 @@ class FlowFabric:
         except BaseException:
             await engine.stop()
             raise
-        return engine
-
-    async def _connected_engine(self) -> AnyEngine:
-        try:
-            from flowfabric.remote import HttpEngine  # noqa: PLC0415 - its library may be absent
-        except ModuleNotFoundError as missing:
-            raise StoreUnusable(
-                f"{missing.name} is not installed. Install flowfabric[http] to use a server."
-            ) from missing
-        token = self._token or os.environ.get("FF_TOKEN")
-        engine = HttpEngine(self.url, token=token, namespace=self.namespace, layers=self._layers)
-        await engine.start()
         return engine
 
     async def stop(self) -> None:
@@ -402,6 +392,22 @@ class FlowFabric:
             namespace=self.namespace,
             options=WorkerOptions(**{"lanes": lanes, **options}),
         )
+
+
+def server_engine(url: str, token: str | None, *, namespace: str, layers: Iterable[Layer] = ()) -> AnyEngine:
+    """The engine behind a server; not started yet.
+
+    Raises:
+        StoreUnusable: the library for it is not installed.
+    """
+    try:
+        from flowfabric.remote import HttpEngine  # noqa: PLC0415 - its library may be absent
+    except ModuleNotFoundError as missing:
+        raise StoreUnusable(
+            f"{missing.name} is not installed. Install flowfabric[http] to use a server."
+        ) from missing
+    known_by = token or os.environ.get("FF_TOKEN")
+    return HttpEngine(url, token=known_by, namespace=namespace, layers=layers)
 
 
 async def seed_signing_key(engine: Engine) -> None:
