@@ -253,7 +253,8 @@ def render_errors() -> str:
 
 SETTINGS = {
     "FF_URL": "The store, such as `sqlite:///work.db`, `postgresql://user@host/database` or "
-    "`valkey://host:6379/0`. Default: `sqlite:///flowfabric.db`.",
+    "`valkey://host:6379/0`, or a server, such as `https://flows.example`. Default: `sqlite:///flowfabric.db`.",
+    "FF_TOKEN": "What a server knows this program by, when the URL names one.",
     "FF_NAMESPACE": "The namespace of the command line. Default: `default`.",
     "FF_WAITPOINT_HMAC_SECRET": "The first key that signs waitpoint tokens, 64 hexadecimal digits. "
     "Default: a random one, kept in the store.",

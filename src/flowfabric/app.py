@@ -27,6 +27,7 @@ from flowfabric.contracts.states import LaneState
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
+from flowfabric.errors import StoreUnusable
 from flowfabric.flows import Flow, FlowRun
 from flowfabric.handlers import Handler, handler_policy, milliseconds
 from flowfabric.run import Run
@@ -38,12 +39,13 @@ from flowfabric.transactions import (
     SyncTransaction,
     Transaction,
 )
-from flowfabric.urls import DEFAULT_URL, borrow_store, store_for
+from flowfabric.urls import DEFAULT_URL, borrow_store, is_server, store_for
 from flowfabric.worker import Worker, WorkerOptions, stopped_by_signals
 
 if TYPE_CHECKING:
     from flowfabric.contracts.events import AnyEvent, Family
     from flowfabric.engine.feeds import Feed, FeedOptions
+    from flowfabric.engine.interface import AnyEngine
     from flowfabric.engine.layers import Layer
     from flowfabric.stores.base import Store
 
@@ -68,12 +70,14 @@ class FlowFabric:
     """Your handlers and the store that remembers their work.
 
     Args:
-        url: the store, such as ``sqlite:///work.db``. ``FF_URL`` is used when it is absent, and
-            a file ``flowfabric.db`` in the current folder when that is absent too.
+        url: the store, such as ``sqlite:///work.db``, or a server, such as
+            ``https://flows.example``. ``FF_URL`` is used when it is absent, and a file
+            ``flowfabric.db`` in the current folder when that is absent too.
         namespace: the tenant that everything submitted and claimed here belongs to.
             ``FF_NAMESPACE`` is used when it is absent, and ``default`` when that is absent too.
         reclaim_grace: seconds or timedelta after a lapsed lease before others may reclaim the work.
         layers: what wraps the engine's door, the innermost first; see ``flowfabric.engine.layers``.
+        token: what a server knows us by; ``FF_TOKEN`` is used when it is absent.
         store: a store to use instead of a URL, for tests.
     """
 
@@ -84,6 +88,7 @@ class FlowFabric:
         namespace: str | None = None,
         reclaim_grace: timedelta | float = 0,
         layers: Iterable[Layer] = (),
+        token: str | None = None,
         store: Store | None = None,
     ) -> None:
         self.url = url or os.environ.get("FF_URL") or DEFAULT_URL
@@ -93,13 +98,14 @@ class FlowFabric:
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
         self._store = store
         self._layers = tuple(layers)
-        self._engine: Engine | None = None
+        self._token = token
+        self._engine: AnyEngine | None = None
         self._scanners: Scanners | None = None
         self._users = 0
         self._starting = asyncio.Lock()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """The engine, which offers every operation of the contracts.
 
         Raises:
@@ -132,11 +138,15 @@ class FlowFabric:
             except BaseException:
                 self._users -= 1
                 raise
-            if scanners and self._scanners is None:
+            if scanners and self._scanners is None and isinstance(self._engine, Engine):
                 self._scanners = Scanners(self._engine, duties(reclaim_grace_ms=self._reclaim_grace_ms))
                 self._scanners.start()
 
-    async def _started_engine(self) -> Engine:
+    async def _started_engine(self) -> AnyEngine:
+        if is_server(self.url) and self._store is None:
+            remote = server_engine(self.url, self._token, namespace=self.namespace, layers=self._layers)
+            await remote.start()
+            return remote
         engine = Engine(self._store or store_for(self.url), namespace=self.namespace, layers=self._layers)
         await engine.start()
         try:
@@ -270,7 +280,7 @@ class FlowFabric:
             Unencodable: the input cannot be stored; nothing was submitted.
         """
         engine = self.engine
-        [command] = await self._submissions.creations(engine.store, handler, [input], options)
+        [command] = await self._submissions.creations(engine, handler, [input], options)
         return self._submissions.run(lambda: engine, handler, await engine.execute(command))
 
     @overload
@@ -294,7 +304,7 @@ class FlowFabric:
         """
         require_options_for_many(options)
         engine, runs = self.engine, []
-        commands = await self._submissions.creations(engine.store, handler, inputs, options)
+        commands = await self._submissions.creations(engine, handler, inputs, options)
         for outcome in await engine.execute_many(commands):
             if isinstance(outcome, Exception):
                 raise outcome
@@ -335,7 +345,7 @@ class FlowFabric:
             Unencodable: an input cannot be stored.
         """
         engine = self.engine
-        command, ids = await flow.command(engine.store, self._submissions, idempotency_key)
+        command, ids = await flow.command(engine, self._submissions, idempotency_key)
         return flow.run(lambda: engine, self._submissions, await engine.execute(command), ids)
 
     def flow_run(self, flow_id: str) -> FlowRun:
@@ -366,7 +376,8 @@ class FlowFabric:
         Raises:
             UnusableConnection: this store cannot be reached through such a connection.
         """
-        store = self._store or store_for(self.url) if self._engine is None else self._engine.store
+        open_store = self._engine.store if isinstance(self._engine, Engine) else None
+        store = open_store or self._store or store_for(self.url)
         inside = Inside(borrow_store(store, connection), self._submissions, lambda: self.engine)
         return Transaction(inside) if inside.is_awaited else SyncTransaction(inside)
 
@@ -420,6 +431,24 @@ class FlowFabric:
             namespace=self.namespace,
             options=WorkerOptions(**{"lanes": lanes, **options}),
         )
+
+
+def server_engine(
+    url: str, token: str | None, *, namespace: str | None, layers: Iterable[Layer] = ()
+) -> AnyEngine:
+    """The engine behind a server; not started yet.
+
+    Raises:
+        StoreUnusable: the library for it is not installed.
+    """
+    try:
+        from flowfabric.remote import HttpEngine  # noqa: PLC0415 - its library may be absent
+    except ModuleNotFoundError as missing:
+        raise StoreUnusable(
+            f"{missing.name} is not installed. Install flowfabric[http] to use a server."
+        ) from missing
+    known_by = token or os.environ.get("FF_TOKEN")
+    return HttpEngine(url, token=known_by, namespace=namespace, layers=layers)
 
 
 async def seed_signing_key(engine: Engine) -> None:

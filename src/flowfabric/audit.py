@@ -49,7 +49,7 @@ from flowfabric.core.records import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
     from flowfabric.stores.base import Store
 
 PAGE: Final = 200
@@ -69,7 +69,7 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = True
 
 
-async def audit(engine: Engine, *, namespace: str | None = None) -> AuditReport:
+async def audit(engine: AnyEngine, *, namespace: str | None = None) -> AuditReport:
     """Check every invariant of a store.
 
     Args:
@@ -78,8 +78,12 @@ async def audit(engine: Engine, *, namespace: str | None = None) -> AuditReport:
 
     Raises:
         StoreError: the store failed; nothing is said about its content then.
+        Unavailable: the engine is behind a server, which does not give the store itself away.
     """
-    auditor = _Auditor(engine.store, namespace)
+    store: Store | None = getattr(engine, "store", None)
+    if store is None:
+        raise errors.Unavailable("An audit reads the store itself. Name the store, not a server.")
+    auditor = _Auditor(store, namespace)
     await auditor.run()
     return AuditReport(
         violations=tuple(auditor.found[:VIOLATIONS_MAX]),

@@ -46,9 +46,8 @@ from flowfabric.run import SAFETY_POLL_MS, Run
 from flowfabric.submissions import Submissions, SubmitOptions
 
 if TYPE_CHECKING:
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine, Clock
     from flowfabric.handlers import Handler
-    from flowfabric.stores.base import Ledger
 
 R = TypeVar("R")
 
@@ -202,7 +201,7 @@ class Flow:
         return name
 
     async def command(
-        self, store: Ledger, submissions: Submissions, idempotency_key: str | None = None
+        self, clock: Clock, submissions: Submissions, idempotency_key: str | None = None
     ) -> tuple[SubmitFlowArgs, dict[str, str]]:
         """The command that submits this flow as it is now, and the ids of its members by name.
 
@@ -215,7 +214,7 @@ class Flow:
         executions = []
         for part in self._parts:
             options = SubmitOptions(**{**part.options, "execution_id": ids[part.member.name]})
-            executions += await submissions.creations(store, part.member.handler, [part.value], options)
+            executions += await submissions.creations(clock, part.member.handler, [part.value], options)
         joins = [(ids[part.member.name], part.join) for part in self._parts if part.join is not None]
         command = SubmitFlowArgs(
             flow_id=flow_id,
@@ -232,7 +231,7 @@ class Flow:
 
     def run(
         self,
-        engine: Callable[[], Engine],
+        engine: Callable[[], AnyEngine],
         submissions: Submissions,
         outcome: SubmitFlowResult,
         ids: dict[str, str],
@@ -316,7 +315,7 @@ class FlowRun:
 
     def __init__(
         self,
-        engine: Callable[[], Engine],
+        engine: Callable[[], AnyEngine],
         namespace: str,
         flow_id: str,
         *,
@@ -332,7 +331,7 @@ class FlowRun:
         self._last = last
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> AnyEngine:
         return self._engine_now()
 
     def __repr__(self) -> str:

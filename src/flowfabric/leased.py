@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from flowfabric.contracts.base import Command
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 R = TypeVar("R")
 
@@ -49,7 +49,7 @@ class LeasedEngine:
         gone: True once the lease is lost or given up. From then on nothing is sent.
     """
 
-    def __init__(self, engine: Engine, namespace: str) -> None:
+    def __init__(self, engine: AnyEngine, namespace: str) -> None:
         self.gone = False
         self._engine = engine
         self._namespace = namespace
@@ -101,7 +101,7 @@ class Window:
 
 
 async def execute_patiently(
-    engine: Engine, command: Command[R], namespace: str, given_up: Callable[[], bool]
+    engine: AnyEngine, command: Command[R], namespace: str, given_up: Callable[[], bool]
 ) -> R:
     """Carry out one command, repeating it while the store fails in a way that may pass.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.suspensions import PendingWaitpointInfo
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Run(Generic[T]):
 
     def __init__(
         self,
-        engine: Callable[[], Engine],
+        engine: Callable[[], AnyEngine],
         execution_id: str,
         namespace: str,
         *,
@@ -75,7 +75,7 @@ class Run(Generic[T]):
         self._result_type = result_type
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> AnyEngine:
         return self._engine_now()
 
     def __repr__(self) -> str:

@@ -16,8 +16,7 @@ from flowfabric.minting import new_execution_id
 from flowfabric.run import Run
 
 if TYPE_CHECKING:
-    from flowfabric.engine.engine import Engine
-    from flowfabric.stores.base import Ledger
+    from flowfabric.engine.interface import AnyEngine, Clock
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -52,7 +51,7 @@ class Submissions:
         self.namespace = namespace
 
     async def creations(
-        self, store: Ledger, handler: Handler[..., Any] | str, inputs: Sequence[Any], options: SubmitOptions
+        self, clock: Clock, handler: Handler[..., Any] | str, inputs: Sequence[Any], options: SubmitOptions
     ) -> list[CreateExecutionArgs]:
         """The commands that submit some executions of one kind to the store.
 
@@ -60,7 +59,7 @@ class Submissions:
             Unencodable: an input cannot be stored.
         """
         delay_ms = milliseconds(options.get("delay"))
-        delay_until = None if delay_ms is None else await store.now() + delay_ms
+        delay_until = None if delay_ms is None else await clock.now() + delay_ms
         return [self._creation(handler, value, options, delay_until) for value in inputs]
 
     def _creation(
@@ -89,7 +88,7 @@ class Submissions:
 
     def run(
         self,
-        engine: Callable[[], Engine],
+        engine: Callable[[], AnyEngine],
         handler: Handler[..., Any] | str,
         outcome: CreateExecutionResult,
     ) -> Run[Any]:
@@ -100,7 +99,7 @@ class Submissions:
 
     def run_of(
         self,
-        engine: Callable[[], Engine],
+        engine: Callable[[], AnyEngine],
         handler: Handler[..., Any] | str,
         execution_id: str,
         *,

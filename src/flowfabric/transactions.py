@@ -19,7 +19,7 @@ from flowfabric.submissions import Submissions, SubmitOptions, require_options_f
 
 if TYPE_CHECKING:
     from flowfabric.contracts.signals import DeliverSignalResult
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
     from flowfabric.handlers import Handler
     from flowfabric.stores.base import Borrowed
 
@@ -49,7 +49,7 @@ class Inside:
         engine: gives the engine that the runs are to ask once the transaction has committed.
     """
 
-    def __init__(self, store: Borrowed, submissions: Submissions, engine: Callable[[], Engine]) -> None:
+    def __init__(self, store: Borrowed, submissions: Submissions, engine: Callable[[], AnyEngine]) -> None:
         self.is_awaited = store.is_awaited
         self._store = store
         self._submissions = submissions

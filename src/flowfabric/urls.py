@@ -90,6 +90,15 @@ def borrow_store(store: Store, connection: object) -> Borrowed:
     return borrowed
 
 
+def is_server(url: str) -> bool:
+    """Whether a URL names a server rather than a store.
+
+    >>> is_server("https://flows.example")
+    True
+    """
+    return url.partition("://")[0] in ("http", "https")
+
+
 def require_store(url: str) -> None:
     """Refuse a URL that names a file which is not there; for those who only want to look.
 

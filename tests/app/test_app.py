@@ -20,11 +20,11 @@ from flowfabric.core.records import Execution, key_for
 from flowfabric.errors import IdempotencyConflict, InvalidInput, LaneClosed, Unavailable, WaitpointNotFound
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.task import Task
-from tests.worker.stage import ended, until, until_state, work_once, working
+from tests.worker.stage import ended, store_of, until, until_state, work_once, working
 
 
 async def record_of(app: FlowFabric, execution_id: str) -> Execution:
-    loaded = await app.engine.store.load([key_for(Execution, execution_id)])
+    loaded = await store_of(app).load([key_for(Execution, execution_id)])
     record = loaded.rows[0][2]
     assert isinstance(record, Execution)
     return record
@@ -163,7 +163,7 @@ async def test_a_worker_returns_when_it_is_signalled() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         async with asyncio.timeout(5):
             await working_task
-        assert await app.engine.store.now() > 0
+        assert await store_of(app).now() > 0
     assert asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM) is False
 
 
@@ -236,7 +236,7 @@ async def test_a_command_of_another_namespace_is_not_seen(tmp_path: Path) -> Non
         run = await one.submit("greet")
         with pytest.raises(Exception, match="does not exist"):
             await two.run(run.execution_id).state()
-        assert isinstance(await one.engine.store.now(), int)
+        assert isinstance(await store_of(one).now(), int)
 
 
 # Runs

@@ -8,6 +8,8 @@ from typing import Any
 from flowfabric import FlowFabric, Run
 from flowfabric.contracts.runs import RunView
 from flowfabric.contracts.states import PublicState
+from flowfabric.engine.engine import Engine
+from flowfabric.stores.base import Store
 from flowfabric.worker import Worker
 
 PATIENCE_S = 10.0
@@ -23,6 +25,12 @@ async def working(app: FlowFabric, **options: Any) -> AsyncIterator[Worker]:
     finally:
         worker.stop()
         await running
+
+
+def store_of(app: FlowFabric) -> Store:
+    """The open store behind the app."""
+    assert isinstance(app.engine, Engine)
+    return app.engine.store
 
 
 async def ended(run: Run[Any]) -> RunView:

@@ -13,7 +13,7 @@ from flowfabric.contracts.states import PublicState
 from flowfabric.errors import JournalMismatch
 from flowfabric.task import SyncTask, Task
 from flowfabric.worker.failures import category_of, describe
-from tests.worker.stage import ended, until, work_once, working
+from tests.worker.stage import ended, store_of, until, work_once, working
 
 AT_ONCE = FixedBackoff(delay_ms=0)
 
@@ -149,7 +149,7 @@ async def test_the_policy_of_the_execution_wins_part_by_part(app: FlowFabric) ->
     async with working(app):
         run = await app.submit(failing, policy=own)
         assert (await ended(run)).total_attempt_count == 2
-    loaded = await app.engine.store.load([key_for(Execution, run.execution_id)])
+    loaded = await store_of(app).load([key_for(Execution, run.execution_id)])
     stored = loaded.rows[0][2]
     assert isinstance(stored, Execution)
     assert stored.policy is not None

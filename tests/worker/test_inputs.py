@@ -8,7 +8,7 @@ from flowfabric.contracts.flows import AddEdgesArgs, AddExecutionToFlowArgs, Cre
 from flowfabric.contracts.ids import flow_partition
 from flowfabric.contracts.runs import ReadRunArgs
 from flowfabric.contracts.states import PublicState
-from tests.worker.stage import until, working
+from tests.worker.stage import store_of, until, working
 
 
 async def in_order(app: FlowFabric, *kinds: str) -> list[str]:
@@ -16,7 +16,7 @@ async def in_order(app: FlowFabric, *kinds: str) -> list[str]:
     flow_id = str(uuid.uuid4())
     ids = [f"{{fp:{flow_partition(flow_id)}}}:{uuid.uuid4()}" for _ in kinds]
     namespace = app.engine.namespace or "default"
-    later = await app.engine.store.now() + 600_000
+    later = await store_of(app).now() + 600_000
     await app.engine.execute(CreateFlowArgs(flow_id=flow_id, flow_kind="dag", namespace=namespace))
     for execution_id, kind in zip(ids, kinds, strict=True):
         await app.engine.execute(

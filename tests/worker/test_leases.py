@@ -19,13 +19,13 @@ from flowfabric.task import SyncTask, Task
 from flowfabric.testing import FaultyStore, RecordingStore
 from flowfabric.testing.stores import StoreAround
 from flowfabric.worker.heartbeat import Heartbeat
-from tests.worker.stage import ended, until, until_state, working
+from tests.worker.stage import ended, store_of, until, until_state, working
 
 SHORT_MS = 300
 
 
 async def record_of(app: FlowFabric, run: Run[Any]) -> Execution:
-    loaded = await app.engine.store.load([key_for(Execution, run.execution_id)])
+    loaded = await store_of(app).load([key_for(Execution, run.execution_id)])
     record = loaded.rows[0][2]
     assert isinstance(record, Execution)
     return record

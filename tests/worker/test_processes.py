@@ -20,7 +20,7 @@ from flowfabric.contracts.journal import ReadJournalArgs
 from flowfabric.contracts.states import PublicState
 from flowfabric.testing import dump
 from tests import valkey
-from tests.worker.stage import ended, until
+from tests.worker.stage import ended, store_of, until
 
 pytestmark = pytest.mark.realtime
 
@@ -102,13 +102,13 @@ async def test_whatever_a_worker_sends_that_was_stopped_past_its_lease_is_refuse
     assert await run.result(timeout=10) == "attempt 1"
     second.send_signal(signal.SIGTERM)
     await second.wait()
-    before = await dump(processes.app.engine.store)
+    before = await dump(store_of(processes.app))
     first.send_signal(signal.SIGCONT)
     [late] = await until(lambda: processes.lines("late"))
     answers = json.loads(late)
     assert len(answers) == 8
     assert set(answers.values()) <= {"execution_not_active", "stale_lease", "lease_expired", "stream_closed"}
-    assert await dump(processes.app.engine.store) == before
+    assert await dump(store_of(processes.app)) == before
 
 
 async def test_a_stopped_worker_cannot_touch_what_another_one_is_running_now(processes: Processes) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flowfabric.audit import audit
 from flowfabric.cli.exits import OK, REFUSED
 from flowfabric.cli.output import print_fields, print_json, print_note, print_table
-from flowfabric.cli.session import open_engine, run
+from flowfabric.cli.session import open_store, run
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -21,7 +21,7 @@ def run_audit(arguments: Namespace) -> int:
 
 
 async def _audit(arguments: Namespace) -> int:
-    async with open_engine(arguments) as engine:
+    async with open_store(arguments) as engine:
         report = await audit(engine, namespace=None if arguments.everywhere else arguments.namespace)
     if arguments.json:
         print_json(report)

@@ -16,7 +16,7 @@ from flowfabric.cli.output import (
     shown_age,
     table_lines,
 )
-from flowfabric.cli.session import open_engine, run
+from flowfabric.cli.session import open_engine, open_store, run
 from flowfabric.cli.values import duration_ms, json_payload
 from flowfabric.contracts.flows import (
     AnyOfEdges,
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
+
 
 MEMBERS_DRAWN_MAX: Final = 200
 """How many members ``flow show`` draws; ``flow members`` lists all."""
@@ -103,7 +105,7 @@ async def _submit(arguments: Namespace) -> int:
     flow = _read_flow(arguments.subject)
     async with open_engine(arguments, create=True) as engine:
         submissions = Submissions({}, arguments.namespace)
-        command, ids = await flow.command(engine.store, submissions, arguments.idempotency_key)
+        command, ids = await flow.command(engine, submissions, arguments.idempotency_key)
         submitted = flow.run(lambda: engine, submissions, await engine.execute(command), ids)
     if arguments.json:
         print_json({"flow_id": submitted.flow_id, "duplicate": submitted.duplicate, "members": ids})
@@ -166,14 +168,14 @@ def _options(member: MemberInFile) -> SubmitOptions:
 
 
 async def _list(arguments: Namespace) -> int:
-    async with open_engine(arguments) as engine:
+    async with open_store(arguments) as engine:
         keys = await engine.store.list_keys(
             "flow/",
             after=None if arguments.cursor is None else f"flow/{arguments.cursor}",
             limit=arguments.limit,
         )
         rows = await _summaries(engine, keys)
-        now = await engine.store.now()
+        now = await engine.now()
     more = keys[-1].removeprefix("flow/") if len(keys) == arguments.limit else None
     if arguments.json:
         print_json({"flows": rows, "next_cursor": more})
@@ -253,7 +255,7 @@ async def _members(arguments: Namespace) -> int:
     return OK
 
 
-async def _page(engine: Engine, flow_id: Any, cursor: int | None, limit: int) -> Any:
+async def _page(engine: AnyEngine, flow_id: Any, cursor: int | None, limit: int) -> Any:
     page = await engine.execute(ListFlowMembersArgs(flow_id=flow_id, cursor=cursor, limit=limit))
     if page is None:
         raise FlowNotFound(flow_id=flow_id)
@@ -261,7 +263,7 @@ async def _page(engine: Engine, flow_id: Any, cursor: int | None, limit: int) ->
 
 
 async def _upstreams(
-    engine: Engine, flow_id: Any, members: tuple[FlowMemberInfo, ...]
+    engine: AnyEngine, flow_id: Any, members: tuple[FlowMemberInfo, ...]
 ) -> dict[str, list[str]]:
     """For each member the execution ids that it comes after."""
     found: dict[str, list[str]] = {}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from flowfabric.contracts.events import AnyEvent
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 
 def events(arguments: Namespace) -> int:
@@ -65,7 +65,7 @@ def _families(names: tuple[str, ...]) -> frozenset[Family]:
         raise UsageError(f"{error}. Name some of: {known}.") from error
 
 
-async def _print_what_happened(engine: Engine, args: TailEventsArgs, *, as_json: bool) -> None:
+async def _print_what_happened(engine: AnyEngine, args: TailEventsArgs, *, as_json: bool) -> None:
     """Print what is kept behind the cursor, up to the end of the log."""
     cursor = ""
     while cursor != args.after:

@@ -38,7 +38,7 @@ def manage_keys(arguments: Namespace) -> int:
 async def _list(arguments: Namespace) -> int:
     async with open_engine(arguments) as engine:
         kids = await engine.execute(ListWaitpointHmacKidsArgs())
-        now = await engine.store.now()
+        now = await engine.now()
     if arguments.json:
         print_json(kids)
     else:

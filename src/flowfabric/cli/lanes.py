@@ -38,7 +38,7 @@ async def _list(arguments: Namespace) -> int:
     cursor = arguments.cursor
     async with open_engine(arguments) as engine:
         page = await engine.execute(ListLanesArgs(cursor=cursor, limit=arguments.limit))
-        now = await engine.store.now()
+        now = await engine.now()
     if arguments.json:
         print_json(page)
         return OK

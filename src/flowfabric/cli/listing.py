@@ -31,7 +31,7 @@ async def _list(arguments: Namespace) -> int:
                 limit=arguments.limit,
             )
         )
-        now = await engine.store.now()
+        now = await engine.now()
     if arguments.json:
         print_json(page)
     else:

@@ -22,6 +22,7 @@ DEFAULT_NAMESPACE: Final = "default"
 
 ENVIRONMENT: Final = {
     "FF_URL": "the store, unless --url names it",
+    "FF_TOKEN": "what a server knows you by, when the URL names one",
     "FF_NAMESPACE": "the namespace, unless --namespace names it",
     "FF_WAITPOINT_HMAC_SECRET": "64 hexadecimal digits: the secret that the first worker, `keys seed` and "
     "`keys rotate` install; a random one when it is unset",

@@ -6,15 +6,17 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flowfabric.app import server_engine
 from flowfabric.cli.exits import UsageError
 from flowfabric.engine.engine import Engine
 from flowfabric.errors import InvalidInput
-from flowfabric.urls import require_store, store_for
+from flowfabric.urls import is_server, require_store, store_for
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import AsyncIterator, Coroutine
 
+    from flowfabric.engine.interface import AnyEngine
     from flowfabric.stores.base import Store
 
 T = TypeVar("T")
@@ -33,8 +35,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 @asynccontextmanager
 async def open_engine(
     arguments: Namespace, *, create: bool = False, everywhere: bool = False
-) -> AsyncIterator[Engine]:
-    """The engine over the store that the command line names.
+) -> AsyncIterator[AnyEngine]:
+    """The engine over the store, or behind the server, that the command line names.
 
     Args:
         arguments: the command line.
@@ -44,8 +46,36 @@ async def open_engine(
 
     Raises:
         UsageError: the URL names no store.
+        Unauthorized: the server does not know the token in ``FF_TOKEN``.
+        StoreError: the store cannot be used, or the server not reached.
+    """
+    if not is_server(arguments.url):
+        async with open_store(arguments, create=create, everywhere=everywhere) as engine:
+            yield engine
+        return
+    namespace = None if everywhere else arguments.namespace
+    remote = server_engine(arguments.url, None, namespace=namespace)
+    await remote.start()
+    try:
+        yield remote
+    finally:
+        await remote.stop()
+
+
+@asynccontextmanager
+async def open_store(
+    arguments: Namespace, *, create: bool = False, everywhere: bool = False
+) -> AsyncIterator[Engine]:
+    """The engine over the store that the command line names, for verbs that read the store itself.
+
+    Raises:
+        UsageError: the URL names no store, or a server.
         StoreError: the store cannot be used.
     """
+    if is_server(arguments.url):
+        raise UsageError(
+            "this verb reads the store itself, which a server does not give away; name the store."
+        )
     namespace = None if everywhere else arguments.namespace
     engine = Engine(_named_store(arguments.url, create=create), namespace=namespace)
     async with engine:

@@ -16,7 +16,7 @@ from flowfabric.cli.output import (
     shown_age,
     shown_payload,
 )
-from flowfabric.cli.session import open_engine, run
+from flowfabric.cli.session import open_store, run
 from flowfabric.cli.submitting import run_to_wire
 from flowfabric.contracts.explaining import ExplainExecutionArgs, Explanation
 from flowfabric.contracts.history import AttemptInfo, ListAttemptsArgs
@@ -67,7 +67,7 @@ def show(arguments: Namespace) -> int:
 
 
 async def _show(arguments: Namespace) -> int:
-    async with open_engine(arguments) as engine:
+    async with open_store(arguments) as engine:
         portrait = await gather(engine, arguments.execution_id)
     if arguments.json:
         print_json(portrait_to_wire(portrait))
@@ -91,7 +91,7 @@ async def gather(engine: Engine, execution_id: ExecutionId) -> Portrait:
     waitpoints = await engine.execute(ListPendingWaitpointsArgs(execution_id=execution_id))
     journal = await engine.execute(ReadJournalArgs(execution_id=execution_id))
     return Portrait(
-        now=await engine.store.now(),
+        now=await engine.now(),
         info=info,
         snapshot=snapshot,
         view=await engine.execute(ReadRunArgs(execution_id=execution_id)),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.signals import DeliverSignalResult
     from flowfabric.contracts.suspensions import PendingWaitpointInfo
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 EFFECTS: Final = {
     SignalEffect.RESUME_CONDITION_SATISFIED: "the execution goes on",
@@ -129,7 +129,7 @@ async def _token(arguments: Namespace) -> int:
 
 
 async def find_waitpoint(
-    engine: Engine, execution_id: ExecutionId, signal_name: str | None
+    engine: AnyEngine, execution_id: ExecutionId, signal_name: str | None
 ) -> PendingWaitpointInfo:
     """The open waitpoint that takes this signal; one that asks for it by name is preferred.
 
@@ -150,7 +150,9 @@ async def find_waitpoint(
     return found[0]
 
 
-async def read_token(engine: Engine, execution_id: ExecutionId, waitpoint_id: WaitpointId) -> WaitpointToken:
+async def read_token(
+    engine: AnyEngine, execution_id: ExecutionId, waitpoint_id: WaitpointId
+) -> WaitpointToken:
     """The token of an open waitpoint.
 
     Raises:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from flowfabric.contracts.runs import RunView
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 BATCH: Final = 500
 
@@ -100,7 +100,7 @@ def _report_one(outcome: Any, arguments: Namespace, submitted: list[str]) -> int
 
 
 async def _creations(
-    engine: Engine, arguments: Namespace, payloads: list[bytes]
+    engine: AnyEngine, arguments: Namespace, payloads: list[bytes]
 ) -> list[CreateExecutionArgs]:
     """The commands for some inputs. They differ in nothing but the id and the input."""
     delay_ms = arguments.delay
@@ -115,7 +115,7 @@ async def _creations(
         creator_identity="cli",
         idempotency_key=arguments.idempotency_key,
         tags=dict(arguments.tag),
-        delay_until=None if delay_ms is None else await engine.store.now() + delay_ms,
+        delay_until=None if delay_ms is None else await engine.now() + delay_ms,
     )
     return [replace(first, execution_id=new_execution_id(), input_payload=payload) for payload in payloads]
 
@@ -125,7 +125,7 @@ def _say_duplicate(outcome: Any) -> None:
         print_note("this was submitted before; here is the id of the first submission")
 
 
-async def _wait(engine: Engine, arguments: Namespace, execution_id: str) -> int:
+async def _wait(engine: AnyEngine, arguments: Namespace, execution_id: str) -> int:
     """Wait for the end of one execution and print how it ended.
 
     Raises:

@@ -36,7 +36,7 @@ async def _list(arguments: Namespace) -> int:
                 count_leases=True,
             )
         )
-        now = await engine.store.now()
+        now = await engine.now()
     if arguments.json:
         print_json(page)
     else:

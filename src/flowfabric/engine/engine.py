@@ -20,13 +20,12 @@ import logging
 import random
 import secrets
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
 from flowfabric import errors
 from flowfabric.contracts.check import check
-from flowfabric.contracts.events import Family, TailEventsArgs
 from flowfabric.contracts.handles import BackendTag
 from flowfabric.contracts.limits import NAME_CHARS_MAX
 from flowfabric.core.registry import RULES, Rule
@@ -34,7 +33,7 @@ from flowfabric.core.work import Envelope, Missing, Work, WorkingSet
 from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it registers what can be done
 from flowfabric.engine.commits import affected_by, build_commit, remember_outcome, repeated_outcome
 from flowfabric.engine.deliveries import owed_by
-from flowfabric.engine.feeds import Feed
+from flowfabric.engine.feeds import Subscribing
 from flowfabric.engine.lanes import KnownLanes
 from flowfabric.engine.notifier import Notifier, topics_of
 from flowfabric.engine.operations import operation_for
@@ -45,9 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from flowfabric.contracts.base import Command
-    from flowfabric.contracts.events import AnyEvent, CompletionEvent, LeaseEvent, SignalEvent, TagEvent
     from flowfabric.core.records import Key
-    from flowfabric.engine.feeds import FeedOptions
     from flowfabric.engine.layers import Door, Layer
     from flowfabric.stores.base import Durability, Ledger, Store
 
@@ -186,7 +183,7 @@ class Inside:
         return await self._engine.carry_out_many(list(zip(commands, envelopes, strict=True)))
 
 
-class Engine:
+class Engine(Subscribing):
     """Executes commands against one store.
 
     Args:
@@ -285,6 +282,10 @@ class Engine:
             )
         return self.durability
 
+    async def now(self) -> int:
+        """The store's clock, in milliseconds."""
+        return await self.store.now()
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -332,46 +333,6 @@ class Engine:
         return await self._door.execute_many(
             commands, request_ids=request_ids, namespace=namespace, actor=actor
         )
-
-    def subscribe(
-        self, *families: Family | str, namespace: str | None = None, **options: Unpack[FeedOptions]
-    ) -> Feed[AnyEvent]:
-        """The events of some families, or of all: ``async for event in engine.subscribe("lease")``.
-
-        Args:
-            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``.
-            namespace: the only namespace whose events are read.
-            options: see ``FeedOptions``.
-
-        Raises:
-            ValueError: there is no such family.
-        """
-        chosen = frozenset(map(Family, families)) or frozenset(Family)
-        return Feed(self, TailEventsArgs(families=chosen, **options), namespace)
-
-    def subscribe_completion(
-        self, *, namespace: str | None = None, **options: Unpack[FeedOptions]
-    ) -> Feed[CompletionEvent]:
-        """How executions end; see ``subscribe``."""
-        return Feed(self, TailEventsArgs(families=frozenset({Family.COMPLETION}), **options), namespace)
-
-    def subscribe_lease_history(
-        self, *, namespace: str | None = None, **options: Unpack[FeedOptions]
-    ) -> Feed[LeaseEvent]:
-        """What becomes of leases; see ``subscribe``."""
-        return Feed(self, TailEventsArgs(families=frozenset({Family.LEASE}), **options), namespace)
-
-    def subscribe_signal_delivery(
-        self, *, namespace: str | None = None, **options: Unpack[FeedOptions]
-    ) -> Feed[SignalEvent]:
-        """Which signals are received, and what they do; see ``subscribe``."""
-        return Feed(self, TailEventsArgs(families=frozenset({Family.SIGNAL}), **options), namespace)
-
-    def subscribe_instance_tags(
-        self, *, namespace: str | None = None, **options: Unpack[FeedOptions]
-    ) -> Feed[TagEvent]:
-        """Which executions get tags, and lose them; see ``subscribe``."""
-        return Feed(self, TailEventsArgs(families=frozenset({Family.TAG}), **options), namespace)
 
     async def carry_out(self, command: Command[R], envelope: Envelope) -> R:
         """Carry out one command behind all layers."""

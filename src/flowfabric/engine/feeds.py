@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
 from msgspec.structs import replace
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from flowfabric.core.events import StoredEvent
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 E = TypeVar("E", bound=FeedEvent, covariant=True)
 
@@ -82,7 +83,7 @@ class Feed(Generic[E]):
         InvalidEventCursor: the cursor is damaged, or of another store.
     """
 
-    def __init__(self, engine: Engine, asked: TailEventsArgs, namespace: str | None) -> None:
+    def __init__(self, engine: AnyEngine, asked: TailEventsArgs, namespace: str | None) -> None:
         self._engine = engine
         self._asked = asked
         self._namespace = namespace
@@ -119,6 +120,50 @@ class Feed(Generic[E]):
         self._behind_page = page.next_cursor
         if not page.events:
             self.cursor = page.next_cursor
+
+
+class Subscribing:
+    """What an engine offers to subscribers, whether it is over a store or over a server."""
+
+    def subscribe(
+        self: AnyEngine, *families: Family | str, namespace: str | None = None, **options: Unpack[FeedOptions]
+    ) -> Feed[AnyEvent]:
+        """The events of some families, or of all: ``async for event in engine.subscribe("lease")``.
+
+        Args:
+            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``.
+            namespace: the only namespace whose events are read.
+            options: see ``FeedOptions``.
+
+        Raises:
+            ValueError: there is no such family.
+        """
+        chosen = frozenset(map(Family, families)) or frozenset(Family)
+        return Feed(self, TailEventsArgs(families=chosen, **options), namespace)
+
+    def subscribe_completion(
+        self: AnyEngine, *, namespace: str | None = None, **options: Unpack[FeedOptions]
+    ) -> Feed[CompletionEvent]:
+        """How executions end; see ``subscribe``."""
+        return Feed(self, TailEventsArgs(families=frozenset({Family.COMPLETION}), **options), namespace)
+
+    def subscribe_lease_history(
+        self: AnyEngine, *, namespace: str | None = None, **options: Unpack[FeedOptions]
+    ) -> Feed[LeaseEvent]:
+        """What becomes of leases; see ``subscribe``."""
+        return Feed(self, TailEventsArgs(families=frozenset({Family.LEASE}), **options), namespace)
+
+    def subscribe_signal_delivery(
+        self: AnyEngine, *, namespace: str | None = None, **options: Unpack[FeedOptions]
+    ) -> Feed[SignalEvent]:
+        """Which signals are received, and what they do; see ``subscribe``."""
+        return Feed(self, TailEventsArgs(families=frozenset({Family.SIGNAL}), **options), namespace)
+
+    def subscribe_instance_tags(
+        self: AnyEngine, *, namespace: str | None = None, **options: Unpack[FeedOptions]
+    ) -> Feed[TagEvent]:
+        """Which executions get tags, and lose them; see ``subscribe``."""
+        return Feed(self, TailEventsArgs(families=frozenset({Family.TAG}), **options), namespace)
 
 
 # Reading

@@ -18,10 +18,13 @@ import msgspec
 
 from flowfabric import errors
 from flowfabric.contracts.check import check
+from flowfabric.contracts.events import TailEventsArgs
 from flowfabric.contracts.flows import CancelFlowArgs
 from flowfabric.contracts.packed import MSGPACK, pack, unpack
+from flowfabric.contracts.reads import ServerTimeArgs
 from flowfabric.contracts.streams import TailFramesArgs
 from flowfabric.core.registry import result_type_of
+from flowfabric.engine.feeds import Subscribing
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.notifier import Notifier
 from flowfabric.remote.problems import error_of, error_of_fault
@@ -41,7 +44,7 @@ REQUESTS_MAX: Final = 4
 TIMEOUT_S: Final = 60.0
 WATCH_MS: Final = 20_000
 PAUSE_S: Final = 1.0
-PATIENT: Final = (TailFramesArgs, CancelFlowArgs)
+PATIENT: Final = (TailFramesArgs, TailEventsArgs, CancelFlowArgs)
 """Commands that the server may answer late."""
 
 log = logging.getLogger("flowfabric.remote")
@@ -110,7 +113,7 @@ class Outside:
         return answers
 
 
-class HttpEngine:
+class HttpEngine(Subscribing):
     """Executes commands through a server.
 
     Args:
@@ -180,6 +183,10 @@ class HttpEngine:
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*self._senders, return_exceptions=True)
         await client.aclose()
+
+    async def now(self) -> int:
+        """The clock of the server's store, in milliseconds."""
+        return (await self.execute(ServerTimeArgs())).now_ms
 
     async def __aenter__(self) -> Self:
         await self.start()

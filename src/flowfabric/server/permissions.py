@@ -27,6 +27,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "get_flow_tag",
         "list_attempts",
         "list_edges",
+        "list_events",
         "list_execution_summaries",
         "list_executions",
         "list_expired_leases",
@@ -55,6 +56,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "resolve_execution_flow_id",
         "scan_eligible",
         "server_time",
+        "tail_events",
         "tail_frames",
     ),
     _SUBMITS: (

@@ -17,7 +17,7 @@ from flowfabric.contracts.leases import LeaseRenewed, RenewLeaseArgs
 
 if TYPE_CHECKING:
     from flowfabric.contracts.leases import ClaimedWork
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 log = logging.getLogger("flowfabric.worker")
 
@@ -96,7 +96,7 @@ class HeldLease:
 class Heartbeat:
     """Renews all leases of one worker, together."""
 
-    def __init__(self, engine: Engine, namespace: str, lease_ttl_ms: int) -> None:
+    def __init__(self, engine: AnyEngine, namespace: str, lease_ttl_ms: int) -> None:
         self._engine = engine
         self._namespace = namespace
         self._ttl_ms = lease_ttl_ms

@@ -17,7 +17,7 @@ from flowfabric.contracts.workers import DeregisterWorkerArgs, HeartbeatWorkerAr
 if TYPE_CHECKING:
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.workers import RegisterWorkerArgs
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 log = logging.getLogger("flowfabric.worker")
 
@@ -30,7 +30,7 @@ ANSWER_S: Final = 2.0
 class Registration:
     """Registers one worker, lets it be heard of, and takes it off the record when it ends."""
 
-    def __init__(self, engine: Engine, worker: RegisterWorkerArgs) -> None:
+    def __init__(self, engine: AnyEngine, worker: RegisterWorkerArgs) -> None:
         self._engine = engine
         self._worker = worker
         self._period_s = worker.ttl_ms / 1_000 / HEARTBEATS

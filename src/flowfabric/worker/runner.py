@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.leases import ClaimedWork
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
     from flowfabric.handlers import Handler
 
 log = logging.getLogger("flowfabric.worker")
@@ -46,7 +46,11 @@ class Runner:
     """Runs handlers for one worker."""
 
     def __init__(
-        self, engine: Engine, handlers: Mapping[str, Handler[..., Any]], namespace: str, heartbeat: Heartbeat
+        self,
+        engine: AnyEngine,
+        handlers: Mapping[str, Handler[..., Any]],
+        namespace: str,
+        heartbeat: Heartbeat,
     ) -> None:
         self._engine = engine
         self._handlers = handlers

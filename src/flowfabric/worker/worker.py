@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
     from flowfabric.engine.notifier import Subscription
     from flowfabric.handlers import Handler
 
@@ -67,7 +67,7 @@ class Worker:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: AnyEngine,
         handlers: Mapping[str, Handler[..., Any]],
         *,
         namespace: str,
