@@ -1,6 +1,27 @@
 """Importing this module registers every rule and every operation."""
 
 from flowfabric.core import rules
-from flowfabric.engine import claiming, creating, flows, journal, listing, scheduler, streams
+from flowfabric.engine import (
+    admission,
+    claiming,
+    creating,
+    flows,
+    headroom,
+    journal,
+    listing,
+    scheduler,
+    streams,
+)
 
-__all__ = ["claiming", "creating", "flows", "journal", "listing", "rules", "scheduler", "streams"]
+__all__ = [
+    "admission",
+    "claiming",
+    "creating",
+    "flows",
+    "headroom",
+    "journal",
+    "listing",
+    "rules",
+    "scheduler",
+    "streams",
+]

@@ -29,6 +29,7 @@ from flowfabric.contracts.partitions import Partition
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs, ClaimCandidateResult
 from flowfabric.core.indexes import ELIGIBLE, SEPARATOR, scope_of
 from flowfabric.core.records import Execution, key_for
+from flowfabric.engine.admission import NO_HEADROOM, claim_admitted
 from flowfabric.engine.operations import operation
 from flowfabric.minting import new_attempt_id, new_lease_id
 
@@ -46,7 +47,13 @@ PAGE_ROWS: Final = 64
 """How many candidates every page but the first has; the first has as many as are wanted."""
 SCOPES_PER_PAGE: Final = 1_000
 
-PASSED_OVER: Final = (errors.StateRefusal, errors.NotFound, errors.Contention, errors.CapabilityMismatch)
+PASSED_OVER: Final = (
+    errors.StateRefusal,
+    errors.NotFound,
+    errors.Contention,
+    errors.CapabilityMismatch,
+    *NO_HEADROOM,
+)
 """Refusals that say: not this one, try the next."""
 
 
@@ -127,25 +134,34 @@ async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) 
 async def _claim_found(
     engine: Engine, search: Search, args: ClaimBatchArgs, envelope: Envelope, claims: list[ClaimedWork]
 ) -> None:
-    """Claim what the search finds, page by page, until the limit is reached or there is no more."""
+    """Claim what the search finds, page by page, until the limit is reached or there is no more.
+
+    A damaged record keeps only its own work from being claimed. It is told if nothing else was found.
+    """
     size = args.limit
+    damaged: list[errors.StoreCorrupt] = []
     for _ in range(PAGES_MAX):
         page = await search.next(size)
         untried = iter(page)
         while candidates := list(islice(untried, args.limit - len(claims))):
             commands = [_claim_of(candidate, args) for candidate in candidates]
-            _take(await engine.execute_many(commands, namespace=envelope.namespace), claims)
+            damaged += _take(await claim_admitted(engine, commands, envelope), claims)
         if len(page) < size or len(claims) == args.limit:
-            return
+            break
         size = max(args.limit - len(claims), PAGE_ROWS)
+    if damaged and not claims:
+        raise damaged[0]
 
 
-def _take(answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]) -> None:
-    """Note what was claimed. Raises what says more than «not this one»."""
+def _take(
+    answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]
+) -> list[errors.StoreCorrupt]:
+    """Note what was claimed. Raises what says more than «not this one»; returns what is damaged."""
     claims += [answer.work for answer in answers if isinstance(answer, CandidateClaimed)]
     for answer in answers:
-        if isinstance(answer, Exception) and not isinstance(answer, PASSED_OVER):
+        if isinstance(answer, Exception) and not isinstance(answer, (*PASSED_OVER, errors.StoreCorrupt)):
             raise answer
+    return [answer for answer in answers if isinstance(answer, errors.StoreCorrupt)]
 
 
 def _claim_of(candidate: Candidate, args: ClaimBatchArgs) -> ClaimCandidateArgs:

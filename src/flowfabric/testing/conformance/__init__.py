@@ -13,6 +13,8 @@ is stored with what the memory store holds after the same commands, and audits a
 import pytest
 
 pytest.register_assert_rewrite(
+    "flowfabric.testing.conformance.admission",
+    "flowfabric.testing.conformance.budgets",
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
@@ -21,7 +23,9 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.scenarios",
 )
 
-from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
+from flowfabric.testing.conformance.admission import AdmissionConformance  # noqa: E402 - rewritten first
+from flowfabric.testing.conformance.budgets import BudgetConformance  # noqa: E402
+from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
@@ -29,6 +33,8 @@ from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa:
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 
 __all__ = [
+    "AdmissionConformance",
+    "BudgetConformance",
     "CommandConformance",
     "FenceConformance",
     "FlowConformance",
@@ -45,6 +51,8 @@ class StoreConformance(
     FenceConformance,
     ScenarioConformance,
     FlowConformance,
+    BudgetConformance,
+    AdmissionConformance,
     ModelConformance,
 ):
     """Everything a store has to pass."""

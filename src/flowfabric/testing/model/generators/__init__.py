@@ -1,6 +1,7 @@
 """The generators, a module per subject. Importing this package registers all of them."""
 
 from flowfabric.testing.model.generators import (
+    budgets,
     executions,
     flows,
     leases,
@@ -9,4 +10,4 @@ from flowfabric.testing.model.generators import (
     waiting,
 )
 
-__all__ = ["executions", "flows", "leases", "reads", "streams", "waiting"]
+__all__ = ["budgets", "executions", "flows", "leases", "reads", "streams", "waiting"]
