@@ -71,8 +71,10 @@ async def _look_after_budget(engine: Engine, identity: str) -> bool:
     [budget] = await load_records(engine, [key_for(Budget, identity)])
     if not isinstance(budget, Budget) or (budget.cancelling_at is None and budget.waking_at is None):
         return False
-    cancelled = budget.cancelling_at is None or await _cancel_page(engine, budget)
-    woken = budget.waking_at is None or budget.closed_at is not None or await _wake_page(engine, budget)
+    cancelled = budget.cancelling_at is not None and await _cancel_page(engine, budget)
+    woken = budget.waking_at is not None and (
+        budget.closed_at is not None or await _wake_page(engine, budget)
+    )
     if cancelled or woken:
         await _run(
             engine,
