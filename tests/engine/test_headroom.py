@@ -4,8 +4,16 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.budgets import ReconcileBudgetCountersArgs, ResetBudgetArgs
-from flowfabric.contracts.quotas import CheckAdmissionArgs
-from flowfabric.core.records import Budget, BudgetUsage, GivenBack, budget_identity, key_for
+from flowfabric.contracts.quotas import CheckAdmissionArgs, ReconcileQuotaCountersArgs
+from flowfabric.core.records import (
+    Budget,
+    BudgetUsage,
+    GivenBack,
+    QuotaPolicy,
+    budget_identity,
+    key_for,
+    quota_identity,
+)
 from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS
 from flowfabric.core.state import Situation
 from flowfabric.engine import engine as engine_module
@@ -224,4 +232,13 @@ async def test_counters_that_are_off_are_corrected():
         found = await bed.execute(ReconcileBudgetCountersArgs(budget_id=budget_id))
         assert (found.action, found.usage) == ("corrected", {"tokens": 4})
         assert await tokens_used(bed, budget_id) == 4
+        await bed.check()
+
+
+async def test_a_counter_of_admissions_that_is_off_is_corrected():
+    async with Bed(MemoryStore()) as bed:
+        quota_policy_id = await new_quota(bed, cap=1)
+        await change(bed, QuotaPolicy, quota_identity(quota_policy_id), active=1)
+        found = await bed.execute(ReconcileQuotaCountersArgs(quota_policy_id=quota_policy_id))
+        assert (found.action, found.active) == ("corrected", 0)
         await bed.check()
