@@ -223,7 +223,8 @@ def render_errors() -> str:
 
 
 SETTINGS = {
-    "FF_URL": "The store, such as `sqlite:///work.db` or `postgresql://user@host/database`. Default: `sqlite:///flowfabric.db`.",
+    "FF_URL": "The store, such as `sqlite:///work.db`, `postgresql://user@host/database` or "
+    "`valkey://host:6379/0`. Default: `sqlite:///flowfabric.db`.",
     "FF_NAMESPACE": "The namespace of the command line. Default: `default`.",
     "FF_WAITPOINT_HMAC_SECRET": "The first key that signs waitpoint tokens, 64 hexadecimal digits. "
     "Default: a random one, kept in the store.",
