@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flowfabric.audit import audit
-from flowfabric.core.audit import FLOW_INVARIANTS
+from flowfabric.core.audit import FLOW_INVARIANTS, INVARIANTS
 from flowfabric.core.records import (
     Edge,
     EdgeGroup,
@@ -23,6 +23,7 @@ from flowfabric.core.records import (
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.conformance.flows import graph
+from flowfabric.testing.scenarios import ROOT
 
 DAMAGE: dict[str, Callable[[Bed, Any], Awaitable[None]]] = {}
 """Invariant -> a coroutine function that breaks it in a sound flow ``ab bc``, of which a has succeeded."""
@@ -97,6 +98,17 @@ async def members_counted_once(bed, flow):
     await change(bed, FlowProgress, flow_identity(flow.flow_id), outcomes={"success": 2})
 
 
+@damage
+async def closed_graph_stays(bed, flow):
+    await change(bed, Flow, flow_identity(flow.flow_id), sealed_at=bed.clock.now_ms - 1)
+
+
+@damage
+async def one_namespace(bed, flow):
+    identity = f"{flow_identity(flow.flow_id)}/{flow.edges['ab']}"
+    await change(bed, Edge, identity, namespace="other")
+
+
 @pytest.fixture
 async def bed():
     async with Bed(MemoryStore()) as bed:
@@ -111,6 +123,11 @@ async def test_the_damage_to_a_flow_is_found(bed, invariant):
     assert (await audit(bed.engine)).violations == ()
     await DAMAGE[invariant](bed, flow)
     assert invariant in {violation.invariant for violation in (await audit(bed.engine)).violations}
+
+
+def test_every_invariant_is_explained():
+    page = (ROOT / "docs" / "invariants.md").read_text("utf-8")
+    assert [name for name in (*INVARIANTS, *FLOW_INVARIANTS) if f"`{name}`" not in page] == []
 
 
 def test_every_invariant_of_flows_is_damaged_by_some_test():

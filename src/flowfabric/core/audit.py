@@ -506,6 +506,23 @@ def _members_counted_once(held: HeldFlow) -> Iterator[str]:
             yield f"{member.execution_id} is counted as {member.counted!r}, not {counted_as(execution)!r}"
 
 
+def _closed_graph_stays(held: HeldFlow) -> Iterator[str]:
+    """A graph that is sealed, or whose flow was cancelled, has got no edge since."""
+    ends = [instant for instant in (held.flow.sealed_at, held.flow.cancelled_at) if instant is not None]
+    for edge in held.edges.values():
+        if ends and edge.created_at > min(ends):
+            yield f"edge {edge.edge_id} is of {edge.created_at}, the graph was closed at {min(ends)}"
+
+
+def _one_namespace(held: HeldFlow) -> Iterator[str]:
+    """A flow, its members and its edges belong to one namespace."""
+    own = held.flow.namespace
+    parts = (*held.executions.values(), *held.edges.values(), *([held.progress] if held.progress else ()))
+    for part in parts:
+        if part.namespace != own:
+            yield f"in {own!r}, {part.key} in {part.namespace!r}"
+
+
 FLOW_INVARIANTS: Final[dict[str, Callable[[HeldFlow], Iterable[str]]]] = {
     "members_without_gaps": _members_without_gaps,
     "graph_is_mirrored": _graph_is_mirrored,
@@ -515,6 +532,8 @@ FLOW_INVARIANTS: Final[dict[str, Callable[[HeldFlow], Iterable[str]]]] = {
     "one_verdict": _one_verdict,
     "cancelled_with_its_members": _cancelled_with_its_members,
     "members_counted_once": _members_counted_once,
+    "closed_graph_stays": _closed_graph_stays,
+    "one_namespace": _one_namespace,
 }
 """What holds for one flow, by name."""
 

@@ -54,6 +54,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """True for records that hold payloads: stores keep them apart from the small ones."""
 
     last_request: LastRequest | None = None
+    earlier_requests: tuple[LastRequest, ...] = ()
+    """Those before it whose commands would act anew if they were repeated, the latest last."""
 
     @property
     def key(self) -> Key:

@@ -231,7 +231,7 @@ def ack_cancel_member(work: Work, args: AckCancelMemberArgs) -> CancelMemberAckn
 # Tags
 
 
-@rule(SetFlowTagsArgs, subject=flow_subject)
+@rule(SetFlowTagsArgs, subject=flow_subject, acts_anew=True)
 def set_flow_tags(work: Work, args: SetFlowTagsArgs) -> SetExecutionTagsResult:
     """Add or replace tags. A flow that has ended can be tagged too.
 
@@ -242,7 +242,7 @@ def set_flow_tags(work: Work, args: SetFlowTagsArgs) -> SetExecutionTagsResult:
     return _merge_tags(work, args.flow_id, args.tags)
 
 
-@rule(SetFlowTagArgs, subject=flow_subject)
+@rule(SetFlowTagArgs, subject=flow_subject, acts_anew=True)
 def set_flow_tag(work: Work, args: SetFlowTagArgs) -> SetExecutionTagsResult:
     """Add or replace one tag.
 

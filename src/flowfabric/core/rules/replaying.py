@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
 
-@rule(ReplayExecutionArgs)
+@rule(ReplayExecutionArgs, acts_anew=True)
 def replay_execution(work: Work, args: ReplayExecutionArgs) -> ReplayExecutionResult:
     """Let an ended execution run again; the next claim opens a new attempt.
 
