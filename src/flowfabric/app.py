@@ -26,6 +26,7 @@ from flowfabric.contracts.policy import Backoff
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
+from flowfabric.flows import Flow, FlowRun
 from flowfabric.handlers import Handler, handler_policy, milliseconds
 from flowfabric.run import Run
 from flowfabric.submissions import Submissions, SubmitOptions, require_options_for_many
@@ -304,6 +305,34 @@ class FlowFabric:
                 raise outcome
             runs.append(self._submissions.run(lambda: engine, handler, outcome))
         return runs
+
+    def flow(self, kind: str) -> Flow:
+        """Begin to build a flow; ``submit_flow`` submits it.
+
+        Args:
+            kind: what kind of flow it is, for whoever looks at it.
+        """
+        return Flow(kind)
+
+    async def submit_flow(self, flow: Flow, *, idempotency_key: str | None = None) -> FlowRun:
+        """Submit a flow as a whole: all its members with their joins, or nothing.
+
+        Args:
+            flow: what was built. It may be submitted again, which makes another flow.
+            idempotency_key: submitting with this key again gives the same flow, whatever is in it.
+
+        Raises:
+            InvalidInput: a value breaks a rule, or there are no members, or too many.
+            Unencodable: an input cannot be stored.
+        """
+        engine = self.engine
+        command, ids = await flow.command(engine.store, self._submissions, idempotency_key)
+        return flow.run(lambda: engine, self._submissions, await engine.execute(command), ids)
+
+    def flow_run(self, flow_id: str) -> FlowRun:
+        """The run of a flow that was submitted before, here or elsewhere."""
+        engine = self.engine
+        return FlowRun(lambda: engine, self.namespace, flow_id)
 
     @overload
     def within(self, connection: AsyncConnection) -> Transaction: ...

@@ -188,6 +188,14 @@ class RunSkipped(RunEnded):
     """What the execution depends on cannot succeed any more. Replay what it depends on first."""
 
 
+class FlowRunFailed(RunEnded):
+    """The flow ended, and some of its members did not succeed. Read its members to see which."""
+
+
+class FlowRunCancelled(RunEnded):
+    """The flow was cancelled. See the reason."""
+
+
 # Invalid input
 
 

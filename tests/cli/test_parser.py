@@ -13,7 +13,7 @@ from tests.cli.conftest import ROOT
 
 VERBS = [
     "worker", "submit", "list", "show", "tail", "cancel", "replay", "approve", "signal", "token", "pause",
-    "unpause", "budget", "quota", "audit", "migrate", "keys",
+    "unpause", "budget", "quota", "flow", "audit", "migrate", "keys",
 ]  # fmt: skip
 
 

@@ -167,6 +167,18 @@ async def test_an_input_without_a_json_form_is_refused_and_the_transaction_goes_
     assert await party.orders() == [7]
 
 
+async def test_a_flow_is_submitted_by_the_commit(app: FlowFabric, party: Party) -> None:
+    flow = app.flow("doubled")
+    flow.add("double", 7, after=flow.add("double", 1, name="first"), name="second")
+    async with working(app):
+        await party.begin()
+        run = await party.submit_flow(flow)
+        with pytest.raises(errors.FlowNotFound):
+            await run.state()
+        await party.commit()
+        assert await run.result(timeout=5) == {"second": 14}
+
+
 async def test_one_execution_is_named_only_where_one_is_submitted(party: Party) -> None:
     await party.begin()
     with pytest.raises(TypeError, match="names one execution"):

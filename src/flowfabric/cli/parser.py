@@ -83,7 +83,7 @@ def build_parser() -> Parser:
     )
     for add in (_worker, _submit, _list, _show, _tail, _cancel, _replay, _approve, _signal, _token):
         add(verbs)
-    for add in (_pause, _unpause, _budget, _quota, _audit, _migrate, _keys):
+    for add in (_pause, _unpause, _budget, _quota, _flow, _audit, _migrate, _keys):
         add(verbs)
     return parser
 
@@ -325,6 +325,25 @@ def _token(verbs: Any) -> None:
     _id(parser)
     parser.add_argument(
         "waitpoint", metavar="WAITPOINT", nargs="?", type=values.uuid, help="its id (the only one)"
+    )
+
+
+def _flow(verbs: Any) -> None:
+    parser = _verb(verbs, "flow", "submit, list, show or cancel flows", "flows:manage_flows")
+    add = parser.add_argument
+    actions = ("submit", "list", "show", "members", "cancel")
+    add("action", choices=actions, metavar="ACTION", help="submit, list, show, members or cancel")
+    add("subject", metavar="SUBJECT", nargs="?", help="the file to submit (- for standard input), or the id")
+    add("--idempotency-key", metavar="KEY", help="submitting again with this key finds the first flow")
+    add("--limit", type=values.positive, metavar="N", default=50, help="how many at most (50)")
+    add("--cursor", metavar="CURSOR", help="continue behind a list that said there is more")
+    add("--reason", default="cancelled by an operator", metavar="TEXT", help="why, for the record")
+    add(
+        "--policy",
+        choices=("cancel_all", "cancel_pending", "cancel_flow_only"),
+        metavar="POLICY",
+        default="cancel_all",
+        help="which members to cancel: cancel_all, cancel_pending or cancel_flow_only (cancel_all)",
     )
 
 

@@ -26,6 +26,7 @@ from flowfabric.contracts.ids import (
 )
 from flowfabric.contracts.limits import EDGES_PER_REQUEST_MAX, MEMBERS_PER_REQUEST_MAX, PAGE_ROWS_MAX, U32_MAX
 from flowfabric.contracts.partitions import PartitionIndex
+from flowfabric.contracts.states import PublicState
 from flowfabric.errors import InvalidInput
 
 SUCCESS_ONLY = "success_only"
@@ -516,6 +517,7 @@ class FlowSnapshot(Value):
     cancellation_policy: str | None = None
     tags: dict[str, str] = msgspec.field(default_factory=dict)
     edge_groups: tuple[EdgeGroupSnapshot, ...] = ()
+    """The joins of the first 1,000 members; ``list_flow_members`` has all of them, page by page."""
     sealed: bool = False
     outcomes: dict[str, int] = msgspec.field(default_factory=dict)
     """How many members have ended in which way."""
@@ -525,6 +527,34 @@ class DescribeFlowArgs(Command[FlowSnapshot | None]):
     """Read one flow with its joins; ``None`` when it does not exist."""
 
     flow_id: FlowId
+
+
+class FlowMemberInfo(Value):
+    """One member of a flow, and the join before it."""
+
+    position: Amount
+    execution_id: ExecutionId
+    execution_kind: str
+    public_state: PublicState
+    cancel_requested: bool = False
+    """True while the cancelled flow has still to cancel this member."""
+    join: EdgeGroupSnapshot | None = None
+    """None for a member without incoming edges."""
+
+
+class ListFlowMembersPage(Value):
+    """Members in the order in which they were added."""
+
+    members: tuple[FlowMemberInfo, ...]
+    next_cursor: Amount | None = None
+
+
+class ListFlowMembersArgs(Command[ListFlowMembersPage | None]):
+    """List the members of a flow after a position; ``None`` when the flow does not exist."""
+
+    flow_id: FlowId
+    cursor: Amount | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ROWS_MAX)] = _PAGE
 
 
 class FlowStatus(StrEnum):

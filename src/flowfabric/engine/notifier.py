@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import ELIGIBLE, SEPARATOR
+from flowfabric.core.records import Flow, FlowProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +33,11 @@ def execution_topic(execution_id: str) -> str:
     return f"execution/{execution_id}"
 
 
+def flow_topic(flow_id: str) -> str:
+    """Woken when this flow changes, or one of its members has ended."""
+    return f"flow/{flow_id}"
+
+
 def ended_topic(execution_id: str) -> str:
     """Woken when this execution ends."""
     return f"ended/{execution_id}"
@@ -47,6 +53,11 @@ def topics_of(commit: Commit) -> set[str]:
     topics = {execution_topic(event.execution_id) for event in commit.events}
     topics.update(
         ended_topic(event.execution_id) for event in commit.events if event.family is Family.COMPLETION
+    )
+    topics.update(
+        flow_topic(change.record.flow_id)
+        for change in commit.changes
+        if isinstance(change.record, (Flow, FlowProgress))
     )
     topics.update(execution_topic(frame.stream.partition("/")[0]) for frame in commit.appends)
     for index, scope, sort, _ in commit.rows_added:

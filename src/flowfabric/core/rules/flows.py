@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
 from flowfabric.contracts.executions import SetExecutionTagsResult, TagsSet
@@ -22,8 +22,11 @@ from flowfabric.contracts.flows import (
     FlowCancelStarted,
     FlowCreated,
     FlowExists,
+    FlowMemberInfo,
     FlowSnapshot,
     GetFlowTagArgs,
+    ListFlowMembersArgs,
+    ListFlowMembersPage,
     MemberAdded,
     MemberExists,
     SetFlowTagArgs,
@@ -58,13 +61,16 @@ from flowfabric.core.rules.graph import (
     the_flow,
 )
 from flowfabric.core.rules.joins import count_member
-from flowfabric.core.state import is_terminal
+from flowfabric.core.state import is_terminal, public_state
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
 CANCELLING = frozenset({FlowCancellationPolicy.CANCEL_ALL, FlowCancellationPolicy.CANCEL_PENDING})
 """The policies that reach members."""
+
+MEMBERS_DESCRIBED_MAX: Final = 1_000
+"""Of how many members a flow's description shows the joins."""
 
 
 @rule(CreateFlowArgs, subject=flow_subject)
@@ -276,12 +282,13 @@ def get_flow_tag(work: Work, args: GetFlowTagArgs) -> str | None:
 
 @rule(DescribeFlowArgs, subject=flow_subject, query=True)
 def describe_flow(work: Work, args: DescribeFlowArgs) -> FlowSnapshot | None:
-    """One flow with its joins, in the order of its members."""
+    """One flow with the joins of its first members, in their order."""
     flow = find_flow(work, args.flow_id)
     if flow is None:
         return None
     progress = progress_of(work, flow)
-    groups = work.read_all(EdgeGroup, [member.execution_id for member in members_of(work, flow)])
+    members = members_of(work, flow, limit=MEMBERS_DESCRIBED_MAX)
+    groups = work.read_all(EdgeGroup, [member.execution_id for member in members])
     return FlowSnapshot(
         flow_id=flow.flow_id,
         flow_kind=flow.flow_kind,
@@ -299,6 +306,41 @@ def describe_flow(work: Work, args: DescribeFlowArgs) -> FlowSnapshot | None:
         edge_groups=tuple(_group_snapshot(group) for group in groups if group is not None and group.total),
         sealed=flow.sealed_at is not None,
         outcomes=progress.outcomes,
+    )
+
+
+@rule(ListFlowMembersArgs, subject=flow_subject, query=True)
+def list_flow_members(work: Work, args: ListFlowMembersArgs) -> ListFlowMembersPage | None:
+    """A page of members with their joins; None if there is no such flow.
+
+    Raises:
+        StoreCorrupt: a member, or its execution, is gone.
+    """
+    flow = find_flow(work, args.flow_id)
+    if flow is None:
+        return None
+    first = 0 if args.cursor is None else args.cursor + 1
+    members = members_of(work, flow, first=first, limit=args.limit)
+    ids = [member.execution_id for member in members]
+    executions = work.read_all(Execution, ids)
+    groups = work.read_all(EdgeGroup, ids)
+    more = first + len(members) < flow.node_count
+    return ListFlowMembersPage(
+        members=tuple(map(_member_info, members, executions, groups)),
+        next_cursor=members[-1].position if more and members else None,
+    )
+
+
+def _member_info(member: FlowMember, execution: Execution | None, group: EdgeGroup | None) -> FlowMemberInfo:
+    if execution is None:
+        raise errors.StoreCorrupt(record=key_for(Execution, member.execution_id))
+    return FlowMemberInfo(
+        position=member.position,
+        execution_id=member.execution_id,
+        execution_kind=execution.execution_kind,
+        public_state=public_state(execution),
+        cancel_requested=member.cancel_requested_at is not None,
+        join=None if group is None or not group.total else _group_snapshot(group),
     )
 
 

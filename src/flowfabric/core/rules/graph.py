@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric import errors
 from flowfabric.contracts.flows import FlowCancellationPolicy
-from flowfabric.contracts.limits import GRAPH_WALK_MAX
+from flowfabric.contracts.limits import FLOW_NODES_MAX, GRAPH_WALK_MAX
 from flowfabric.contracts.states import TerminalOutcome
 from flowfabric.core.records import (
     Edge,
@@ -94,13 +94,17 @@ def require_open(work: Work, flow: Flow) -> None:
         raise errors.FlowSealed(flow_id=flow.flow_id)
 
 
-def members_of(work: Work, flow: Flow) -> list[FlowMember]:
-    """All members of a flow, in the order in which they were added."""
-    identities = [f"{flow.identity}/{position}" for position in range(flow.node_count)]
-    members = work.read_all(FlowMember, identities)
+def members_of(work: Work, flow: Flow, *, first: int = 0, limit: int = FLOW_NODES_MAX) -> list[FlowMember]:
+    """Members of a flow from a position on, in the order in which they were added.
+
+    Raises:
+        StoreCorrupt: one of them is gone.
+    """
+    positions = range(first, min(flow.node_count, first + limit))
+    members = work.read_all(FlowMember, [f"{flow.identity}/{position}" for position in positions])
     found = [member for member in members if member is not None]
-    if len(found) < flow.node_count:
-        raise errors.StoreCorrupt(record=flow.key, members=len(found), expected=flow.node_count)
+    if len(found) < len(positions):
+        raise errors.StoreCorrupt(record=flow.key, members=len(found), expected=len(positions))
     return found
 
 

@@ -37,6 +37,7 @@ from flowfabric.contracts.flows import (
     FlowCancellationPolicy,
     FlowCancelled,
     FlowExists,
+    FlowMemberInfo,
     FlowSnapshot,
     FlowStatus,
     FlowSubmitted,
@@ -44,6 +45,7 @@ from flowfabric.contracts.flows import (
     GroupPolicy,
     IncomingEdges,
     ListEdgesArgs,
+    ListFlowMembersArgs,
     ListFlowsArgs,
     MemberExists,
     NewEdge,
@@ -246,6 +248,33 @@ class MemberScenarios(StoreSuite):
         assert await bed.execute(read, namespace="other") is None
         refusal = await bed.refused(flow.cancelling(), namespace="other")
         assert isinstance(refusal, errors.FlowNotFound)
+
+    async def test_members_are_listed_in_pages_with_their_joins(self, bed: Bed) -> None:
+        flow = await graph(bed, "abcde")
+        await flow.connect("ae be")
+        await flow.run("a")
+        found: list[FlowMemberInfo] = []
+        cursor = None
+        for _ in range(3):
+            page = await bed.execute(ListFlowMembersArgs(flow_id=flow.flow_id, cursor=cursor, limit=2))
+            assert page is not None
+            found += page.members
+            cursor = page.next_cursor
+        assert cursor is None
+        assert [member.execution_id for member in found] == list(flow.ids.values())
+        assert [member.position for member in found] == list(range(5))
+        assert found[0].public_state is COMPLETED
+        assert [member.join is None for member in found] == [True, True, True, True, False]
+        assert found[4].join == await flow.group("e")
+
+    async def test_an_unknown_flow_has_no_members_and_an_empty_one_an_empty_page(self, bed: Bed) -> None:
+        assert await bed.execute(ListFlowMembersArgs(flow_id=bed.new_id())) is None
+        flow = await graph(bed)
+        ask = ListFlowMembersArgs(flow_id=flow.flow_id)
+        page = await bed.execute(ask)
+        assert page is not None
+        assert (page.members, page.next_cursor) == ((), None)
+        assert await bed.execute(ask, namespace="other") is None
 
     @pytest.mark.scenario("LIST-004")
     async def test_flows_are_listed_by_partition_in_pages(self, bed: Bed) -> None:
