@@ -50,7 +50,7 @@ def active(book):
 )
 def test_the_ring_admits_what_a_list_of_all_admissions_would(rate, pauses):
     book = policy(rate=rate)
-    admitted = []
+    admitted: list[int] = []
     for pause in pauses:
         book.advance(pause)
         recent = [instant for instant in admitted if instant > book.now - WINDOW_MS]

@@ -56,7 +56,7 @@ KIND_OF_REASON: Final = {
 """The reasons that may be set and taken away by hand."""
 
 
-@rule(BlockExecutionArgs)
+@rule(BlockExecutionArgs, acts_anew=True)
 def block_execution(work: Work, args: BlockExecutionArgs) -> BlockExecutionResult:
     """Block a runnable execution for one more reason.
 
@@ -109,7 +109,7 @@ def _kind_of(reason: str) -> BlockerKind:
     raise errors.InvalidBlockingReason(field="blocking_reason", value=repr(reason[:64]), rule=rule_text)
 
 
-@rule(UnblockExecutionArgs)
+@rule(UnblockExecutionArgs, acts_anew=True)
 def unblock_execution(work: Work, args: UnblockExecutionArgs) -> UnblockExecutionResult:
     """Take one reason away. What was held back for lack of headroom is held back again at its claim.
 
@@ -137,7 +137,7 @@ def unblock_execution(work: Work, args: UnblockExecutionArgs) -> UnblockExecutio
 # Pausing
 
 
-@rule(PauseExecutionArgs)
+@rule(PauseExecutionArgs, acts_anew=True)
 def pause_execution(work: Work, args: PauseExecutionArgs) -> PauseExecutionResult:
     """Keep an execution from being claimed, now or as soon as it is runnable again.
 
@@ -159,7 +159,7 @@ def pause_execution(work: Work, args: PauseExecutionArgs) -> PauseExecutionResul
     return ExecutionPaused(execution_id=args.execution_id, public_state=public_state(execution))
 
 
-@rule(UnpauseExecutionArgs)
+@rule(UnpauseExecutionArgs, acts_anew=True)
 def unpause_execution(work: Work, args: UnpauseExecutionArgs) -> UnpauseExecutionResult:
     """End a pause. An execution that is not paused stays as it is.
 

@@ -165,7 +165,7 @@ def _definition(budget: Budget) -> tuple[object, ...]:
     )
 
 
-@rule(ChangeBudgetLimitsArgs, subject=budget_subject, reads=_usage_keys)
+@rule(ChangeBudgetLimitsArgs, subject=budget_subject, reads=_usage_keys, acts_anew=True)
 def change_budget_limits(work: Work, args: ChangeBudgetLimitsArgs) -> BudgetLimitsChanged:
     """Set limits. They hold from the next report and the next claim on.
 
@@ -216,7 +216,7 @@ def close_budget(work: Work, budget: Budget, dimension: str) -> None:
 # Resetting
 
 
-@rule(ResetBudgetArgs, subject=budget_subject, reads=_usage_keys)
+@rule(ResetBudgetArgs, subject=budget_subject, reads=_usage_keys, acts_anew=True)
 def reset_budget(work: Work, args: ResetBudgetArgs) -> ResetBudgetResult:
     """Begin a new period, because an operator wants it.
 
