@@ -45,6 +45,7 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerRegistration,
     key_for,
     kind_of,
 )
@@ -187,6 +188,8 @@ class _Auditor:
             )
         elif isinstance(record, QuotaPolicy):
             found += await self._check_quota(record)
+        elif isinstance(record, WorkerRegistration):
+            found += checks.check_worker(record)
         elif isinstance(record, StreamMeta) and owner is not None:
             found += await self._check_stream(record, owner)
         return found + await self._missing_rows(record)
@@ -247,7 +250,9 @@ class _Auditor:
             nodes=await self._by_id(FlowNode, ids),
             groups=await self._by_id(EdgeGroup, ids),
             edges={edge.edge_id: edge for edge in edges},
-            told=frozenset([found for found in ids if await self._has_keys("message", found)]),
+            told=frozenset(
+                [found for found in (*ids, flow.identity) if await self._has_keys("message", found)]
+            ),
         )
 
     async def _by_id(self, record_type: type[Any], ids: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from flowfabric.stores.valkey import Settings, ValkeyStore
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.faults import connection_error, server_error
 from flowfabric.stores.valkey.library import library
-from flowfabric.stores.valkey.opening import attest
+from flowfabric.stores.valkey.opening import LEVELS, attest
 from tests.stores.builders import counter, creation, record_of, version_of
 from tests.valkey import Server, server
 
@@ -103,7 +103,7 @@ class TestRefusals:
         self, info: dict[str, str], error: type[Exception], words: str
     ) -> None:
         with pytest.raises(error, match=words):
-            await attest(FakeClient(**info))
+            await attest(FakeClient(**info), LEVELS[0])
 
     async def test_a_server_that_is_not_there(self, tmp_path: Path) -> None:
         store = ValkeyStore(Settings(socket=str(tmp_path / "none"), password="s3cret"))

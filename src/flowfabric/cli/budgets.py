@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from flowfabric.budgeting import Budget, Quota, budget_creation, quota_creation
 from flowfabric.cli.exits import OK
-from flowfabric.cli.output import print_fields, print_json, print_table, shown_age, shown_time
+from flowfabric.cli.output import print_fields, print_json, print_table, shown_age
 from flowfabric.cli.session import open_engine, run
 from flowfabric.contracts.budgets import BudgetCreated, ResetBudgetArgs
 from flowfabric.contracts.quotas import QuotaPolicyCreated
+from flowfabric.core.instants import shown_time
 
 if TYPE_CHECKING:
     from argparse import Namespace

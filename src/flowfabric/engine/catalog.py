@@ -3,20 +3,25 @@
 from flowfabric.core import rules
 from flowfabric.engine import (
     admission,
+    backend,
     claiming,
     creating,
+    explaining,
     flows,
     headroom,
     journal,
     listing,
     scheduler,
     streams,
+    workers,
 )
 
 __all__ = [
     "admission",
+    "backend",
     "claiming",
     "creating",
+    "explaining",
     "flows",
     "headroom",
     "journal",
@@ -24,4 +29,5 @@ __all__ = [
     "rules",
     "scheduler",
     "streams",
+    "workers",
 ]

@@ -99,6 +99,17 @@ def add_blocker(execution: Execution, blocker: Blocker) -> None:
     execution.blockers = (*others, blocker)
 
 
+def dependency_blocker(execution: Execution) -> Blocker | None:
+    """The blocker of an execution whose dependencies are not all met; None if nothing is open."""
+    if execution.unresolved_dependencies == 0:
+        return None
+    return Blocker(
+        kind=BlockerKind.DEPENDENCIES,
+        reason=BlockingReason.WAITING_FOR_CHILDREN,
+        detail=f"{execution.unresolved_dependencies} dependencies unresolved",
+    )
+
+
 def remove_blocker(execution: Execution, kind: BlockerKind) -> None:
     """Take one blocker away; the others stay."""
     execution.blockers = tuple(blocker for blocker in execution.blockers if blocker.kind is not kind)
@@ -354,14 +365,16 @@ def end_attempt(
 
 
 def make_runnable(work: Work, execution: Execution, blocker: Blocker | None = None) -> None:
-    """Let the execution wait for a worker, or for the blocker to go away first.
+    """Let the execution wait for a worker, or for what blocks it to go away first.
 
-    What an operator has paused meanwhile is held from here on.
+    An edge that was added during a run has not interrupted it, and holds it back from now on; so
+    does a pause that an operator has asked for meanwhile.
     """
     execution.phase = LifecyclePhase.RUNNABLE
     execution.suspended_reason = BlockingReason.NONE
-    if blocker is not None:
-        add_blocker(execution, blocker)
+    for found in (blocker, dependency_blocker(execution)):
+        if found is not None:
+            add_blocker(execution, found)
     if execution.pause_reason is not None:
         add_blocker(execution, pause_blocker(execution.pause_reason))
         execution.pause_reason = None
@@ -422,9 +435,7 @@ def end_execution(
     tell_flow(work, execution, "ended")
 
 
-def reopen_execution(
-    work: Work, execution: Execution, blocker: Blocker | None, *, keep_journal: bool
-) -> None:
+def reopen_execution(work: Work, execution: Execution, *, keep_journal: bool) -> None:
     """Let an ended execution run again in a new attempt, which the next claim opens.
 
     How it ended is forgotten, and it has all its retries and reclaims again: otherwise one that
@@ -445,5 +456,5 @@ def reopen_execution(
         execution.journal_generation = execution.replay_count
     if execution.deadline_at is not None and execution.deadline_at <= work.now:
         execution.deadline_at = None
-    make_runnable(work, execution, blocker)
+    make_runnable(work, execution)
     tell_flow(work, execution, "reopened")

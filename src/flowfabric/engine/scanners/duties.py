@@ -16,12 +16,14 @@ from flowfabric.core.commands import (
     ExpireLeaseArgs,
     ExpireLiveFramesArgs,
     ExpireWaitpointArgs,
+    ExpireWorkerArgs,
     ForgetDedupArgs,
     LookAfterWaitingArgs,
     PruneLedgersArgs,
     RollBudgetArgs,
     SettleAdmissionArgs,
     SettleReservationArgs,
+    SettleWorkerDeathArgs,
 )
 from flowfabric.core.rules.creation import RESERVATION_GRACE_MS
 from flowfabric.engine.deliveries import cancel_member, deliver, forget_given_back, give_back
@@ -163,6 +165,18 @@ def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
             interval_ms=15_000,
             command=give_back,
             forget=forget_given_back,
+        ),
+        Duty(
+            name="worker_registry_ttl_sweep",
+            index=indexes.DUE_WORKER,
+            interval_ms=30_000,
+            command=lambda member: ExpireWorkerArgs(worker_identity=member),
+        ),
+        Duty(
+            name="worker_death",
+            index=indexes.DUE_WORKER_DEATH,
+            interval_ms=5_000,
+            command=lambda member: SettleWorkerDeathArgs(death_id=member),
         ),
     )
 

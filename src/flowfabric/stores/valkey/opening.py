@@ -20,7 +20,7 @@ LAYOUT: Final = 1
 _CONFIGURED: Final = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
 
 
-async def attest(client: Client) -> Durability:
+async def attest(client: Client, required_level: str) -> Durability:
     """Read back the server's settings and name the durability level that they give.
 
     Raises:
@@ -38,9 +38,9 @@ async def attest(client: Client) -> Durability:
             f"(maxmemory-policy={configured['maxmemory-policy']}). Set maxmemory-policy to noeviction."
         )
     level = _level_of(configured)
-    if LEVELS.index(level) < LEVELS.index(settings.durability):
+    if LEVELS.index(level) < LEVELS.index(required_level):
         raise errors.StoreUnusable(
-            f"{settings.place} gives durability level {level}, but {settings.durability} is required "
+            f"{settings.place} gives durability level {level}, but {required_level} is required "
             f"(appendonly={configured['appendonly']}, appendfsync={configured['appendfsync']}). "
             "Turn them up, or require less with ?durability=."
         )

@@ -26,7 +26,7 @@ from flowfabric.stores.valkey import records
 from flowfabric.stores.valkey.changes import Changes
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.keys import Keys, prefix_range, row_of, row_range, text_range
-from flowfabric.stores.valkey.opening import attest, prepare
+from flowfabric.stores.valkey.opening import LEVELS, attest, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,13 +88,16 @@ class ValkeyStore:
 
     async def _open(self) -> Durability:
         self._client.open()
-        durability = await attest(self._client)
+        durability = await attest(self._client, self.settings.durability)
         await prepare(self._client, self._keys.state, allow_clock_offset=self._allow_clock_offset)
         changes = Changes(self.settings, self._last_commit)
         await changes.open()
         self.statistics = Statistics()
         self._changes = changes
         return durability
+
+    async def attest(self) -> Durability:
+        return await attest(self._client, required_level=LEVELS[0])
 
     async def close(self) -> None:
         changes, self._changes = self._changes, None

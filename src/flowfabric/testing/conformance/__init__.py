@@ -18,30 +18,37 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
+    "flowfabric.testing.conformance.flow_news",
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
+    "flowfabric.testing.conformance.workers",
 )
 
 from flowfabric.testing.conformance.admission import AdmissionConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.budgets import BudgetConformance  # noqa: E402
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
+from flowfabric.testing.conformance.flow_news import FlowNewsConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
+from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
 
 __all__ = [
     "AdmissionConformance",
     "BudgetConformance",
     "CommandConformance",
+    "DeathConformance",
     "FenceConformance",
     "FlowConformance",
+    "FlowNewsConformance",
     "ModelConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
+    "WorkerConformance",
 ]
 
 
@@ -53,6 +60,9 @@ class StoreConformance(
     FlowConformance,
     BudgetConformance,
     AdmissionConformance,
+    FlowNewsConformance,
+    WorkerConformance,
+    DeathConformance,
     ModelConformance,
 ):
     """Everything a store has to pass."""

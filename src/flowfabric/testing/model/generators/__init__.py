@@ -8,6 +8,7 @@ from flowfabric.testing.model.generators import (
     reads,
     streams,
     waiting,
+    workers,
 )
 
-__all__ = ["budgets", "executions", "flows", "leases", "reads", "streams", "waiting"]
+__all__ = ["budgets", "executions", "flows", "leases", "reads", "streams", "waiting", "workers"]
