@@ -326,6 +326,14 @@ from flowfabric.contracts.keyring import (
     WaitpointHmacKids,
     WaitpointToken,
 )
+from flowfabric.contracts.lanes import (
+    DescribeLaneArgs,
+    LaneInfo,
+    LaneStateSet,
+    LaneStateUnchanged,
+    SetLaneStateArgs,
+    SetLaneStateResult,
+)
 from flowfabric.contracts.leases import (
     ClaimBatchArgs,
     ClaimBatchResult,
@@ -697,6 +705,7 @@ __all__ = [
     "DescribeEdgeArgs",
     "DescribeExecutionArgs",
     "DescribeFlowArgs",
+    "DescribeLaneArgs",
     "Dimensions",
     "DurabilityMode",
     "DurableMode",
@@ -795,7 +804,10 @@ __all__ = [
     "JsonText",
     "LaneId",
     "LaneIdError",
+    "LaneInfo",
     "LaneState",
+    "LaneStateSet",
+    "LaneStateUnchanged",
     "LeaseAlreadyGone",
     "LeaseEpoch",
     "LeaseFence",
@@ -976,6 +988,8 @@ __all__ = [
     "SetExecutionTagsResult",
     "SetFlowTagArgs",
     "SetFlowTagsArgs",
+    "SetLaneStateArgs",
+    "SetLaneStateResult",
     "SignalAccepted",
     "SignalBuffered",
     "SignalDuplicate",

@@ -18,6 +18,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "describe_edge",
         "describe_execution",
         "describe_flow",
+        "describe_lane",
         "evaluate_flow_eligibility",
         "explain_execution",
         "get_budget_status",
@@ -135,6 +136,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "revoke_lease",
         "unblock_execution",
         "unpause_execution",
+        "set_lane_state",
     ),
     frozenset({Role.ADMIN}): (
         "rotate_waitpoint_hmac_secret",

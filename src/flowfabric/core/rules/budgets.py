@@ -94,12 +94,10 @@ def own_namespace(work: Work, namespace: str | None) -> str:
     Raises:
         InvalidInput: it is not the caller's, or neither the caller nor the command names one.
     """
-    bound = work.envelope.namespace
-    found = bound if namespace is None else namespace
+    found = work.envelope.namespace if namespace is None else namespace
     if found is None:
         raise errors.InvalidInput(field="namespace", value="None", rule="named by the command or the caller")
-    if bound is not None and found != bound:
-        raise errors.InvalidInput(field="namespace", value=found, rule=f"must be {bound!r}")
+    work.require_namespace(found)
     return found
 
 

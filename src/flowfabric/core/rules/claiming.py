@@ -29,6 +29,7 @@ from flowfabric.core.registry import rule
 from flowfabric.core.rules.graph import refuse_cancelled_flow
 from flowfabric.core.rules.headroom import admit
 from flowfabric.core.rules.journal import journal_resumption
+from flowfabric.core.rules.lanes import refuse_claim_in_lane
 from flowfabric.core.rules.transitions import end_attempt, end_execution, grant_lease, open_attempt
 from flowfabric.core.state import is_eligible
 from flowfabric.core.vocabulary import Continuation, LeaseState
@@ -127,7 +128,7 @@ def reclaim_cap(execution: Execution, default: int | None = None) -> int:
 
 def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Open the attempt that is due (first, retry or replay) and lease it."""
-    refuse_cancelled_flow(work, execution)
+    _refuse_held_back(work, execution)
     admit(work, execution)
     open_attempt(
         work,
@@ -146,7 +147,7 @@ def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease
 
 def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Continue the interrupted attempt under a new lease. What it waited for goes to the journal."""
-    refuse_cancelled_flow(work, execution)
+    _refuse_held_back(work, execution)
     admit(work, execution)
     journal_resumption(work, execution)
     assert execution.attempt is not None
@@ -166,7 +167,7 @@ def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Leas
 
 def reclaim_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Take a lapsed lease over: the old attempt is interrupted for good, a new one begins."""
-    refuse_cancelled_flow(work, execution)
+    _refuse_held_back(work, execution)
     admit(work, execution)
     lapsed = execution.lease
     assert lapsed is not None
@@ -205,6 +206,16 @@ def fail_at_reclaim_cap(work: Work, execution: Execution) -> None:
         failure_reason="max_reclaims_exceeded",
         failure_category="infra_crash",
     )
+
+
+def _refuse_held_back(work: Work, execution: Execution) -> None:
+    """Refuse what its flow or its lane keeps from workers.
+
+    Raises:
+        ExecutionNotEligible: the flow was cancelled, or the lane is paused or disabled.
+    """
+    refuse_cancelled_flow(work, execution)
+    refuse_claim_in_lane(work, execution)
 
 
 def _lease_to(

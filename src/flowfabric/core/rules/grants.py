@@ -28,6 +28,7 @@ from flowfabric.core.registry import rule
 from flowfabric.core.rules.claiming import fail_at_reclaim_cap, reclaim_cap, refuse_granted
 from flowfabric.core.rules.fencing import has_lapsed
 from flowfabric.core.rules.headroom import require_headroom
+from flowfabric.core.rules.lanes import refuse_claim_in_lane
 from flowfabric.core.rules.transitions import lapse_lease
 from flowfabric.core.state import is_eligible
 from flowfabric.core.vocabulary import Continuation, GrantKind, LeaseState
@@ -51,6 +52,7 @@ def issue_claim_grant(work: Work, args: IssueClaimGrantArgs) -> IssueClaimGrantR
     execution = work.execution(args.execution_id)
     if not is_eligible(execution):
         raise errors.ExecutionNotEligible(execution_id=args.execution_id)
+    refuse_claim_in_lane(work, execution)
     refuse_granted(work, execution)
     if args.lane_id != execution.lane_id:
         raise errors.ExecutionNotInEligibleSet(execution_id=args.execution_id, lane_id=execution.lane_id)
@@ -69,7 +71,8 @@ def issue_reclaim_grant(work: Work, args: IssueReclaimGrantArgs) -> IssueReclaim
     lease that is past its expiry and not marked yet is marked here.
 
     Raises:
-        ExecutionNotFound, GrantAlreadyExists: a refusal; the rest are outcomes.
+        ExecutionNotFound, ExecutionNotEligible (the lane is paused or disabled),
+        GrantAlreadyExists: refusals, in this order; the rest are outcomes.
     """
     execution = work.execution(args.execution_id)
     detail = _obstacle(work, execution, args)
@@ -99,6 +102,7 @@ def _obstacle(work: Work, execution: Execution, args: IssueReclaimGrantArgs) -> 
         return NOT_RECLAIMABLE
     if execution.pause_reason is not None:
         return PAUSED
+    refuse_claim_in_lane(work, execution)
     refuse_granted(work, execution)
     if args.lane_id != execution.lane_id:
         return f"lane_mismatch: {execution.lane_id}"
