@@ -20,6 +20,7 @@ from typing import (
     overload,
 )
 
+from flowfabric.budgeting import Amounts, Budget, Quota, budget_creation, quota_creation
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
 from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.policy import Backoff
@@ -197,6 +198,8 @@ class FlowFabric:
         timeout: timedelta | float | None = None,
         deadline: timedelta | float | None = None,
         capabilities: Iterable[str] = (),
+        budgets: Iterable[str] = (),
+        quota: str | None = None,
     ) -> Registration: ...
 
     def handler(
@@ -213,6 +216,8 @@ class FlowFabric:
         timeout: timedelta | float | None = None,
         deadline: timedelta | float | None = None,
         capabilities: Iterable[str] = (),
+        budgets: Iterable[str] = (),
+        quota: str | None = None,
     ) -> Any:
         """Register a function as the handler of an execution kind.
 
@@ -227,6 +232,8 @@ class FlowFabric:
             timeout: seconds or timedelta that one attempt may hold its lease in all.
             deadline: seconds or timedelta from submission to the latest end.
             capabilities: what a worker must offer to run it.
+            budgets: names of the budgets that must have headroom before it runs.
+            quota: the name of the quota policy that must admit each claim.
 
         Raises:
             TypeError: the function cannot be a handler; the message says what to change.
@@ -239,6 +246,8 @@ class FlowFabric:
             timeout=timeout,
             deadline=deadline,
             capabilities=capabilities,
+            budgets=budgets,
+            quota=quota,
         )
 
         def register(target: Callable[..., Any]) -> Handler[..., Any]:
@@ -315,7 +324,7 @@ class FlowFabric:
         """Events of this namespace as they happen: ``async for event in ff.subscribe("completion")``.
 
         Args:
-            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``; all
+            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``, ``budget``; all
                 of them when there is none.
             options: see ``FeedOptions``. Keep ``event.cursor`` and pass it as ``after`` to go on
                 where you left.
@@ -385,6 +394,82 @@ class FlowFabric:
         """The run of an execution that was submitted before, here or elsewhere."""
         engine = self.engine
         return Run(lambda: engine, execution_id, self.namespace, result_type=result_type)
+
+    async def create_budget(
+        self,
+        name: str,
+        *,
+        hard: Amounts | None = None,
+        soft: Amounts | None = None,
+        on_hard_limit: str = "deny",
+        reset_every: timedelta | float | None = None,
+        **options: Any,
+    ) -> Budget:
+        """Create a budget, unless there is the same one already.
+
+        Args:
+            name: unique in the namespace.
+            hard: the limit of each dimension that reports may not pass.
+            soft: the limit of each dimension that is told of when it is passed.
+            on_hard_limit: ``deny`` refuses the report; ``pause`` also holds all attached work back
+                until there is headroom; ``cancel`` cancels it.
+            reset_every: seconds or timedelta after which usage is zero again.
+            options: ``enforcement_mode`` (``strict`` or ``advisory``), ``on_soft_limit`` (``warn``
+                or ``ignore``), ``scope`` (a type and an id, for those who look at it).
+
+        Raises:
+            BudgetConflict: there is one with this name and another definition.
+            InvalidInput: a word or a number breaks a rule.
+        """
+        creation = budget_creation(
+            name,
+            self.namespace,
+            hard=hard,
+            soft=soft,
+            on_hard_limit=on_hard_limit,
+            reset_interval_ms=milliseconds(reset_every) or 0,
+            **options,
+        )
+        await self.engine.execute(creation)
+        return self.budget(name)
+
+    def budget(self, name: str) -> Budget:
+        """The budget of this name: its status, reports, releases, resets and limits."""
+        return Budget(self.engine, self.namespace, name)
+
+    async def create_quota(
+        self,
+        name: str,
+        *,
+        per: timedelta | float = 60,
+        max_requests: int = 0,
+        max_concurrent: int = 0,
+    ) -> Quota:
+        """Create a quota policy, unless there is the same one already.
+
+        Args:
+            name: unique in the namespace.
+            per: the length of the sliding window, in seconds or as a timedelta.
+            max_requests: how many claims there may be in one window; 0 for any number.
+            max_concurrent: how many executions may run at the same time; 0 for any number.
+
+        Raises:
+            QuotaPolicyConflict: there is one with this name and other limits.
+            InvalidQuotaSpec: a number breaks a rule.
+        """
+        creation = quota_creation(
+            name,
+            self.namespace,
+            window_ms=milliseconds(per) or 0,
+            max_requests=max_requests,
+            max_concurrent=max_concurrent,
+        )
+        await self.engine.execute(creation)
+        return self.quota(name)
+
+    def quota(self, name: str) -> Quota:
+        """The quota policy of this name."""
+        return Quota(self.engine, self.namespace, name)
 
     async def pause_lane(self, lane: str, *, reason: str = "") -> None:
         """Give none of a lane's work to workers. What runs goes on, and submissions are taken."""

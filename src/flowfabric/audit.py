@@ -22,6 +22,10 @@ from flowfabric.core.frames import PARTS, stream_key
 from flowfabric.core.indexes import WAITPOINTS, IndexRow, index_rows
 from flowfabric.core.records import (
     RECORD_TYPES,
+    Admission,
+    Budget,
+    BudgetLedger,
+    BudgetUsage,
     Edge,
     EdgeGroup,
     Execution,
@@ -32,15 +36,15 @@ from flowfabric.core.records import (
     FlowProgress,
     Key,
     Keyring,
-    Lane,
     PastAttempt,
     Payload,
+    QuotaPolicy,
+    QuotaWindow,
     Record,
     Reservation,
     StreamMeta,
     Suspension,
     Waitpoint,
-    WorkerDeath,
     WorkerRegistration,
     key_for,
     kind_of,
@@ -180,6 +184,14 @@ class _Auditor:
             found += checks.check_reservation(record, owner)
         elif isinstance(record, Keyring):
             found += checks.check_keyring(record)
+        elif isinstance(record, Budget):
+            found += checks.check_budget(
+                record,
+                await self._find(BudgetUsage, record.identity),
+                [found async for found in self._all(BudgetLedger, f"{record.identity}/{record.period}")],
+            )
+        elif isinstance(record, QuotaPolicy):
+            found += await self._check_quota(record)
         elif isinstance(record, WorkerRegistration):
             found += checks.check_worker(record)
         elif isinstance(record, StreamMeta) and owner is not None:
@@ -196,10 +208,7 @@ class _Auditor:
         """Whether the record belongs to the namespace that is audited."""
         if self.namespace is None:
             return True
-        namespace: str | None = None
-        named = (Reservation, Flow, FlowProgress, Edge, Lane, WorkerRegistration, WorkerDeath)
-        if isinstance(record, named):
-            namespace = record.namespace
+        namespace: str | None = getattr(record, "namespace", None)
         if owner is not None:
             namespace = owner.namespace
         return namespace == self.namespace
@@ -297,6 +306,13 @@ class _Auditor:
             strictly = all(left < right for left, right in pairwise(positions))
             in_order = in_order and strictly and all(position <= newest for position in positions[-1:])
         return list(checks.check_stream(stream, owner, counts, in_order=in_order))
+
+    async def _check_quota(self, quota: QuotaPolicy) -> Iterable[Violation]:
+        admissions = [key async for key in self._keys_of(Admission.KIND, quota.identity)]
+        windows = [window async for window in self._all(QuotaWindow, quota.identity)]
+        windows.sort(key=lambda window: window.piece)
+        instants = [instant for window in windows for instant in window.instants]
+        return checks.check_quota(quota, len(admissions), instants)
 
     async def _positions(self, stream: str) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []

@@ -240,6 +240,10 @@ class InvalidBlockingReason(InvalidInput):
     """This reason cannot block an execution. Use one of the documented blocking reasons."""
 
 
+class InvalidQuotaSpec(InvalidInput):
+    """The quota policy is not valid. Correct the field that is named."""
+
+
 class InvalidToken(InvalidInput):
     """The waitpoint token is not valid. Use the token that the waitpoint was created with."""
 
@@ -406,6 +410,14 @@ class AlreadyMemberOfDifferentFlow(Conflict):
     """The execution belongs to another flow. Use the flow that is named."""
 
 
+class BudgetConflict(Conflict):
+    """The budget exists with another definition. Change its limits, or use another name."""
+
+
+class QuotaPolicyConflict(Conflict):
+    """The quota policy exists with other limits. Use another name."""
+
+
 # Refusals by state
 
 
@@ -435,6 +447,10 @@ class ExecutionNotEligible(StateRefusal):
 
 class ExecutionNotInEligibleSet(StateRefusal):
     """The execution is not in its lane's queue. Check the lane."""
+
+
+class AdmissionMissing(StateRefusal):
+    """The quota policy has not admitted this claim. Ask for admission first."""
 
 
 class GrantAlreadyExists(StateRefusal):
@@ -620,7 +636,6 @@ _RARE: tuple[tuple[type[FlowFabricError], str, str], ...] = (
     (InvalidInput, "invalid_args", "The arguments do not fit together. Correct them."),
     (InvalidInput, "invalid_budget_scope", "The budget scope is not valid. Correct it."),
     (InvalidInput, "budget_override_not_allowed", "The budget may not be overridden. Raise it."),
-    (InvalidInput, "invalid_quota_spec", "The quota policy is not valid. Correct it."),
     (InvalidInput, "invalid_keys_missing_hmac", "The request names no key ring. Name one."),
     (InvalidInput, "invalid_stream_cursor", "The cursor is malformed. Use one that was returned."),
     (InvalidInput, "invariant_violation", "The request breaks an invariant. Report it."),

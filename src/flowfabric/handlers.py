@@ -124,6 +124,8 @@ def handler_policy(
     timeout: timedelta | float | None = None,
     deadline: timedelta | float | None = None,
     capabilities: Iterable[str] = (),
+    budgets: Iterable[str] = (),
+    quota: str | None = None,
 ) -> ExecutionPolicy | None:
     """Make the policy that a handler's decorator describes; None if it describes none.
 
@@ -147,6 +149,8 @@ def handler_policy(
         if timeout is not None or deadline is not None
         else None,
         routing_requirements=RoutingRequirements(required_capabilities=required) if required else None,
+        budget_ids=tuple(budgets) or None,
+        quota_policy_id=quota,
     )
     return None if policy == ExecutionPolicy() else policy_from_builtins(msgspec.to_builtins(policy))
 

@@ -47,12 +47,13 @@ class LeasedEngine:
 
     Attributes:
         gone: True once the lease is lost or given up. From then on nothing is sent.
+        namespace: the namespace that the task works in.
     """
 
     def __init__(self, engine: AnyEngine, namespace: str) -> None:
         self.gone = False
         self._engine = engine
-        self._namespace = namespace
+        self.namespace = namespace
 
     async def execute(self, command: Command[R]) -> R:
         """Carry out one command.
@@ -64,7 +65,7 @@ class LeasedEngine:
         if self.gone:
             raise LeaseLostInterrupt("the lease was given up or lost before this call")
         try:
-            return await execute_patiently(self._engine, command, self._namespace, lambda: self.gone)
+            return await execute_patiently(self._engine, command, self.namespace, lambda: self.gone)
         except LEASE_LOST as error:
             self.gone = True
             raise LeaseLostInterrupt(str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from msgspec.structs import replace
 
@@ -17,6 +17,10 @@ from flowfabric.run import Run
 
 if TYPE_CHECKING:
     from flowfabric.engine.interface import AnyEngine, Clock
+
+
+EARLY: Final = ("routing_requirements", "timeout_policy", "budget_ids", "quota_policy_id")
+"""The parts of a handler's policy that count from the submission on."""
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -36,6 +40,10 @@ class SubmitOptions(TypedDict, total=False):
     """Labels such as ``{"team.name": "media"}``."""
     policy: ExecutionPolicy | None
     """Wins over the handler's, part by part."""
+    budgets: Sequence[str] | None
+    """Names of budgets, instead of the handler's."""
+    quota: str | None
+    """The name of a quota policy, instead of the handler's."""
     execution_id: str | None
     """The id to use; minted when absent."""
     creator: str | None
@@ -81,7 +89,7 @@ class Submissions:
             creator_identity=options.get("creator") or "",
             idempotency_key=None if key is None else key,
             tags=options.get("tags") or {},
-            policy=_submitted_policy(options.get("policy"), known),
+            policy=_submitted_policy(_limited_policy(options), known),
             delay_until=delay_until,
             execution_deadline_at=None if deadline is None else round(deadline.timestamp() * 1_000),
         )
@@ -125,18 +133,26 @@ def require_options_for_many(options: SubmitOptions) -> None:
         raise TypeError("an idempotency key or an execution id names one execution; submit one by one")
 
 
-def _submitted_policy(
-    own: ExecutionPolicy | None, handler: Handler[..., Any] | None
-) -> ExecutionPolicy | None:
-    """What has to be known before the first claim: routing and deadlines come from the handler."""
-    if handler is None or handler.policy is None:
-        return own
-    early = handler.policy
-    if early.routing_requirements is None and early.timeout_policy is None:
+def _limited_policy(options: SubmitOptions) -> ExecutionPolicy | None:
+    """The policy of a submission, with the budgets and the quota policy that it names."""
+    own, budgets, quota = options.get("policy"), options.get("budgets"), options.get("quota")
+    if budgets is None and quota is None:
         return own
     base = own or ExecutionPolicy()
     return replace(
         base,
-        routing_requirements=base.routing_requirements or early.routing_requirements,
-        timeout_policy=base.timeout_policy or early.timeout_policy,
+        budget_ids=base.budget_ids if budgets is None else tuple(budgets),
+        quota_policy_id=quota or base.quota_policy_id,
     )
+
+
+def _submitted_policy(
+    own: ExecutionPolicy | None, handler: Handler[..., Any] | None
+) -> ExecutionPolicy | None:
+    """What has to be known before the first claim: routing, deadlines, budgets and the quota policy."""
+    if handler is None or handler.policy is None:
+        return own
+    base = own or ExecutionPolicy()
+    wanted = {name: getattr(handler.policy, name) for name in EARLY if getattr(base, name) is None}
+    found = {name: part for name, part in wanted.items() if part is not None}
+    return replace(base, **found) if found else own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import inspect
 import sys
 import typing
@@ -23,9 +24,18 @@ import msgspec
 
 from flowfabric import errors
 from flowfabric.codec import Undecodable, Unencodable, decode_value, encode_value, require_size
+from flowfabric.contracts.budgets import (
+    OnHardLimit,
+    ReportUsageArgs,
+    UsageAlreadyApplied,
+    UsageApplied,
+    UsageHardBreach,
+    UsageSoftBreach,
+)
 from flowfabric.contracts.conditions import ByName, ResumeCondition, Single
 from flowfabric.contracts.executions import DelayExecutionArgs, UpdateProgressArgs
 from flowfabric.contracts.flows import ReadParentResultsArgs
+from flowfabric.contracts.ids import budget_id_of
 from flowfabric.contracts.journal import (
     JournalEntry,
     JournalKind,
@@ -33,7 +43,7 @@ from flowfabric.contracts.journal import (
     RecordSleepArgs,
     RecordStepArgs,
 )
-from flowfabric.contracts.limits import JOURNAL_BYTES_MAX
+from flowfabric.contracts.limits import JOURNAL_BYTES_MAX, NAME_CHARS_MAX
 from flowfabric.contracts.policy import TimeoutBehavior
 from flowfabric.contracts.reads import ServerTimeArgs
 from flowfabric.contracts.signals import ObserveSignalsArgs, ResumeSignal
@@ -118,6 +128,7 @@ class Claimed:
         self._leased = leased
         self._frames = Window(EARLIER_REQUESTS_MAX)
         self._generation = claim.generation
+        self._budget_ids = () if claim.policy is None else claim.policy.budget_ids or ()
         self._fence = claim.fence
         self._ordinals: Counter[str] = Counter()
         self._journal = {(entry.name, entry.ordinal): entry for entry in journal}
@@ -144,6 +155,15 @@ class Claimed:
         if entry is not None and entry.kind is not kind:
             raise errors.JournalMismatch(name=name, ordinal=ordinal, recorded=entry.kind, asked=kind)
         return entry
+
+    def _usage_key(self, budget: str) -> str:
+        """The same in every run for the n-th report to a budget at this place."""
+        name, ordinal = self._next_place(f"usage {budget}")
+        place = f"{name}/{ordinal}"
+        room = NAME_CHARS_MAX - len(self.idempotency_key) - 1
+        if len(place) > room:
+            place = hashlib.sha256(place.encode()).hexdigest()
+        return f"{self.idempotency_key}/{place}"
 
     async def _record_step(self, name: str, ordinal: int, value: Any, returns: Any) -> JournalEntry:
         recorded = await self._leased.execute(
@@ -263,18 +283,8 @@ class Task(Claimed):
             )
             entry = recorded.entry
         wake_at = entry.wake_at or 0
-        if wake_at <= now:
-            return
-        await self._leased.execute(
-            DelayExecutionArgs(
-                execution_id=self.execution_id,
-                fence=self._fence,
-                attempt_index=self.attempt,
-                delay_until=wake_at,
-                source="lease_holder",
-            )
-        )
-        self._leave()
+        if wake_at > now:
+            await self._give_back(wake_at)
 
     async def suspend(
         self,
@@ -379,6 +389,53 @@ class Task(Claimed):
             )
         )
 
+    async def report_usage(
+        self, budget: str, /, **amounts: int
+    ) -> UsageApplied | UsageSoftBreach | UsageAlreadyApplied:
+        """Count what this execution has spent of a budget: ``report_usage("team", tokens=310)``.
+
+        The n-th report at a place counts once, also when the handler or a step runs again, within
+        24 hours. Report inside of steps what must never count twice.
+
+        Args:
+            budget: the budget's name or id.
+            amounts: how much of which dimension.
+
+        Returns:
+            Whether it was counted, and whether a soft limit is passed.
+
+        Raises:
+            BudgetExceeded: a hard limit would be passed; nothing was counted. A budget that pauses
+                what it is attached to puts the execution aside instead: the handler stops here and
+                runs again when there is headroom.
+            BudgetNotFound: there is no such budget.
+        """
+        budget_id = budget_id_of(self._leased.namespace, budget)
+        try:
+            outcome = await self._leased.execute(
+                ReportUsageArgs(
+                    budget_id=budget_id,
+                    execution_id=self.execution_id,
+                    fence=self._fence,
+                    dimensions=tuple(amounts),
+                    deltas=tuple(amounts.values()),
+                    dedup_key=self._usage_key(budget),
+                )
+            )
+        except errors.IdempotencyConflict:
+            # A step that died half-way may count otherwise when it runs again; it counts once.
+            return UsageAlreadyApplied()
+        if not isinstance(outcome, UsageHardBreach):
+            return outcome
+        if outcome.on_hard_limit is OnHardLimit.PAUSE and budget_id in self._budget_ids:
+            await self._give_back(0)
+        raise errors.BudgetExceeded(
+            name=budget,
+            dimension=outcome.dimension,
+            current_usage=outcome.current_usage,
+            hard_limit=outcome.hard_limit,
+        )
+
     async def resume_signals(self) -> tuple[ResumeSignal, ...]:
         """The signals that resumed this attempt; empty if it was not resumed by signals."""
         observed = await self._leased.execute(
@@ -438,6 +495,19 @@ class Task(Claimed):
             self._leave()
         page = await self._leased.execute(ReadJournalArgs(execution_id=self.execution_id))
         return next(entry for entry in page.entries if (entry.name, entry.ordinal) == place)
+
+    async def _give_back(self, delay_until: int) -> NoReturn:
+        """Give the lease up and leave the handler; the same attempt goes on at that instant."""
+        await self._leased.execute(
+            DelayExecutionArgs(
+                execution_id=self.execution_id,
+                fence=self._fence,
+                attempt_index=self.attempt,
+                delay_until=delay_until,
+                source="lease_holder",
+            )
+        )
+        self._leave()
 
     def _leave(self) -> NoReturn:
         """Leave the handler: the execution waits, and its lease is released."""
@@ -502,6 +572,12 @@ class SyncTask(Claimed):
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
         """See ``Task.progress``."""
         self._wait(self._task.progress(percent, message))
+
+    def report_usage(
+        self, budget: str, /, **amounts: int
+    ) -> UsageApplied | UsageSoftBreach | UsageAlreadyApplied:
+        """See ``Task.report_usage``."""
+        return self._wait(self._task.report_usage(budget, **amounts))
 
     def resume_signals(self) -> tuple[ResumeSignal, ...]:
         """See ``Task.resume_signals``."""

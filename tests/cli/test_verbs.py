@@ -449,3 +449,48 @@ def test_events_refuses_a_damaged_cursor(shell: Shell) -> None:
     code, printed = shell.run("events", "--cursor", "00ff")
     assert (code, printed) == (1, "")
     assert "[invalid_event_cursor]" in shell.err
+
+
+def test_a_paused_execution_is_shown_as_such_until_it_is_unpaused(shell: Shell) -> None:
+    execution_id = shell.submit("greet", 1)
+    assert (
+        shell.out("pause", execution_id, "--reason", "on hold") == f"paused {execution_id}, which is waiting"
+    )
+    assert "on hold" in shell.out("show", execution_id)
+    assert set(shell.json("unpause", execution_id)) == {"Unpaused"}
+
+
+def test_a_budget_is_created_limited_shown_and_reset(shell: Shell) -> None:
+    creating = (
+        "budget",
+        "create",
+        "team",
+        "--hard",
+        "tokens=100",
+        "--soft",
+        "tokens=80",
+        "--reset-every",
+        "1d",
+    )
+    assert shell.out(*creating) == "budget team was created"
+    assert set(shell.json(*creating)) == {"AlreadySatisfied"}
+    shell.out("budget", "limit", "team", "--hard", "tokens=200")
+    shown = shell.json("budget", "show", "team")
+    assert (shown["hard_limits"], shown["soft_limits"]) == ({"tokens": 200}, {"tokens": 80})
+    assert ["tokens", "0", "80", "200"] in [
+        line.split() for line in shell.out("budget", "show", "team").splitlines()
+    ]
+    assert set(shell.json("budget", "reset", "team")) == {"Reset"}
+
+
+def test_a_budget_that_is_not_there_is_refused(shell: Shell) -> None:
+    shell.submit("greet", 1)
+    assert shell.run("budget", "show", "nobody")[0] == 1
+    assert shell.err.endswith("[budget_not_found]\n")
+
+
+def test_a_quota_policy_is_created_and_shown(shell: Shell) -> None:
+    shell.out("quota", "create", "llm", "--per", "1m", "--requests", "2", "--concurrent", "1")
+    shown = shell.json("quota", "show", "llm")
+    assert (shown["max_requests_per_window"], shown["max_concurrent"], shown["active"]) == (2, 1, 0)
+    assert "2 in 60 s" in shell.out("quota", "show", "llm")

@@ -43,6 +43,16 @@ async def change(bed, record_type, identity, **fields):
     bed.store._records[record.key] = (version, encode_record(record))
 
 
+def remove(bed, key):
+    """Take a record away behind the engine's back."""
+    del bed.store._records[key]
+
+
+def overwrite(bed, key, data):
+    """Store other bytes under a key behind the engine's back."""
+    bed.store._records[key] = (bed.store._records[key][0], data)
+
+
 @damage
 async def members_without_gaps(bed, flow):
     del bed.store._records[key_for(FlowMember, f"{flow_identity(flow.flow_id)}/1")]

@@ -145,8 +145,8 @@ def test_an_execution_id_is_brought_into_its_canonical_form():
 
 def test_a_policy_field_that_is_not_honoured_is_refused():
     with pytest.raises(InvalidPolicyJson) as caught:
-        from_wire(create(policy={"budget_ids": ["x"]}), c.CreateExecutionArgs)
-    assert caught.value.field == "policy.budget_ids"
+        from_wire(create(policy={"fallback_policy": {"tiers": ["x"]}}), c.CreateExecutionArgs)
+    assert caught.value.field == "policy.fallback_policy"
 
 
 def test_an_unset_policy_field_is_left_out():

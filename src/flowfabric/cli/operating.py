@@ -1,4 +1,4 @@
-"""``cancel`` and ``replay``: the same command for each id, with an answer for each."""
+"""``cancel``, ``replay``, ``pause``, ``unpause``: one command for each id, with an answer for each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Any
 from flowfabric.cli.exits import OK, REFUSED, failure_to_wire, print_failure
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import open_engine, run
+from flowfabric.contracts.blocking import (
+    ExecutionPaused,
+    ExecutionUnpaused,
+    PauseExecutionArgs,
+    UnpauseExecutionArgs,
+)
 from flowfabric.contracts.executions import CancelExecutionArgs, ExecutionCancelled, ReplayExecutionArgs
 from flowfabric.errors import StoreError
 
@@ -31,6 +37,24 @@ def replay(arguments: Namespace) -> int:
 
     def command(execution_id: Any) -> Command[Any]:
         return ReplayExecutionArgs(execution_id=execution_id, keep_journal=arguments.keep_journal)
+
+    return run(_execute_each(arguments, command))
+
+
+def pause(arguments: Namespace) -> int:
+    """Carry out ``pause``."""
+
+    def command(execution_id: Any) -> Command[Any]:
+        return PauseExecutionArgs(execution_id=execution_id, reason=arguments.reason)
+
+    return run(_execute_each(arguments, command))
+
+
+def unpause(arguments: Namespace) -> int:
+    """Carry out ``unpause``."""
+
+    def command(execution_id: Any) -> Command[Any]:
+        return UnpauseExecutionArgs(execution_id=execution_id)
 
     return run(_execute_each(arguments, command))
 
@@ -61,6 +85,9 @@ def _report(execution_id: str, answer: Any, *, as_json: bool) -> int:
             f"cancelled {execution_id}"
             + (f", which was {answer.cancelled_from}" if answer.cancelled_from else "")
         )
+    elif isinstance(answer, (ExecutionPaused, ExecutionUnpaused)):
+        done = "paused" if isinstance(answer, ExecutionPaused) else "unpaused"
+        print(f"{done} {execution_id}, which is {answer.public_state}")
     else:
         print(f"replayed {execution_id}, which is {answer.public_state} now")
     return OK

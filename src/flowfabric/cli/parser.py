@@ -102,7 +102,9 @@ def build_parser() -> Parser:
         _token,
     ):
         add(verbs)
-    for add in (_flow, _lane, _workers, _audit, _migrate, _keys, _server, _new_token):
+    for add in (_pause, _unpause, _budget, _quota, _flow, _lane, _workers, _audit, _migrate, _keys):
+        add(verbs)
+    for add in (_server, _new_token):
         add(verbs)
     return parser
 
@@ -290,6 +292,55 @@ def _replay(verbs: Any) -> None:
     parser = _verb(verbs, "replay", "run ended executions again", "operating:replay")
     parser.add_argument("execution_ids", metavar="ID", nargs="+", type=values.execution_id, help="full ids")
     parser.add_argument("--keep-journal", action="store_true", help="do not run again what was recorded")
+
+
+def _pause(verbs: Any) -> None:
+    parser = _verb(verbs, "pause", "keep executions from being claimed until unpaused", "operating:pause")
+    parser.add_argument("execution_ids", metavar="ID", nargs="+", type=values.execution_id, help="full ids")
+    parser.add_argument(
+        "--reason", default="paused by an operator", metavar="TEXT", help="why, for the record"
+    )
+
+
+def _unpause(verbs: Any) -> None:
+    parser = _verb(verbs, "unpause", "end the pause of executions", "operating:unpause")
+    parser.add_argument("execution_ids", metavar="ID", nargs="+", type=values.execution_id, help="full ids")
+
+
+def _budget(verbs: Any) -> None:
+    parser = _verb(verbs, "budget", "create, show, limit or reset a budget", "budgets:manage_budget")
+    add = parser.add_argument
+    actions = ("create", "show", "limit", "reset")
+    add("action", choices=actions, metavar="ACTION", help=f"{', '.join(actions[:-1])} or {actions[-1]}")
+    add("name", metavar="NAME", help="the budget's name or id")
+    for kind, meaning in (("hard", "may not be passed"), ("soft", "is told of when passed")):
+        add(
+            f"--{kind}",
+            type=values.amount,
+            metavar="NAME=NUMBER",
+            action="append",
+            default=[],
+            help=f"a limit that {meaning}; 0 for none; may be repeated",
+        )
+    add(
+        "--on-hard-limit",
+        choices=("deny", "pause", "cancel"),
+        metavar="WORD",
+        default="deny",
+        help="what a refused report does to attached work: deny, pause or cancel (deny)",
+    )
+    add("--advisory", action="store_true", help="count and tell, refuse nothing")
+    add("--reset-every", type=values.duration_ms, metavar="TIME", help="how long a period is (for ever)")
+
+
+def _quota(verbs: Any) -> None:
+    parser = _verb(verbs, "quota", "create or show a quota policy", "budgets:manage_quota")
+    add = parser.add_argument
+    add("action", choices=("create", "show"), metavar="ACTION", help="create or show")
+    add("name", metavar="NAME", help="the quota policy's name or id")
+    add("--per", type=values.duration_ms, metavar="TIME", default=60_000, help="the sliding window (1m)")
+    add("--requests", type=values.whole, metavar="N", default=0, help="claims in one window (no limit)")
+    add("--concurrent", type=values.whole, metavar="N", default=0, help="how many run at once (no limit)")
 
 
 def _approve(verbs: Any) -> None:

@@ -45,6 +45,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """Read a whole number from 0."""
+    if not (text.isascii() and text.isdigit()):
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
 def tag(text: str) -> tuple[str, str]:
     """Read a tag.
 
@@ -55,6 +62,18 @@ def tag(text: str) -> tuple[str, str]:
     if not separator:
         raise ArgumentTypeError(f"{text!r} is not a tag; write key=value, such as team.name=media")
     return key, value
+
+
+def amount(text: str) -> tuple[str, int]:
+    """Read an amount of one dimension.
+
+    >>> amount("tokens=1200")
+    ('tokens', 1200)
+    """
+    name, _, number = text.partition("=")
+    if not (name and number.isascii() and number.isdigit()):
+        raise ArgumentTypeError(f"{text!r} is not an amount; write name=number, such as tokens=1200")
+    return name, int(number)
 
 
 def execution_id(text: str) -> str:

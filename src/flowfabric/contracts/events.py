@@ -53,6 +53,7 @@ class Family(StrEnum):
     COMPLETION = "completion"
     OPERATOR = "operator"
     TAG = "tag"
+    BUDGET = "budget"
 
 
 class LeaseChange(StrEnum):

@@ -85,6 +85,8 @@ Priority: TypeAlias = Annotated[int, Meta(ge=I32_MIN, le=I32_MAX)]
 _EXECUTION_TAG = re.compile(r"\{fp:([^}]*)\}:(.*)", re.DOTALL)
 _CANONICAL_UUID = re.compile(UUID_PATTERN)
 _DECIMAL = re.compile(r"[0-9]{1,5}")
+_NAMES = uuid.UUID("5e8ad1a0-7d0c-5f0e-9a51-0d7a4c3f2b16")
+"""Never change it: every id that was made from a name follows from it."""
 
 
 class LeaseFence(Value):
@@ -163,6 +165,22 @@ def flow_partition(flow_id: str, count: int = FLOW_PARTITIONS) -> int:
 def lane_partition(lane: str, count: int = FLOW_PARTITIONS) -> int:
     """Compute the partition that gathers a lane's executions outside flows."""
     return partition_index(lane.encode(), count)
+
+
+def budget_id_of(namespace: str, name: str) -> BudgetId:
+    """The id of a namespace's budget, by its name. A name that is an id stands for itself."""
+    return _id_of("budget", namespace, name)
+
+
+def quota_policy_id_of(namespace: str, name: str) -> QuotaPolicyId:
+    """The id of a namespace's quota policy, by its name. A name that is an id stands for itself."""
+    return _id_of("quota", namespace, name)
+
+
+def _id_of(kind: str, namespace: str, name: str) -> str:
+    if _CANONICAL_UUID.fullmatch(name):
+        return name
+    return str(uuid.uuid5(_NAMES, f"{kind}\x1f{namespace}\x1f{name}"))
 
 
 def hyphenate(digits: str) -> str:

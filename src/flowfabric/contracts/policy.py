@@ -1,7 +1,7 @@
 """The execution policy: retries, timeouts, suspension, routing, streams, and its parsing.
 
 A policy field is honoured or refused with ``invalid_policy_json``, never ignored. These are
-refused: ``fallback_policy``, ``budget_ids``, ``preferred_locality`` and ``isolation_level`` of
+refused: ``fallback_policy``, ``preferred_locality`` and ``isolation_level`` of
 ``routing_requirements``, ``retention_ttl_ms`` of ``stream_policy``, and names that no policy has.
 ``priority`` and ``delay_until`` apply when the create command leaves its own unset.
 """
@@ -17,8 +17,17 @@ import msgspec
 from msgspec import Meta
 
 from flowfabric.contracts.base import Value
-from flowfabric.contracts.ids import Amount, DurationMs, OptionalName, PositiveMs, Priority, TimestampMs
+from flowfabric.contracts.ids import (
+    Amount,
+    DurationMs,
+    Name,
+    OptionalName,
+    PositiveMs,
+    Priority,
+    TimestampMs,
+)
 from flowfabric.contracts.limits import (
+    BUDGETS_PER_EXECUTION_MAX,
     CAPS_MAX_BYTES,
     CAPS_MAX_TOKENS,
     CATEGORIES_MAX,
@@ -122,6 +131,10 @@ class ExecutionPolicy(Value):
     dedup_window_ms: DurationMs | None = None
     stream_policy: StreamPolicy | None = None
     max_signals_per_execution: Amount = SIGNALS_PER_EXECUTION_MAX
+    budget_ids: Annotated[tuple[Name, ...], Meta(max_length=BUDGETS_PER_EXECUTION_MAX)] | None = None
+    """Ids or names of the budgets that must have headroom before the execution is claimed."""
+    quota_policy_id: Name | None = None
+    """Id or name of the quota policy that must admit each claim of the execution."""
 
     @property
     def reclaim_cap(self) -> int:
@@ -222,7 +235,7 @@ def _refuse_unknown(raw: dict[str, Any]) -> None:
 
 def _refuse_names(raw: dict[str, Any], known: type[Value], path: str) -> None:
     for name, value in raw.items():
-        # An empty list of budgets asks for nothing, so there is nothing to refuse.
+        # An empty list asks for nothing, so there is nothing to refuse.
         if name not in known.__struct_fields__ and value not in _NOTHING_ASKED:
             raise _policy_error(f"{path}.{name}", f"{name}:not_supported")
 

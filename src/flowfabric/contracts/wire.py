@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import msgspec
 
 from flowfabric.contracts import ids
+from flowfabric.contracts.budgets import BudgetStatus
 from flowfabric.contracts.conditions import ByName, Composite, Count
 from flowfabric.contracts.cursors import StreamCursor
 from flowfabric.contracts.keyring import WaitpointToken
@@ -78,6 +79,7 @@ OMITTED: dict[_Struct, tuple[str, ...]] = {
 }
 # Numbers that the contract writes as strings of digits.
 DIGITS: dict[_Struct, tuple[str, ...]] = {
+    BudgetStatus: ("last_breach_at", "next_reset_at", "created_at", "closed_at"),
     ExecutionInfo: ("created_at", "started_at", "completed_at"),
     ExecutionSummary: ("created_at",),
     LeaseWasRevoked: ("lease_epoch",),

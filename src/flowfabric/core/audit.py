@@ -8,15 +8,21 @@ that forgot something as well as a store that lost something.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from flowfabric.contracts.budgets import EnforcementMode
 from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.contracts.states import LifecyclePhase, TerminalOutcome, WaitpointState
 from flowfabric.core import indexes
 from flowfabric.core.events import Family
 from flowfabric.core.records import (
+    Admission,
+    Budget,
+    BudgetLedger,
+    BudgetUsage,
     Dedup,
     Edge,
     EdgeGroup,
@@ -25,11 +31,13 @@ from flowfabric.core.records import (
     FlowMember,
     FlowNode,
     FlowProgress,
+    GivenBack,
     JournalRecord,
     Lane,
     Message,
     PastAttempt,
     Payload,
+    QuotaPolicy,
     Reservation,
     StreamMeta,
     Suspension,
@@ -38,6 +46,7 @@ from flowfabric.core.records import (
     WorkerRegistration,
     key_for,
 )
+from flowfabric.core.rules.budgets import exhausted_dimension
 from flowfabric.core.rules.creation import reservation_identity
 from flowfabric.core.rules.graph import cancels
 from flowfabric.core.rules.joins import (
@@ -55,11 +64,14 @@ from flowfabric.core.state import situation_of
 from flowfabric.core.vocabulary import BlockerKind, GrantKind, LeaseState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from flowfabric.core.events import Event
     from flowfabric.core.indexes import IndexRow
     from flowfabric.core.records import Key, Keyring, Record
+
+PAUSABLE: Final = (LifecyclePhase.ACTIVE, LifecyclePhase.SUSPENDED)
+"""The phases in which a pause waits until the execution is runnable again."""
 
 STARTED: Final = "started"
 INITIAL: Final = "initial"
@@ -118,6 +130,10 @@ def _legal_situation(held: Held) -> Iterator[str]:
     for blocker in execution.blockers:
         if (blocker.kind is BlockerKind.TIME) is (blocker.until_ms is None):
             yield f"a {blocker.kind} blocker until {blocker.until_ms}"
+    if execution.pause_reason is not None and execution.phase not in PAUSABLE:
+        yield f"is to be paused although {execution.phase}"
+    if execution.admitted_round is not None and execution.lease is None:
+        yield "holds an admission without a lease"
     if execution.suspension_id is not None and execution.phase is not LifecyclePhase.SUSPENDED:
         yield f"has an open suspension although {execution.phase}"
 
@@ -557,7 +573,8 @@ def check_reservation(reservation: Reservation, execution: Execution | None) -> 
         yield _violation("create_once", reservation, "kept in the wrong place")
     if reservation.confirmed and execution is None:
         yield _violation("create_once", reservation, f"its execution {reservation.execution_id} is gone")
-    if execution is not None and execution.namespace != reservation.namespace:
+    # One that is not confirmed may have been made for an id that another namespace used since.
+    if reservation.confirmed and execution is not None and execution.namespace != reservation.namespace:
         yield _violation("namespaces_agree", reservation, f"its execution is in {execution.namespace!r}")
 
 
@@ -610,6 +627,60 @@ def _violation(invariant: str, record: Record, detail: str) -> Violation:
     return Violation(invariant=invariant, subject=record.key, detail=detail)
 
 
+# Budgets and quota policies
+
+
+def check_budget(
+    budget: Budget, usage: BudgetUsage | None, ledgers: Iterable[BudgetLedger]
+) -> Iterator[Violation]:
+    """The usage of a period is the sum of its ledgers, and a limit that is reached is enforced.
+
+    Args:
+        budget: the budget.
+        usage: its counters.
+        ledgers: those of the current period.
+    """
+    if usage is None:
+        yield _violation("conservation", budget, "its counters are gone")
+        return
+    total: Counter[str] = Counter()
+    for ledger in ledgers:
+        total.update(ledger.spent)
+    for name in sorted(total.keys() | usage.usage.keys()):
+        if usage.usage.get(name, 0) != total[name]:
+            yield _violation(
+                "conservation", budget, f"{name}: {usage.usage.get(name, 0)} used, {total[name]} in ledgers"
+            )
+    exhausted = exhausted_dimension(budget, usage.usage)
+    if exhausted and budget.closed_at is None:
+        yield _violation("hard_limit", budget, f"the limit of {exhausted} is reached, and it is open")
+    if budget.enforcement_mode is EnforcementMode.ADVISORY and budget.closed_at is not None:
+        yield _violation("hard_limit", budget, "it is closed although its limits are not enforced")
+
+
+def check_quota(quota: QuotaPolicy, admissions: int, instants: Sequence[int]) -> Iterator[Violation]:
+    """The counter is the number of admissions, and no window has more than it may have.
+
+    Args:
+        quota: the policy.
+        admissions: how many are on record.
+        instants: what is in the ring, from its first place on.
+    """
+    if quota.active != admissions:
+        yield _violation("quota", quota, f"{quota.active} active, {admissions} admissions")
+    if quota.concurrent_max and admissions > quota.concurrent_max:
+        yield _violation("quota", quota, f"{admissions} admissions of {quota.concurrent_max}")
+    if not quota.requests_max:
+        return
+    if len(instants) != min(quota.admitted, quota.requests_max):
+        yield _violation("quota", quota, f"{len(instants)} instants in the window of {quota.admitted}")
+        return
+    start = quota.admitted % quota.requests_max if quota.admitted > quota.requests_max else 0
+    in_order = [*instants[start:], *instants[:start]]
+    if in_order != sorted(in_order):
+        yield _violation("quota", quota, "the instants in the window are not in order")
+
+
 # Index rows
 
 
@@ -622,6 +693,8 @@ def owner_key(row: IndexRow) -> Key:
     index, scope, _, member = row
     if index == indexes.WAITPOINTS:
         return key_for(Waitpoint, f"{scope}/{member}")
+    if index == indexes.DUE_HEADROOM:
+        return member  # budgets and quota policies are found there by their keys
     return key_for(_OWNERS.get(index, Execution), member)
 
 
@@ -636,6 +709,10 @@ _OWNERS: Final[dict[str, type[Record]]] = {
     indexes.DUE_LIVE_FRAMES: StreamMeta,
     indexes.DUE_MESSAGE: Message,
     indexes.DUE_MEMBER_CANCEL: FlowMember,
+    indexes.DUE_BUDGET_RESET: Budget,
+    indexes.DUE_LEDGER: Budget,
+    indexes.DUE_ADMISSION: Admission,
+    indexes.DUE_GIVEN_BACK: GivenBack,
     indexes.LANES: Lane,
     indexes.FLOWS: Flow,
     indexes.WORKERS: WorkerRegistration,

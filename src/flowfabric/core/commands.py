@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from flowfabric.contracts.base import Command, Outcome
-from flowfabric.contracts.ids import ExecutionId
+from flowfabric.contracts.ids import BudgetId, ExecutionId, QuotaPolicyId
 from flowfabric.contracts.leases import ClaimedWork, MarkLeaseExpiredResult
 from flowfabric.contracts.policy import ExecutionPolicy
 
@@ -196,3 +196,178 @@ class ForgetWorkerDeathArgs(Command[WorkerSettled]):
     """Remove the record of a death when all leases are revoked."""
 
     death_id: str
+
+
+# Budgets and quota policies
+
+
+class BudgetRolled(Outcome, tag="Settled"):
+    """A new period has begun (``reset``), it is not time yet (``kept``), or there is no schedule."""
+
+    action: str
+
+
+class RollBudgetArgs(Command[BudgetRolled]):
+    """Begin a budget's next period once it is due."""
+
+    budget_identity: str
+
+
+class CountersCorrected(Outcome, tag="Settled"):
+    """A counter was ``consistent``, was ``corrected``, or has changed meanwhile (``busy``)."""
+
+    action: str
+
+
+class CorrectBudgetUsageArgs(Command[CountersCorrected]):
+    """Set a budget's usage to what its ledgers add up to."""
+
+    budget_id: BudgetId
+    period: int
+    revision: int
+    """The revision of the usage while the ledgers were added up."""
+    usage: dict[str, int]
+
+
+class CorrectQuotaCounterArgs(Command[CountersCorrected]):
+    """Set a quota policy's counter to the number of its admissions."""
+
+    quota_policy_id: QuotaPolicyId
+    revision: int
+    """The revision of the policy while the admissions were counted."""
+    active: int
+
+
+class LedgersForgotten(Outcome, tag="Settled"):
+    """Some ledgers of past periods were removed, and the rest is left (``more``) or not (``done``)."""
+
+    action: str
+
+
+class ForgetLedgersArgs(Command[LedgersForgotten]):
+    """Remove some ledgers of a past period."""
+
+    budget_identity: str
+    period: int
+    ledger_ids: tuple[str, ...]
+    last: bool
+    """Whether the period has no others."""
+
+
+class PruneLedgersArgs(Command[LedgersForgotten]):
+    """Remove the ledgers of a budget's past periods, page by page."""
+
+    budget_identity: str
+
+
+class AdmissionSettled(Outcome, tag="Settled"):
+    """What became of an admission: ``released``, ``confirmed``, ``kept``, ``forgotten`` or ``gone``."""
+
+    action: str
+
+
+class SettleAdmissionArgs(Command[AdmissionSettled]):
+    """Take back an admission that no claim has used."""
+
+    admission_id: str
+
+
+class GiveAdmissionBackArgs(Command[AdmissionSettled]):
+    """Tell a quota policy that an execution has given up the lease it was admitted to."""
+
+    given_back_id: str
+
+
+class ForgetGivenBackArgs(Command[AdmissionSettled]):
+    """Remove the message that the quota policy knows by now."""
+
+    given_back_id: str
+
+
+class HeldBack(Outcome, tag="Settled"):
+    """The execution is ``blocked``, is reclaimed ``later``, or there is ``room`` for it."""
+
+    action: str
+
+
+class HoldBackArgs(Command[HeldBack]):
+    """Block an execution for which there is no headroom, so that it leaves the claimable work."""
+
+    execution_id: ExecutionId
+    policies: dict[str, ExecutionPolicy] = msgspec.field(default_factory=dict)
+    """The worker's own policies by execution kind, for executions that bring none."""
+
+
+class LetGo(Outcome, tag="Settled"):
+    """The execution does not wait for this any more (``let_go``), or it did not (``gone``)."""
+
+    action: str
+
+
+class LetGoArgs(Command[LetGo]):
+    """Let an execution go that waits for the headroom of a budget or a quota policy."""
+
+    execution_id: ExecutionId
+    waits_for: str
+
+
+class CancelledForBudget(Outcome, tag="Settled"):
+    """The execution was ``cancelled``, or had ended or gone before (``gone``)."""
+
+    action: str
+
+
+class CancelForBudgetArgs(Command[CancelledForBudget]):
+    """Cancel an execution because a budget that it is attached to was breached."""
+
+    execution_id: ExecutionId
+    budget_id: BudgetId
+
+
+class HeadroomSettled(Outcome, tag="Settled"):
+    """Nothing is left to do (``done``), there is more (``more``), or it has changed (``busy``)."""
+
+    action: str
+
+
+class SettleBudgetHeadroomArgs(Command[HeadroomSettled]):
+    """Note that those who waited for a budget have been let go, or cancelled."""
+
+    budget_identity: str
+    turn: int
+    woken: bool
+    cancelled: bool
+
+
+class RoomLeft(Outcome, tag="RoomLeft"):
+    """How many more a quota policy would admit, up to a page, and what it believes about those waiting."""
+
+    room: int
+    turn: int
+    waiting: bool
+    due: bool
+    """Whether those that wait are to be looked after now."""
+
+
+class ReadRoomArgs(Command[RoomLeft]):
+    """Read how many a quota policy would admit now."""
+
+    quota_identity: str
+    page: int
+
+
+class SettleQuotaHeadroomArgs(Command[HeadroomSettled]):
+    """Note how many of those who wait for a quota policy were let go, and whether others are left."""
+
+    quota_identity: str
+    turn: int
+    let_go: int
+    more: bool
+
+
+class LookAfterWaitingArgs(Command[HeadroomSettled]):
+    """Let those go that wait for a budget or a quota policy, as far as there is room, page by page."""
+
+    subject: str
+    """The key of the budget or quota policy."""
+    pages: int

@@ -20,6 +20,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     namespace: str
     execution_id: str
+    """Empty for a fact about a budget that no execution has brought about."""
     at_ms: int
     flow_id: str | None = None
     data: dict[str, str | int | None] = {}

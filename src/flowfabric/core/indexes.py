@@ -6,6 +6,9 @@ sort and member, and updates them from the difference between a record's old and
 ``eligible`` holds what a worker may claim, in claiming order: the more urgent first, where waiting
 makes urgent. Its scope ends with the capabilities that the work requires, so a worker reads only
 the scopes it can serve, and work it cannot run never stands in its way.
+
+``attached`` has what a budget is attached to and has not ended; ``waiting``, in claiming order, what
+waits for the headroom of a budget or a quota policy. Both have the id as their scope.
 """
 
 from __future__ import annotations
@@ -16,13 +19,17 @@ from flowfabric.contracts.ids import flow_partition
 from flowfabric.contracts.limits import PRIORITY_MAX
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import (
+    Admission,
+    Budget,
     Dedup,
     Execution,
     Flow,
     FlowMember,
+    GivenBack,
     JournalRecord,
     Lane,
     Message,
+    QuotaPolicy,
     Record,
     Reservation,
     StreamMeta,
@@ -67,6 +74,8 @@ LAPSED: Final = "lapsed"
 WAITPOINTS: Final = "waitpoints"
 LANES: Final = "lanes"
 JOURNAL: Final = "journal"
+ATTACHED: Final = "attached"
+WAITING: Final = "waiting"
 WORKERS: Final = "workers"
 WORKER_LANES: Final = "worker_lanes"
 
@@ -84,6 +93,11 @@ DUE_DEDUP: Final = "due_dedup"
 DUE_LIVE_FRAMES: Final = "due_live_frames"
 DUE_MESSAGE: Final = "due_message"
 DUE_MEMBER_CANCEL: Final = "due_member_cancel"
+DUE_BUDGET_RESET: Final = "due_budget_reset"
+DUE_LEDGER: Final = "due_ledger"
+DUE_HEADROOM: Final = "due_headroom"
+DUE_ADMISSION: Final = "due_admission"
+DUE_GIVEN_BACK: Final = "due_given_back"
 DUE_WORKER: Final = "due_worker"
 DUE_WORKER_DEATH: Final = "due_worker_death"
 
@@ -97,6 +111,8 @@ NAMES: Final = PRIMARY | {
     WAITPOINTS,
     LANES,
     JOURNAL,
+    ATTACHED,
+    WAITING,
     FLOWS,
     WORKERS,
     WORKER_LANES,
@@ -112,6 +128,11 @@ NAMES: Final = PRIMARY | {
     DUE_LIVE_FRAMES,
     DUE_MESSAGE,
     DUE_MEMBER_CANCEL,
+    DUE_BUDGET_RESET,
+    DUE_LEDGER,
+    DUE_HEADROOM,
+    DUE_ADMISSION,
+    DUE_GIVEN_BACK,
     DUE_WORKER,
     DUE_WORKER_DEATH,
 }
@@ -187,8 +208,11 @@ def _execution_rows(execution: Execution) -> set[IndexRow]:
         case _:
             scope = scope_of(lane, PUBLIC_OF_OUTCOME[execution.outcome])
             rows.add((TERMINAL, scope, execution.completed_at or 0, member))
-    if execution.deadline_at is not None and execution.phase is not LifecyclePhase.TERMINAL:
-        rows.add((DUE_DEADLINE, "", execution.deadline_at, member))
+    if execution.phase is not LifecyclePhase.TERMINAL:
+        if execution.deadline_at is not None:
+            rows.add((DUE_DEADLINE, "", execution.deadline_at, member))
+        if execution.policy is not None and execution.policy.budget_ids:
+            rows |= {(ATTACHED, found, execution.created_at, member) for found in execution.policy.budget_ids}
     return rows
 
 
@@ -204,6 +228,9 @@ def _runnable_rows(execution: Execution, lane: str, member: str) -> set[IndexRow
     for other in execution.blockers:
         if other.until_ms is not None:
             rows.add((DUE_DELAY, "", other.until_ms, member))
+        if other.waits_for:
+            order = claim_order(execution.priority, execution.created_at)
+            rows.add((WAITING, other.waits_for, order, member))
     return rows
 
 
@@ -221,6 +248,8 @@ def _active_rows(execution: Execution, lane: str, member: str) -> set[IndexRow]:
             rows.add((DUE_ATTEMPT, "", attempt.timeout_at, member))
         return rows
     rows.add((LAPSED, "", lease.expires_at, member))
+    if execution.pause_reason is not None:
+        return rows
     if lease.reclaimable_at is None:
         rows.add(_eligible_row(execution))
     else:
@@ -285,6 +314,32 @@ def _member_rows(member: FlowMember) -> set[IndexRow]:
     return {(DUE_MEMBER_CANCEL, "", member.cancel_requested_at, member.identity)}
 
 
+def _budget_rows(budget: Budget) -> set[IndexRow]:
+    rows: set[IndexRow] = set()
+    if budget.next_reset_at is not None:
+        rows.add((DUE_BUDGET_RESET, "", budget.next_reset_at, budget.identity))
+    if budget.oldest_period < budget.period:
+        rows.add((DUE_LEDGER, "", budget.last_reset_at or 0, budget.identity))
+    work_since = [at for at in (budget.waking_at, budget.cancelling_at) if at is not None]
+    if work_since:
+        rows.add((DUE_HEADROOM, "", min(work_since), budget.key))
+    return rows
+
+
+def _quota_rows(quota: QuotaPolicy) -> set[IndexRow]:
+    return set() if quota.waking_at is None else {(DUE_HEADROOM, "", quota.waking_at, quota.key)}
+
+
+def _admission_rows(admission: Admission) -> set[IndexRow]:
+    if admission.settle_at is None:
+        return set()
+    return {(DUE_ADMISSION, "", admission.settle_at, admission.identity)}
+
+
+def _given_back_rows(given_back: GivenBack) -> set[IndexRow]:
+    return {(DUE_GIVEN_BACK, "", given_back.due_at, given_back.identity)}
+
+
 def _lane_rows(lane: Lane) -> set[IndexRow]:
     return {(LANES, scope_of(lane.namespace, lane.lane_id, lane.state), lane.changed_at, lane.identity)}
 
@@ -316,6 +371,10 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Message: _message_rows,
     Flow: _flow_rows,
     FlowMember: _member_rows,
+    Budget: _budget_rows,
+    QuotaPolicy: _quota_rows,
+    Admission: _admission_rows,
+    GivenBack: _given_back_rows,
     Lane: _lane_rows,
     WorkerRegistration: _worker_rows,
     WorkerDeath: _worker_death_rows,

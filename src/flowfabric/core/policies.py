@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import asdict, replace
 
+from flowfabric.contracts.ids import budget_id_of, quota_policy_id_of
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.contracts.policy import (
     ExecutionPolicy,
     ExponentialBackoff,
@@ -16,6 +18,7 @@ from flowfabric.contracts.policy import (
 
 if TYPE_CHECKING:
     from flowfabric.contracts.policy import Backoff
+    from flowfabric.core.records import Execution
 
 NEVER_RETRIED: Final = frozenset(
     {
@@ -70,3 +73,51 @@ def merge_policies(own: ExecutionPolicy | None, handler: ExecutionPolicy | None)
         return own if handler is None else handler
     absent = {name: getattr(handler, name) for name, part in asdict(own).items() if part is None}
     return replace(own, **absent)
+
+
+def resolve_names(policy: ExecutionPolicy | None, namespace: str) -> ExecutionPolicy | None:
+    """The policy with ids in place of the names of budgets and of the quota policy."""
+    if policy is None or not (policy.budget_ids or policy.quota_policy_id):
+        return policy
+    budgets, quota = policy.budget_ids, policy.quota_policy_id
+    return replace(
+        policy,
+        budget_ids=None
+        if budgets is None
+        else tuple(dict.fromkeys(budget_id_of(namespace, name) for name in budgets)),
+        quota_policy_id=None if quota is None else quota_policy_id_of(namespace, quota),
+    )
+
+
+def adopt_policy(execution: Execution, handler: ExecutionPolicy | None) -> None:
+    """Store the parts of the handler's policy that the execution has none of.
+
+    A deadline that comes with it counts from the creation, as one given at the creation does.
+    """
+    had_timeouts = execution.policy is not None and execution.policy.timeout_policy is not None
+    adopted = resolve_names(_sparing(execution, handler), execution.namespace)
+    execution.policy = merge_policies(execution.policy, adopted)
+    timeouts = None if execution.policy is None else execution.policy.timeout_policy
+    if had_timeouts or timeouts is None or timeouts.execution_deadline_ms is None:
+        return
+    if execution.deadline_at is None:
+        deadline_at = execution.created_at + timeouts.execution_deadline_ms
+        execution.deadline_at = min(deadline_at, SAFE_INTEGER_MAX)
+
+
+def _sparing(execution: Execution, handler: ExecutionPolicy | None) -> ExecutionPolicy | None:
+    """The handler's policy without a cap below what was used before the handler came along.
+
+    What was allowed then stays within the caps on record; nothing more is allowed by it.
+    """
+    if handler is None:
+        return None
+    retries, reclaims = handler.retry_policy, handler.max_reclaim_count
+    if retries is not None and retries.max_retries < execution.retry_count:
+        retries = replace(retries, max_retries=execution.retry_count)
+    return replace(
+        handler,
+        retry_policy=retries,
+        max_reclaim_count=None if reclaims is None else max(reclaims, execution.reclaim_count),
+        max_replay_count=max(handler.max_replay_count, execution.replay_count),
+    )

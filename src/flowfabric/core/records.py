@@ -15,9 +15,15 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from flowfabric.contracts.budgets import EnforcementMode, OnHardLimit, OnSoftLimit
 from flowfabric.contracts.flows import AllOfEdges, EdgeDependencyPolicy, EdgeGroupState
 from flowfabric.contracts.ids import flow_partition
-from flowfabric.contracts.partitions import Partition, partition_index
+from flowfabric.contracts.partitions import (
+    BUDGET_PARTITIONS,
+    QUOTA_PARTITIONS,
+    Partition,
+    partition_index,
+)
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import (
     AttemptLifecycle,
@@ -76,6 +82,8 @@ class Blocker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""
     until_ms: int | None = None
     """Set on time blockers only: the instant at which the blocker goes away."""
+    waits_for: str = ""
+    """The id of the budget or quota policy whose headroom takes the blocker away."""
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -233,6 +241,10 @@ class Execution(Record):
     progress_updated_at: int | None = None
     has_result: bool = False
     journal_generation: int = 0
+    admitted_round: int | None = None
+    """The lease epoch that the quota policy has admitted, while that admission is held."""
+    pause_reason: str | None = None
+    """Set while an operator wants the execution held as soon as it is runnable again."""
 
     @property
     def identity(self) -> str:
@@ -669,6 +681,196 @@ class Message(Record):
         return f"{self.execution_id}/{self.cause}/{self.position}"
 
 
+class Budget(Record):
+    """What a budget allows, and whether what it is attached to may be claimed.
+
+    The counters are kept apart: a claim rests on this record, and must not collide with each
+    report of usage.
+    """
+
+    KIND = "budget"
+
+    budget_id: str
+    namespace: str
+    created_at: int
+    last_updated_at: int
+    name: str = ""
+    scope_type: str = ""
+    scope_id: str = ""
+    enforcement_mode: EnforcementMode = EnforcementMode.STRICT
+    on_hard_limit: OnHardLimit = OnHardLimit.DENY
+    on_soft_limit: OnSoftLimit = OnSoftLimit.WARN
+    reset_interval_ms: int = 0
+    hard_limits: dict[str, int] = {}
+    soft_limits: dict[str, int] = {}
+    period: int = 0
+    """How often the budget was reset. Usage and ledgers belong to one period."""
+    last_reset_at: int | None = None
+    next_reset_at: int | None = None
+    oldest_period: int = 0
+    """The first period of which ledgers may be left."""
+    closed_at: int | None = None
+    """Since when nothing that the budget is attached to is claimed."""
+    closed_dimension: str = ""
+    cancelling_at: int | None = None
+    """Executions created up to then are still to be cancelled."""
+    waking_at: int | None = None
+    """Set while executions that wait for headroom are still to be let go."""
+    turn: int = 0
+    """Counts how often there was something to do for those that wait."""
+
+    @property
+    def identity(self) -> str:
+        return budget_identity(self.budget_id)
+
+
+def budget_identity(budget_id: str) -> str:
+    """The identity of a budget, which that of everything about it begins with."""
+    return f"{{b:{flow_partition(budget_id, BUDGET_PARTITIONS)}}}:{budget_id}"
+
+
+class BudgetUsage(Record):
+    """What was spent in the current period: the sum of its ledgers."""
+
+    KIND = "budget_usage"
+
+    budget_id: str
+    namespace: str
+    usage: dict[str, int] = {}
+    breach_count: int = 0
+    soft_breach_count: int = 0
+    last_breach_at: int | None = None
+    last_breach_dimension: str = ""
+    revision: int = 0
+    """Counts the changes of the usage."""
+
+    @property
+    def identity(self) -> str:
+        return budget_identity(self.budget_id)
+
+
+class BudgetLedger(Record):
+    """What one spender has spent of a budget in one period."""
+
+    KIND = "budget_ledger"
+
+    budget_id: str
+    namespace: str
+    period: int
+    spender: str
+    """An execution id, or ``ADMIN``."""
+    spent: dict[str, int] = {}
+
+    @property
+    def identity(self) -> str:
+        return ledger_identity(self.budget_id, self.period, self.spender)
+
+
+ADMIN: Final = "admin"
+"""The spender of what is reported outside of any execution."""
+
+
+def ledger_identity(budget_id: str, period: int, spender: str) -> str:
+    """The identity of one spender's ledger in one period."""
+    return f"{budget_identity(budget_id)}/{period}/{spender}"
+
+
+class QuotaPolicy(Record):
+    """How many claims there may be in a window and at once, and how many there are."""
+
+    KIND = "quota"
+
+    quota_policy_id: str
+    namespace: str
+    created_at: int
+    window_ms: int
+    requests_max: int
+    """0 for no limit."""
+    concurrent_max: int
+    """0 for no limit."""
+    name: str = ""
+    admitted: int = 0
+    """How many were ever admitted. The next one takes this place, modulo the limit, in the window."""
+    active: int = 0
+    """How many admissions there are on record."""
+    revision: int = 0
+    """Counts the changes of ``active``."""
+    waiting: bool = False
+    """Whether executions may be waiting. Set before the first one is held back."""
+    waking_at: int | None = None
+    """When executions that wait are to be looked after."""
+    turn: int = 0
+    """Counts how often there was something to do for those that wait."""
+
+    @property
+    def identity(self) -> str:
+        return quota_identity(self.quota_policy_id)
+
+
+def quota_identity(quota_policy_id: str) -> str:
+    """The identity of a quota policy, which that of everything about it begins with."""
+    return f"{{q:{flow_partition(quota_policy_id, QUOTA_PARTITIONS)}}}:{quota_policy_id}"
+
+
+class QuotaWindow(Record):
+    """A piece of the ring in which a policy keeps the instants of its latest admissions.
+
+    The ring has as many places as the window may have admissions, so the place that the next one
+    takes holds the instant that decides. An admission therefore costs the same with any limit.
+    """
+
+    KIND = "quota_window"
+
+    quota_policy_id: str
+    namespace: str
+    piece: int
+    instants: tuple[int, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        return f"{quota_identity(self.quota_policy_id)}/{self.piece}"
+
+
+class Admission(Record):
+    """The right of one execution to one claim, and its place among those that are active."""
+
+    KIND = "admission"
+
+    quota_policy_id: str
+    namespace: str
+    admitted_id: str
+    """The execution."""
+    round: int
+    """The lease epoch that the claim will have."""
+    admitted_at: int
+    settle_at: int | None = None
+    """When to see whether it was used; None once it is known to be."""
+
+    @property
+    def identity(self) -> str:
+        return admission_identity(self.quota_policy_id, self.admitted_id)
+
+
+def admission_identity(quota_policy_id: str, execution_id: str) -> str:
+    """The identity of an execution's admission."""
+    return f"{quota_identity(quota_policy_id)}/{execution_id}"
+
+
+class GivenBack(Record):
+    """An admission that its execution does not need any more, until the quota policy knows."""
+
+    KIND = "given_back"
+
+    execution_id: str
+    quota_policy_id: str
+    round: int
+    due_at: int
+
+    @property
+    def identity(self) -> str:
+        return f"{self.execution_id}/{self.round}"
+
+
 class WorkerRegistration(Record):
     """A worker that has said that it is there, and what it offers."""
 
@@ -804,6 +1006,13 @@ RECORD_TYPES: Final[dict[str, type[Record]]] = {
         WorkerRegistration,
         WorkerDeath,
         Keyring,
+        Budget,
+        BudgetUsage,
+        BudgetLedger,
+        QuotaPolicy,
+        QuotaWindow,
+        Admission,
+        GivenBack,
         Lane,
     )
 }

@@ -149,6 +149,19 @@ class Work:
         assert record is None or isinstance(record, record_type)
         return record
 
+    def observe(self, record_type: type[AnyRecord], identity: str) -> AnyRecord | None:
+        """The record as it was when it was loaded. The commit does not rest on it.
+
+        For a fact that need only have been true: what somebody held when they asked. Whatever must
+        still be true at the commit has to be read.
+        """
+        key = key_for(record_type, identity)
+        rests_on_it = key in self.reads
+        record = self.read(record_type, identity)
+        if not rests_on_it:
+            self.reads.discard(key)
+        return record
+
     def read_all(self, record_type: type[AnyRecord], identities: Iterable[str]) -> list[AnyRecord | None]:
         """Records of one type, in the order asked for. All that are not loaded are loaded at once."""
         found: list[AnyRecord | None] = []
@@ -229,13 +242,17 @@ class Work:
         if bound is not None and namespace != bound:
             raise errors.InvalidInput(field="namespace", value=namespace, rule=f"must be {bound!r}")
 
-    def execution(self, execution_id: str) -> Execution:
+    def execution(self, execution_id: str, *, observed: bool = False) -> Execution:
         """The execution with this id, in the caller's namespace.
+
+        Args:
+            execution_id: which one.
+            observed: whether it is only observed; see ``observe``.
 
         Raises:
             ExecutionNotFound: there is none, or it belongs to another namespace.
         """
-        record = self.read(Execution, execution_id)
+        record = (self.observe if observed else self.read)(Execution, execution_id)
         namespace = self.envelope.namespace
         if record is None or (namespace is not None and record.namespace != namespace):
             raise errors.ExecutionNotFound(execution_id=execution_id)

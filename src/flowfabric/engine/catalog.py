@@ -2,12 +2,14 @@
 
 from flowfabric.core import rules
 from flowfabric.engine import (
+    admission,
     backend,
     claiming,
     creating,
     explaining,
     feeds,
     flows,
+    headroom,
     journal,
     listing,
     scheduler,
@@ -16,12 +18,14 @@ from flowfabric.engine import (
 )
 
 __all__ = [
+    "admission",
     "backend",
     "claiming",
     "creating",
     "explaining",
     "feeds",
     "flows",
+    "headroom",
     "journal",
     "listing",
     "rules",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flowfabric.contracts.leases import IssueGrantAndClaimArgs, IssueGrantAndClaimResult
+from flowfabric.engine.admission import decide_admitted
 from flowfabric.engine.operations import operation
 from flowfabric.minting import new_attempt_id, new_lease_id
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from flowfabric.engine.engine import Engine
 
 
-@operation(IssueGrantAndClaimArgs, applies=lambda args: args.lease_id is None or args.attempt_id is None)
+@operation(IssueGrantAndClaimArgs)
 async def mint_claim_ids(
     engine: Engine, args: IssueGrantAndClaimArgs, envelope: Envelope
 ) -> IssueGrantAndClaimResult:
@@ -26,8 +27,4 @@ async def mint_claim_ids(
     minted = replace(
         args, lease_id=args.lease_id or new_lease_id(), attempt_id=args.attempt_id or new_attempt_id()
     )
-    [answer] = await engine.decide([(minted, envelope)])
-    if isinstance(answer, Exception):
-        raise answer
-    claimed: IssueGrantAndClaimResult = answer
-    return claimed
+    return await decide_admitted(engine, minted, envelope)

@@ -1,4 +1,4 @@
-"""What a commit still owes to others: messages to deliver, and members of cancelled flows to cancel.
+"""What a commit still owes to others: messages, members of cancelled flows, headroom that returned.
 
 The rows of these indexes are the durable list. The engine sees to what a commit has added before
 it answers; a duty of the scanners sees to the rest, and to what a crash left.
@@ -6,16 +6,34 @@ it answers; a duty of the scanners sees to the rest, and to what a crash left.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from flowfabric.core.commands import CancelFlowMemberArgs, DeliverMessageArgs
-from flowfabric.core.indexes import DUE_MEMBER_CANCEL, DUE_MESSAGE
+import msgspec
+
+from flowfabric.contracts.base import Command
+from flowfabric.core.commands import (
+    CancelFlowMemberArgs,
+    DeliverMessageArgs,
+    ForgetGivenBackArgs,
+    GiveAdmissionBackArgs,
+    LookAfterWaitingArgs,
+)
+from flowfabric.core.indexes import DUE_GIVEN_BACK, DUE_HEADROOM, DUE_MEMBER_CANCEL, DUE_MESSAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flowfabric.contracts.base import Command
     from flowfabric.stores.base import Commit
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """How an entry is seen to.
+
+    What lies in two partitions takes two commands: one has the effect, and may be repeated; the
+    other one, after it, removes the entry.
+    """
+
+    act: Callable[[str], Command[Any]]
+    forget: Callable[[str], Command[Any]] | None = None
 
 
 def deliver(member: str) -> DeliverMessageArgs:
@@ -28,16 +46,40 @@ def cancel_member(member: str) -> CancelFlowMemberArgs:
     return CancelFlowMemberArgs(member_id=member)
 
 
-DELIVERIES: Final[dict[str, Callable[[str], Command[Any]]]] = {
-    DUE_MESSAGE: deliver,
-    DUE_MEMBER_CANCEL: cancel_member,
+def give_back(member: str) -> GiveAdmissionBackArgs:
+    """The command for an entry of the admissions that are not needed any more."""
+    return GiveAdmissionBackArgs(given_back_id=member)
+
+
+def forget_given_back(member: str) -> ForgetGivenBackArgs:
+    """The command for such an entry once its quota policy knows."""
+    return ForgetGivenBackArgs(given_back_id=member)
+
+
+def look_after_some(member: str) -> LookAfterWaitingArgs:
+    """The command for headroom that has returned. One page; a duty does the rest."""
+    return LookAfterWaitingArgs(subject=member, pages=1)
+
+
+DELIVERIES: Final[dict[str, Delivery]] = {
+    DUE_MESSAGE: Delivery(deliver),
+    DUE_MEMBER_CANCEL: Delivery(cancel_member),
+    DUE_GIVEN_BACK: Delivery(give_back, forget_given_back),
+    DUE_HEADROOM: Delivery(look_after_some),
 }
 
 
-def owed_by(commit: Commit) -> list[Command[Any]]:
-    """The commands that do at once what a commit has added to these indexes."""
+class Owed(msgspec.Struct, frozen=True):
+    """One entry, and how it is seen to."""
+
+    delivery: Delivery
+    member: str
+
+
+def owed_by(commit: Commit) -> list[Owed]:
+    """What a commit has added to these indexes and is due at once."""
     return [
-        DELIVERIES[index](member)
+        Owed(DELIVERIES[index], member)
         for index, _, sort, member in commit.rows_added
         if index in DELIVERIES and sort <= commit.now
     ]

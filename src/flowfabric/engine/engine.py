@@ -32,7 +32,7 @@ from flowfabric.core.registry import RULES, Rule
 from flowfabric.core.work import Envelope, Missing, Work, WorkingSet
 from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it registers what can be done
 from flowfabric.engine.commits import affected_by, build_commit, remember_outcome, repeated_outcome
-from flowfabric.engine.deliveries import owed_by
+from flowfabric.engine.deliveries import Owed, owed_by
 from flowfabric.engine.feeds import Subscribing
 from flowfabric.engine.lanes import KnownLanes
 from flowfabric.engine.notifier import Notifier, topics_of
@@ -111,6 +111,14 @@ class Group:
         self.future = future
         self.tickets: list[Ticket] = []
         self.open = 0
+
+    def start(self) -> list[Ticket]:
+        """Begin to count. Returns the tickets that are not refused already; answers if none is left."""
+        waiting = [ticket for ticket in self.tickets if ticket.error is None]
+        self.open = len(waiting) or 1
+        if not waiting:
+            self.settle()
+        return waiting
 
     def settle(self) -> None:
         """Count one ticket as done, and answer when all are."""
@@ -210,7 +218,7 @@ class Engine(Subscribing):
         self._watches: list[asyncio.Task[None]] = []
         self._closing = False
         self._delivering = False
-        self._owed: list[Command[Any]] = []
+        self._owed: list[Owed] = []
         self._request_prefix = ""
         self._request_numbers = itertools.count()
 
@@ -416,7 +424,10 @@ class Engine(Subscribing):
                 check(ticket.command)
             except errors.FlowFabricError as error:
                 ticket.error = error
-        self._enqueue(group)
+        if asyncio.current_task() is self._pump and group.tickets:
+            await self._run_inside(group)
+        else:
+            self._enqueue(group)
         return await answers
 
     def require_running(self) -> None:
@@ -441,14 +452,18 @@ class Engine(Subscribing):
         return msgspec.structs.replace(self.envelope(None, None, actor), namespace=None)
 
     def _enqueue(self, group: Group) -> None:
-        waiting = [ticket for ticket in group.tickets if ticket.error is None]
-        group.open = len(waiting) or 1
+        waiting = group.start()
         if not waiting:
-            group.settle()
             return
         self._queue.extend(waiting)
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._run_batches())
+
+    async def _run_inside(self, group: Group) -> None:
+        """Run commands that the pump itself gives. It would wait for ever for its own queue."""
+        waiting = group.start()
+        for start in range(0, len(waiting), BATCH_MAX):
+            await self._run_batch(waiting[start : start + BATCH_MAX])
 
     async def _run_batches(self) -> None:
         try:
@@ -501,7 +516,7 @@ class Engine(Subscribing):
             ticket.settle()
         return []
 
-    async def _deliver(self, owed: list[Command[Any]]) -> None:
+    async def _deliver(self, owed: list[Owed]) -> None:
         """Do what a commit owes to other records, and what follows from that, up to a bound."""
         self._owed += owed
         if self._delivering:
@@ -517,17 +532,29 @@ class Engine(Subscribing):
             self._delivering = False
             self._owed = []
 
-    async def _run_deliveries(self, commands: list[Command[Any]]) -> None:
-        group = Group()
-        group.tickets += [
-            Ticket(command, RULES[type(command)], self._unbounded_envelope("engine"), group)
-            for command in commands
+    async def _run_deliveries(self, owed: list[Owed]) -> None:
+        """See to some entries. What cannot be done now is left to the scanners."""
+        done = await self._run_owed([(one, one.delivery.act(one.member)) for one in owed])
+        forgetting = [
+            (one, one.delivery.forget(one.member)) for one in done if one.delivery.forget is not None
         ]
-        group.open = len(group.tickets)
-        await self._run_batch(list(group.tickets))
-        for ticket in group.tickets:
-            if ticket.error is not None:
-                log.warning("%s is left to the scanners: %s", type(ticket.command).__name__, ticket.error)
+        if forgetting:
+            await self._run_owed(forgetting)
+
+    async def _run_owed(self, asked: list[tuple[Owed, Command[Any]]]) -> list[Owed]:
+        """Run the commands for some entries. Returns the entries whose command was carried out."""
+        ruled = [(one, command) for one, command in asked if operation_for(command) is None]
+        envelope = self._unbounded_envelope
+        answers = await self.decide([(command, envelope("engine")) for _, command in ruled])
+        done = [(one, command, answer) for (one, command), answer in zip(ruled, answers, strict=True)]
+        for one, command in asked:
+            # One after the other, and in this very task: the pump must not wait for another one.
+            if operation_for(command) is not None:
+                done.append((one, command, await self._attempt(command, envelope("engine"))))
+        for _, command, answer in done:
+            if isinstance(answer, Exception):
+                log.warning("%s is left to the scanners: %s", type(command).__name__, answer)
+        return [one for one, _, answer in done if not isinstance(answer, Exception)]
 
     async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
         """Commit the tickets that the conflict did not touch; return the others, to run again."""

@@ -131,7 +131,7 @@ class Subscribing:
         """The events of some families, or of all: ``async for event in engine.subscribe("lease")``.
 
         Args:
-            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``.
+            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``, ``budget``.
             namespace: the only namespace whose events are read.
             options: see ``FeedOptions``.
 

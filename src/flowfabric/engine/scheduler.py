@@ -31,6 +31,7 @@ from flowfabric.contracts.partitions import Partition
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs, ClaimCandidateResult
 from flowfabric.core.indexes import ELIGIBLE, SEPARATOR
 from flowfabric.core.records import Execution, Lane, key_for, lane_identity
+from flowfabric.engine.admission import NO_HEADROOM, claim_admitted
 from flowfabric.engine.operations import operation
 from flowfabric.engine.reach import Reach
 from flowfabric.minting import new_attempt_id, new_lease_id
@@ -53,7 +54,13 @@ SCOPES_MAX: Final = 64
 SCOPE_READS_MAX: Final = 64
 """How many reads one call makes to find these scopes, most of them one."""
 
-PASSED_OVER: Final = (errors.StateRefusal, errors.NotFound, errors.Contention, errors.CapabilityMismatch)
+PASSED_OVER: Final = (
+    errors.StateRefusal,
+    errors.NotFound,
+    errors.Contention,
+    errors.CapabilityMismatch,
+    *NO_HEADROOM,
+)
 """Refusals that say: not this one, try the next."""
 
 
@@ -183,26 +190,36 @@ async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) 
 async def _claim_found(
     engine: Engine, search: Search, args: ClaimBatchArgs, envelope: Envelope, claims: list[ClaimedWork]
 ) -> None:
-    """Claim what the search finds, page by page, until the limit is reached or there is no more."""
+    """Claim what the search finds, page by page, until the limit is reached or there is no more.
+
+    A damaged record keeps only its own work from being claimed. It is told if nothing else was found.
+    """
     size = args.limit
+    damaged: list[errors.StoreCorrupt] = []
     for _ in range(PAGES_MAX):
         page = await search.next(size)
         untried = iter(page)
         while candidates := list(islice(untried, args.limit - len(claims))):
             commands = [_claim_of(candidate, args) for candidate in candidates]
-            _take(await engine.execute_many(commands, namespace=envelope.namespace), claims)
+            damaged += _take(await claim_admitted(engine, commands, envelope), claims)
         if len(page) < size or len(claims) == args.limit:
-            return
+            break
         size = max(args.limit - len(claims), PAGE_ROWS)
-    search.give_up()
+    else:
+        search.give_up()
+    if damaged and not claims:
+        raise damaged[0]
 
 
-def _take(answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]) -> None:
-    """Note what was claimed. Raises what says more than «not this one»."""
+def _take(
+    answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]
+) -> list[errors.StoreCorrupt]:
+    """Note what was claimed. Raises what says more than «not this one»; returns what is damaged."""
     claims += [answer.work for answer in answers if isinstance(answer, CandidateClaimed)]
     for answer in answers:
-        if isinstance(answer, Exception) and not isinstance(answer, PASSED_OVER):
+        if isinstance(answer, Exception) and not isinstance(answer, (*PASSED_OVER, errors.StoreCorrupt)):
             raise answer
+    return [answer for answer in answers if isinstance(answer, errors.StoreCorrupt)]
 
 
 def _claim_of(candidate: Candidate, args: ClaimBatchArgs) -> ClaimCandidateArgs:

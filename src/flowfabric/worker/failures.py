@@ -38,6 +38,8 @@ def category_of(error: BaseException) -> str:
     for kind, category in FINAL.items():
         if any(isinstance(leaf, kind) for leaf in leaves):
             return category
+    if any(isinstance(leaf, errors.BudgetExceeded) for leaf in leaves):
+        return errors.BudgetExceeded.code
     for leaf in leaves:
         if isinstance(leaf, Retry):
             return "".join(filter(str.isprintable, str(leaf.category)))[:NAME_CHARS_MAX]

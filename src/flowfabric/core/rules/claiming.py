@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.leases import ClaimedWork
-from flowfabric.contracts.limits import RECLAIM_COUNT_MAX, SAFE_INTEGER_MAX
+from flowfabric.contracts.limits import RECLAIM_COUNT_MAX
 from flowfabric.contracts.policy import ExecutionPolicy, require_capabilities
 from flowfabric.contracts.states import AttemptLifecycle, AttemptType, LifecyclePhase, TerminalOutcome
 from flowfabric.core.commands import (
@@ -23,10 +23,11 @@ from flowfabric.core.commands import (
     ClaimCandidateArgs,
     ClaimCandidateResult,
 )
-from flowfabric.core.policies import merge_policies
+from flowfabric.core.policies import adopt_policy
 from flowfabric.core.records import Execution, Lease, Payload, key_for
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.graph import refuse_cancelled_flow
+from flowfabric.core.rules.headroom import admit
 from flowfabric.core.rules.journal import journal_resumption
 from flowfabric.core.rules.lanes import refuse_claim_in_lane
 from flowfabric.core.rules.transitions import end_attempt, end_execution, grant_lease, open_attempt
@@ -64,6 +65,7 @@ def claim_candidate(work: Work, args: ClaimCandidateArgs) -> ClaimCandidateResul
         ExecutionNotFound, ExecutionNotEligible: it is gone, or something happened to it meanwhile.
         GrantAlreadyExists: it is reserved for a worker.
         CapabilityMismatch: this worker may not run it.
+        BudgetExceeded, AdmissionMissing and others: see ``headroom.admit``.
     """
     execution = work.edit(work.execution(args.execution_id))
     if execution.lane_id != args.lane_id:
@@ -102,13 +104,17 @@ def refuse_granted(work: Work, execution: Execution) -> None:
 
 
 def require_reclaimable(work: Work, execution: Execution) -> None:
-    """Refuse an execution whose lease has not lapsed, or lapsed so recently that its grace runs."""
+    """Refuse an execution whose lease has not lapsed, whose grace runs, or which is paused."""
     lease = execution.lease
     if execution.phase is not LifecyclePhase.ACTIVE or lease is None or lease.state is LeaseState.HELD:
         raise errors.ExecutionNotReclaimable(execution_id=execution.execution_id)
     if lease.reclaimable_at is not None and lease.reclaimable_at > work.now:
         raise errors.ExecutionNotReclaimable(
             execution_id=execution.execution_id, reclaimable_at=lease.reclaimable_at
+        )
+    if execution.pause_reason is not None:
+        raise errors.ExecutionNotReclaimable(
+            execution_id=execution.execution_id, paused=execution.pause_reason
         )
 
 
@@ -120,42 +126,10 @@ def reclaim_cap(execution: Execution, default: int | None = None) -> int:
     return RECLAIM_COUNT_MAX if default is None else default
 
 
-def adopt_policy(execution: Execution, handler: ExecutionPolicy | None) -> None:
-    """Store the parts of the handler's policy that the execution has none of.
-
-    A deadline that comes with it counts from the creation, as one given at the creation does.
-    """
-    had_timeouts = execution.policy is not None and execution.policy.timeout_policy is not None
-    execution.policy = merge_policies(execution.policy, _sparing(execution, handler))
-    timeouts = None if execution.policy is None else execution.policy.timeout_policy
-    if had_timeouts or timeouts is None or timeouts.execution_deadline_ms is None:
-        return
-    if execution.deadline_at is None:
-        deadline_at = execution.created_at + timeouts.execution_deadline_ms
-        execution.deadline_at = min(deadline_at, SAFE_INTEGER_MAX)
-
-
-def _sparing(execution: Execution, handler: ExecutionPolicy | None) -> ExecutionPolicy | None:
-    """The handler's policy without a cap below what was used before the handler came along.
-
-    What was allowed then stays within the caps on record; nothing more is allowed by it.
-    """
-    if handler is None:
-        return None
-    retries, reclaims = handler.retry_policy, handler.max_reclaim_count
-    if retries is not None and retries.max_retries < execution.retry_count:
-        retries = replace(retries, max_retries=execution.retry_count)
-    return replace(
-        handler,
-        retry_policy=retries,
-        max_reclaim_count=None if reclaims is None else max(reclaims, execution.reclaim_count),
-        max_replay_count=max(handler.max_replay_count, execution.replay_count),
-    )
-
-
 def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Open the attempt that is due (first, retry or replay) and lease it."""
     _refuse_held_back(work, execution)
+    admit(work, execution)
     open_attempt(
         work,
         execution,
@@ -174,6 +148,7 @@ def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease
 def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Continue the interrupted attempt under a new lease. What it waited for goes to the journal."""
     _refuse_held_back(work, execution)
+    admit(work, execution)
     journal_resumption(work, execution)
     assert execution.attempt is not None
     timeout_ms = execution.attempt.timeout_ms
@@ -193,6 +168,7 @@ def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Leas
 def reclaim_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Take a lapsed lease over: the old attempt is interrupted for good, a new one begins."""
     _refuse_held_back(work, execution)
+    admit(work, execution)
     lapsed = execution.lease
     assert lapsed is not None
     end_attempt(

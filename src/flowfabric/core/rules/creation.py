@@ -31,8 +31,10 @@ from flowfabric.core.commands import (
     SettleReservationArgs,
 )
 from flowfabric.core.events import Family
+from flowfabric.core.policies import resolve_names
 from flowfabric.core.records import Execution, Key, Payload, Reservation, key_for
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.headroom import require_known
 from flowfabric.core.rules.lanes import find_lane, refuse_submission_in_lane, under_lane
 from flowfabric.core.rules.transitions import add_blocker, publish, publish_tags, time_blocker
 from flowfabric.core.state import public_state
@@ -58,6 +60,7 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
 
     Raises:
         InvalidInput: the namespace is not the caller's, or the id is in use in another one.
+        BudgetNotFound, QuotaPolicyNotFound: the policy names one that is not there.
         LaneClosed: the lane is draining or disabled.
         Contention: the idempotency key is not bound to this execution any more.
     """
@@ -70,7 +73,8 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
     lane = find_lane(work, args.namespace, args.lane_id)
     refuse_submission_in_lane(lane)
     _require_reserved(work, args)
-    policy = args.policy
+    policy = resolve_names(args.policy, args.namespace)
+    require_known(work, policy, args.namespace)
     execution = Execution(
         execution_id=args.execution_id,
         namespace=args.namespace,

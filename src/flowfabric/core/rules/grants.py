@@ -27,6 +27,7 @@ from flowfabric.core.records import Execution, Grant
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.claiming import fail_at_reclaim_cap, reclaim_cap, refuse_granted
 from flowfabric.core.rules.fencing import has_lapsed
+from flowfabric.core.rules.headroom import require_headroom
 from flowfabric.core.rules.lanes import refuse_claim_in_lane
 from flowfabric.core.rules.transitions import lapse_lease
 from flowfabric.core.state import is_eligible
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
 NOT_RECLAIMABLE = "execution_not_reclaimable"
+PAUSED = "paused_by_operator"
 
 
 @rule(IssueClaimGrantArgs)
@@ -45,6 +47,7 @@ def issue_claim_grant(work: Work, args: IssueClaimGrantArgs) -> IssueClaimGrantR
     Raises:
         ExecutionNotFound, ExecutionNotEligible, GrantAlreadyExists, ExecutionNotInEligibleSet,
         CapabilityMismatch: in this order.
+        BudgetExceeded, AdmissionMissing and others: see ``headroom.admit``.
     """
     execution = work.execution(args.execution_id)
     if not is_eligible(execution):
@@ -54,6 +57,7 @@ def issue_claim_grant(work: Work, args: IssueClaimGrantArgs) -> IssueClaimGrantR
     if args.lane_id != execution.lane_id:
         raise errors.ExecutionNotInEligibleSet(execution_id=args.execution_id, lane_id=execution.lane_id)
     require_capabilities(execution.required_capabilities, args.worker_capabilities)
+    require_headroom(work, execution)
     resumed = execution.continuation is Continuation.RESUME
     work.edit(execution).grant = _grant(work, GrantKind.RESUME if resumed else GrantKind.CLAIM, args)
     return ClaimGrantIssued(execution_id=args.execution_id)
@@ -96,6 +100,8 @@ def _obstacle(work: Work, execution: Execution, args: IssueReclaimGrantArgs) -> 
     """Why this worker may not reclaim the execution; empty if it may."""
     if not has_lapsed(work, execution):
         return NOT_RECLAIMABLE
+    if execution.pause_reason is not None:
+        return PAUSED
     refuse_claim_in_lane(work, execution)
     refuse_granted(work, execution)
     if args.lane_id != execution.lane_id:

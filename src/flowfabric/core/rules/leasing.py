@@ -22,11 +22,11 @@ from flowfabric.contracts.leases import (
 )
 from flowfabric.contracts.policy import parse_policy
 from flowfabric.contracts.states import AttemptLifecycle, LifecyclePhase
+from flowfabric.core.policies import adopt_policy
 from flowfabric.core.records import Attempt, Execution
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.claiming import (
     Claimant,
-    adopt_policy,
     refuse_granted,
     resume_attempt,
     start_attempt,

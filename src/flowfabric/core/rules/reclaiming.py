@@ -14,17 +14,17 @@ from flowfabric.contracts.leases import (
     ReclaimGrantNotFound,
 )
 from flowfabric.contracts.policy import parse_policy
+from flowfabric.core.policies import adopt_policy
 from flowfabric.core.records import Execution
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.claiming import (
     Claimant,
-    adopt_policy,
     fail_at_reclaim_cap,
     reclaim_attempt,
     reclaim_cap,
 )
 from flowfabric.core.rules.fencing import handle_of, has_lapsed
-from flowfabric.core.rules.grants import NOT_RECLAIMABLE, grant_expired, has_grant
+from flowfabric.core.rules.grants import NOT_RECLAIMABLE, PAUSED, grant_expired, has_grant
 from flowfabric.core.rules.leasing import current_attempt
 from flowfabric.core.vocabulary import GrantKind
 
@@ -61,6 +61,8 @@ def _obstacle(work: Work, execution: Execution, args: ReclaimExecutionArgs) -> s
     lease = execution.lease
     if lease is None or not has_lapsed(work, execution):
         return NOT_RECLAIMABLE
+    if execution.pause_reason is not None:
+        return PAUSED
     if args.lane_id != execution.lane_id:
         return f"lane_mismatch: {execution.lane_id}"
     if args.old_worker_instance_id not in (None, lease.worker_instance_id):

@@ -20,7 +20,16 @@ from flowfabric.contracts.states import (
     WaitpointState,
 )
 from flowfabric.core.events import Event, Family
-from flowfabric.core.records import Attempt, Blocker, Execution, Lease, Message, PastAttempt, Waitpoint
+from flowfabric.core.records import (
+    Attempt,
+    Blocker,
+    Execution,
+    GivenBack,
+    Lease,
+    Message,
+    PastAttempt,
+    Waitpoint,
+)
 from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 
 if TYPE_CHECKING:
@@ -92,6 +101,11 @@ def time_blocker(until_ms: int, reason: BlockingReason) -> Blocker:
 def delay_blocker(work: Work, until_ms: int, reason: BlockingReason) -> Blocker | None:
     """A blocker until an instant, or None if the instant is not in the future."""
     return time_blocker(until_ms, reason) if until_ms > work.now else None
+
+
+def pause_blocker(reason: str) -> Blocker:
+    """A blocker that an operator sets and takes away."""
+    return Blocker(kind=BlockerKind.OPERATOR, reason=BlockingReason.PAUSED_BY_OPERATOR, detail=reason)
 
 
 def add_blocker(execution: Execution, blocker: Blocker) -> None:
@@ -263,6 +277,7 @@ def release_lease(work: Work, execution: Execution, reason: str) -> None:
     if lease is None or attempt is None:
         return
     execution.lease = None
+    give_admission_back(work, execution)
     if attempt.timeout_at is not None:
         remaining = max(0, attempt.timeout_at - work.now)
         execution.attempt = replace(attempt, timeout_ms=remaining, timeout_at=None)
@@ -273,6 +288,22 @@ def release_lease(work: Work, execution: Execution, reason: str) -> None:
         "released",
         **_lease_data(lease, attempt),
         reason=reason,
+    )
+
+
+def give_admission_back(work: Work, execution: Execution) -> None:
+    """Owe the quota policy the news that the execution does not count as active any more."""
+    policy, admitted_round = execution.policy, execution.admitted_round
+    if admitted_round is None or policy is None or policy.quota_policy_id is None:
+        return
+    execution.admitted_round = None
+    work.add(
+        GivenBack(
+            execution_id=execution.execution_id,
+            quota_policy_id=policy.quota_policy_id,
+            round=admitted_round,
+            due_at=work.now,
+        )
     )
 
 
@@ -351,13 +382,17 @@ def end_attempt(
 def make_runnable(work: Work, execution: Execution, blocker: Blocker | None = None) -> None:
     """Let the execution wait for a worker, or for what blocks it to go away first.
 
-    An edge that was added during a run has not interrupted it, and holds it back from now on.
+    An edge that was added during a run has not interrupted it, and holds it back from now on; so
+    does a pause that an operator has asked for meanwhile.
     """
     execution.phase = LifecyclePhase.RUNNABLE
     execution.suspended_reason = BlockingReason.NONE
     for found in (blocker, dependency_blocker(execution)):
         if found is not None:
             add_blocker(execution, found)
+    if execution.pause_reason is not None:
+        add_blocker(execution, pause_blocker(execution.pause_reason))
+        execution.pause_reason = None
     mark_transition(work, execution)
 
 
@@ -394,6 +429,7 @@ def end_execution(
     execution.phase = LifecyclePhase.TERMINAL
     execution.outcome = outcome
     execution.blockers = ()
+    execution.pause_reason = None
     execution.grant = None
     execution.suspension_id = None
     execution.waitpoint_id = None

@@ -18,11 +18,18 @@ from flowfabric.core.commands import (
     ExpireWaitpointArgs,
     ExpireWorkerArgs,
     ForgetDedupArgs,
+    LookAfterWaitingArgs,
+    PruneLedgersArgs,
+    RollBudgetArgs,
+    SettleAdmissionArgs,
     SettleReservationArgs,
     SettleWorkerDeathArgs,
 )
 from flowfabric.core.rules.creation import RESERVATION_GRACE_MS
-from flowfabric.engine.deliveries import cancel_member, deliver
+from flowfabric.engine.deliveries import cancel_member, deliver, forget_given_back, give_back
+
+HEADROOM_PAGES: Final = 100
+"""How many pages of those that wait one sweep lets go."""
 
 
 class Duty(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +41,8 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
     """The longest pause between two sweeps; the next entry, or a wake-up, ends it sooner."""
     command: Callable[[str], Command[Any]]
     """Makes the command for one index member."""
+    forget: Callable[[str], Command[Any]] | None = None
+    """Makes the command that removes the entry, if ``command`` cannot: it lies in another partition."""
     scope: str = ""
     grace_ms: int = 0
     """How long after its instant an entry is due."""
@@ -125,6 +134,37 @@ def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
             index=indexes.DUE_MEMBER_CANCEL,
             interval_ms=15_000,
             command=cancel_member,
+        ),
+        Duty(
+            name="budget_reset",
+            index=indexes.DUE_BUDGET_RESET,
+            interval_ms=15_000,
+            command=lambda member: RollBudgetArgs(budget_identity=member),
+        ),
+        Duty(
+            name="ledger_pruner",
+            index=indexes.DUE_LEDGER,
+            interval_ms=15_000,
+            command=lambda member: PruneLedgersArgs(budget_identity=member),
+        ),
+        Duty(
+            name="unblock",
+            index=indexes.DUE_HEADROOM,
+            interval_ms=5_000,
+            command=lambda member: LookAfterWaitingArgs(subject=member, pages=HEADROOM_PAGES),
+        ),
+        Duty(
+            name="quota_reconciler",
+            index=indexes.DUE_ADMISSION,
+            interval_ms=30_000,
+            command=lambda member: SettleAdmissionArgs(admission_id=member),
+        ),
+        Duty(
+            name="admission_return",
+            index=indexes.DUE_GIVEN_BACK,
+            interval_ms=15_000,
+            command=give_back,
+            forget=forget_given_back,
         ),
         Duty(
             name="worker_registry_ttl_sweep",

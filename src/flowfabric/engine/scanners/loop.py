@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric import errors
 from flowfabric.engine.notifier import due_topic
 from flowfabric.engine.scanners.duties import DUTIES, Duty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from flowfabric.contracts.base import Command
     from flowfabric.engine.engine import Engine
     from flowfabric.engine.notifier import Subscription
 
@@ -97,9 +98,21 @@ async def sweep(engine: Engine, duty: Duty, *, upto: int | None = None) -> int:
         page = await engine.store.read_index(duty.index, duty.scope, after=after, upto=upto, limit=PAGE)
         if not page:
             return seen
-        answers = await engine.execute_unbounded([duty.command(member) for _, member in page])
-        for (_, member), answer in zip(page, answers, strict=True):
-            if isinstance(answer, Exception):
-                log.warning("%s: %s: %s", duty.name, member, answer)
+        done = await _carry_out(engine, duty.name, duty.command, [member for _, member in page])
+        if duty.forget is not None:
+            await _carry_out(engine, duty.name, duty.forget, done)
         seen += len(page)
         after = page[-1]
+
+
+async def _carry_out(
+    engine: Engine, name: str, command: Callable[[str], Command[Any]], members: list[str]
+) -> list[str]:
+    """Issue one command for each member. Returns the members whose command was carried out."""
+    answers = await engine.execute_unbounded([command(member) for member in members])
+    for member, answer in zip(members, answers, strict=True):
+        if isinstance(answer, Exception):
+            log.warning("%s: %s: %s", name, member, answer)
+    return [
+        member for member, answer in zip(members, answers, strict=True) if not isinstance(answer, Exception)
+    ]

@@ -13,6 +13,8 @@ is stored with what the memory store holds after the same commands, and audits a
 import pytest
 
 pytest.register_assert_rewrite(
+    "flowfabric.testing.conformance.admission",
+    "flowfabric.testing.conformance.budgets",
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.feeds",
@@ -25,7 +27,9 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.workers",
 )
 
-from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
+from flowfabric.testing.conformance.admission import AdmissionConformance  # noqa: E402 - rewritten first
+from flowfabric.testing.conformance.budgets import BudgetConformance  # noqa: E402
+from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402
 from flowfabric.testing.conformance.feeds import FeedConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flow_news import FlowNewsConformance  # noqa: E402
@@ -37,6 +41,8 @@ from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa
 from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
 
 __all__ = [
+    "AdmissionConformance",
+    "BudgetConformance",
     "CommandConformance",
     "DeathConformance",
     "FeedConformance",
@@ -58,6 +64,8 @@ class StoreConformance(
     FenceConformance,
     ScenarioConformance,
     FlowConformance,
+    BudgetConformance,
+    AdmissionConformance,
     LaneConformance,
     FeedConformance,
     FlowNewsConformance,

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from flowfabric.contracts.budgets import CreateBudgetArgs, EnforcementMode, OnHardLimit, OnSoftLimit
 from flowfabric.contracts.conditions import Single
 from flowfabric.contracts.executions import ExpireReason
 from flowfabric.contracts.flows import CreateFlowArgs
-from flowfabric.contracts.ids import FlowId, LeaseFence, partition_of
+from flowfabric.contracts.ids import FlowId, LeaseFence, budget_id_of, partition_of, quota_policy_id_of
 from flowfabric.contracts.keyring import WaitpointToken
+from flowfabric.contracts.partitions import Partition
+from flowfabric.contracts.quotas import CreateQuotaPolicyArgs
 from flowfabric.contracts.suspensions import FreshWaitpoint
 from flowfabric.core.records import Execution
 from flowfabric.core.registry import RULES
@@ -99,8 +102,13 @@ async def build(
     record = await bed.execution(place.execution_id)
     values = {**_values(bed, place, record, caller), **_fence_values(bed, command_type, place, caller)}
     values |= _OWN_VALUES.get(operation_name(command_type), {}) | fixed
-    if "flow_id" in command_type.__struct_fields__:
+    names = command_type.__struct_fields__
+    if "flow_id" in names:
         values["flow_id"] = await _flow_beside(bed, place)
+    if "budget_id" in names:
+        await bed.execute(_BUDGET)
+    if "quota_policy_id" in names:
+        await bed.execute(_QUOTA_POLICY)
     fields = msgspec.structs.fields(command_type)
     wanted = {field.name for field in fields if field.required} | values.keys() & _GIVEN_ANYWAY
     return command_type(**{field.name: values[field.name] for field in fields if field.name in wanted})
@@ -113,6 +121,29 @@ async def _flow_beside(bed: Bed, place: Place) -> FlowId:
     return flow_id
 
 
+BUDGET_ID: Final = budget_id_of(NAMESPACE, "budget")
+QUOTA_POLICY_ID: Final = quota_policy_id_of(NAMESPACE, "policy")
+_BUDGET: Final = CreateBudgetArgs(
+    budget_id=BUDGET_ID,
+    name="budget",
+    scope_type="",
+    scope_id="",
+    enforcement_mode=EnforcementMode.STRICT,
+    on_hard_limit=OnHardLimit.DENY,
+    on_soft_limit=OnSoftLimit.WARN,
+    reset_interval_ms=0,
+    dimensions=(),
+    hard_limits=(),
+    soft_limits=(),
+)
+_QUOTA_POLICY: Final = CreateQuotaPolicyArgs(
+    quota_policy_id=QUOTA_POLICY_ID,
+    name="policy",
+    window_seconds=60,
+    max_requests_per_window=0,
+    max_concurrent=0,
+)
+
 _GIVEN_ANYWAY: Final = frozenset({*FENCE_PARTS, "fence", "source", "current_attempt_index"})
 """Optional fields that a caller fills in all the same."""
 
@@ -120,6 +151,7 @@ _OWN_VALUES: Final[dict[str, dict[str, Any]]] = {
     "set_execution_tag": {"value": "text"},
     "record_step": {"value": b"value"},
     "append_frame": {"payload": b"frame"},
+    "record_spend": {"deltas": {"tokens": 1}},
 }
 
 
@@ -169,6 +201,15 @@ def _values(bed: Bed, place: Place, record: Execution, caller: str) -> dict[str,
         "suspension_id": bed.new_id(),
         "waitpoints": (FreshWaitpoint(waitpoint_id=bed.new_id(), waitpoint_key=KEY),),
         "resume_condition": Single(waitpoint_key=KEY),
+        "budget_id": BUDGET_ID,
+        "quota_policy_id": QUOTA_POLICY_ID,
+        "dimensions": ("tokens",),
+        "deltas": (1,),
+        "waits_for": BUDGET_ID,
+        "blocking_reason": "waiting_for_budget",
+        "reason_code": "waiting_for_capable_worker",
+        "reason_detail": "because",
+        "partition": Partition(index=partition_of(place.execution_id)),
     }
 
 

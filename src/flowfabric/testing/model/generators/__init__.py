@@ -1,6 +1,7 @@
 """The generators, a module per subject. Importing this package registers all of them."""
 
 from flowfabric.testing.model.generators import (
+    budgets,
     executions,
     feeds,
     flows,
@@ -12,4 +13,15 @@ from flowfabric.testing.model.generators import (
     workers,
 )
 
-__all__ = ["executions", "feeds", "flows", "lanes", "leases", "reads", "streams", "waiting", "workers"]
+__all__ = [
+    "budgets",
+    "executions",
+    "feeds",
+    "flows",
+    "lanes",
+    "leases",
+    "reads",
+    "streams",
+    "waiting",
+    "workers",
+]

@@ -1,0 +1,332 @@
+"""Counting what is spent, and taking it back.
+
+The rules this module keeps:
+
+- The usage of a period is the sum of its ledgers: each report changes both, in one commit.
+- A report is checked before it counts. What was spent and refused is not counted, because the one
+  who reports it decides whether to spend.
+- A release touches the ledger of the current period only, so it never takes from a period that
+  did not hold the spend.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from flowfabric import errors
+from flowfabric.contracts.budgets import (
+    EnforcementMode,
+    NothingToRelease,
+    OnHardLimit,
+    OnSoftLimit,
+    RecordSpendArgs,
+    ReleaseBudgetArgs,
+    ReleaseBudgetResult,
+    ReportUsageAdminArgs,
+    ReportUsageArgs,
+    ReportUsageResult,
+    SpendReleased,
+    UsageAlreadyApplied,
+    UsageApplied,
+    UsageHardBreach,
+    UsageSoftBreach,
+)
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX, USAGE_DEDUP_MS
+from flowfabric.core.commands import (
+    CorrectBudgetUsageArgs,
+    CountersCorrected,
+    ForgetLedgersArgs,
+    LedgersForgotten,
+)
+from flowfabric.core.events import Event, Family
+from flowfabric.core.records import (
+    ADMIN,
+    Budget,
+    BudgetLedger,
+    BudgetUsage,
+    Dedup,
+    budget_identity,
+    key_for,
+    ledger_identity,
+)
+from flowfabric.core.registry import execution_subject, no_subject, rule
+from flowfabric.core.rules.budgets import (
+    budget_subject,
+    close_budget,
+    exhausted_dimension,
+    open_or_close,
+    the_budget,
+    the_usage,
+    usage_subject,
+)
+from flowfabric.core.rules.fencing import check_lease
+from flowfabric.core.rules.remembered import content_digest, recall, remember
+
+if TYPE_CHECKING:
+    from flowfabric.core.records import Key
+    from flowfabric.core.work import Work
+
+Deltas = dict[str, int]
+
+APPLIED: Final = b"applied"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Who has spent how much of what."""
+
+    budget: Budget
+    spender: str
+    deltas: Deltas
+
+
+def _report_keys(args: ReportUsageArgs) -> tuple[Key, ...]:
+    """What a report is sure to read."""
+    return (*_admin_keys(args), execution_subject(args))
+
+
+def _admin_keys(args: ReportUsageArgs | ReportUsageAdminArgs) -> tuple[Key, ...]:
+    return (budget_subject(args), *_dedup_keys(args.budget_id, args.dedup_key))
+
+
+def _spend_keys(args: RecordSpendArgs) -> tuple[Key, ...]:
+    keys = _dedup_keys(args.budget_id, args.idempotency_key)
+    return (budget_subject(args), execution_subject(args), *keys)
+
+
+def _dedup_keys(budget_id: str, dedup_key: str | None) -> tuple[Key, ...]:
+    return (key_for(Dedup, f"{_scope(budget_id)}/{dedup_key}"),) if dedup_key else ()
+
+
+def _scope(budget_id: str) -> str:
+    """Where the keys of a budget's reports are kept: in the partition of the budget."""
+    return f"{budget_identity(budget_id)}/usage"
+
+
+@rule(ReportUsageArgs, subject=usage_subject, reads=_report_keys)
+def report_usage(work: Work, args: ReportUsageArgs) -> ReportUsageResult:
+    """Count what the holder of a lease has spent.
+
+    A report that races the loss of the lease counts, because the money was spent: the commit does
+    not rest on the lease.
+
+    Raises:
+        ExecutionNotFound, ExecutionNotActive, LeaseRevoked, LeaseExpired, StaleLease: the caller
+            does not hold the lease.
+        BudgetNotFound: there is no such budget.
+        IdempotencyConflict: the key was used for another report.
+        InvalidInput: a sum is above 2**53-1.
+    """
+    check_lease(work, work.execution(args.execution_id, observed=True), args.fence)
+    deltas = _summed(args.dimensions, args.deltas)
+    return _count(work, args.budget_id, args.execution_id, deltas, args.dedup_key)
+
+
+@rule(ReportUsageAdminArgs, subject=usage_subject, reads=_admin_keys)
+def report_usage_admin(work: Work, args: ReportUsageAdminArgs) -> ReportUsageResult:
+    """Count what was spent outside of any execution.
+
+    Raises:
+        BudgetNotFound, IdempotencyConflict, InvalidInput: see ``report_usage``.
+    """
+    return _count(work, args.budget_id, ADMIN, _summed(args.dimensions, args.deltas), args.dedup_key)
+
+
+@rule(RecordSpendArgs, subject=usage_subject, reads=_spend_keys)
+def record_spend(work: Work, args: RecordSpendArgs) -> ReportUsageResult:
+    """Count what an execution has spent, whether or not it still runs.
+
+    Raises:
+        ExecutionNotFound, BudgetNotFound, IdempotencyConflict, InvalidInput: see ``report_usage``.
+    """
+    work.execution(args.execution_id, observed=True)
+    return _count(work, args.budget_id, args.execution_id, args.deltas, args.idempotency_key)
+
+
+def _summed(dimensions: tuple[str, ...], deltas: tuple[int, ...]) -> Deltas:
+    """One number for each dimension, so that one that is named twice cannot slip past a limit."""
+    total: Counter[str] = Counter()
+    for dimension, delta in zip(dimensions, deltas, strict=True):
+        total[dimension] += delta
+    return dict(total)
+
+
+def _count(
+    work: Work, budget_id: str, spender: str, deltas: Deltas, dedup_key: str | None
+) -> ReportUsageResult:
+    """Check a report against the limits, then count it."""
+    budget = the_budget(work, budget_id)
+    report = Report(budget, spender, deltas)
+    digest = content_digest((spender, sorted(deltas.items())))
+    if dedup_key and recall(work, _scope(budget_id), dedup_key, digest) is not None:
+        return UsageAlreadyApplied()
+    usage = the_usage(work, budget)
+    after = _added(usage.usage, deltas)
+    over = _first_over(budget.hard_limits, after, deltas)
+    if over and budget.enforcement_mode is EnforcementMode.STRICT:
+        return _refuse(work, report, work.edit(usage), over)
+    usage = work.edit(usage)
+    before, usage.usage = usage.usage, after
+    usage.revision += 1
+    _enter_in_ledger(work, report)
+    if dedup_key:
+        remember(work, _scope(budget_id), dedup_key, APPLIED, USAGE_DEDUP_MS, digest=digest)
+    exhausted = exhausted_dimension(budget, after)
+    if exhausted and budget.closed_at is None:
+        close_budget(work, work.edit(budget), exhausted)
+    return _judge(work, report, usage, before)
+
+
+def _enter_in_ledger(work: Work, report: Report) -> None:
+    budget = report.budget
+    ledger = work.read(BudgetLedger, ledger_identity(budget.budget_id, budget.period, report.spender))
+    if ledger is None:
+        ledger = BudgetLedger(
+            budget_id=budget.budget_id,
+            namespace=budget.namespace,
+            period=budget.period,
+            spender=report.spender,
+        )
+        work.add(ledger)
+    ledger = work.edit(ledger)
+    ledger.spent = _added(ledger.spent, report.deltas)
+
+
+def _added(amounts: Deltas, deltas: Deltas) -> Deltas:
+    total = {**amounts, **{name: amounts.get(name, 0) + delta for name, delta in deltas.items()}}
+    for name in deltas:
+        if total[name] > SAFE_INTEGER_MAX:
+            raise errors.InvalidInput(field=f"deltas.{name}", value=deltas[name], rule="a sum up to 2**53-1")
+    return total
+
+
+def _first_over(limits: Deltas, usage: Deltas, deltas: Deltas) -> str:
+    """The first dimension of a report that is above its limit; empty if there is none."""
+    over = (name for name, delta in deltas.items() if delta and 0 < limits.get(name, 0) < usage[name])
+    return next(over, "")
+
+
+def _refuse(work: Work, report: Report, usage: BudgetUsage, dimension: str) -> UsageHardBreach:
+    """Note a report that would have passed a hard limit. ``usage`` is a copy that may be changed."""
+    budget = report.budget
+    usage.breach_count += 1
+    usage.last_breach_at, usage.last_breach_dimension = work.now, dimension
+    _publish(work, report, "hard_breach", dimension, budget.hard_limits[dimension])
+    if budget.on_hard_limit is not OnHardLimit.DENY and budget.closed_at is None:
+        close_budget(work, work.edit(budget), dimension)
+    if budget.on_hard_limit is OnHardLimit.CANCEL:
+        breached = work.edit(budget)
+        breached.cancelling_at = work.now
+        breached.turn += 1
+    return UsageHardBreach(
+        dimension=dimension,
+        current_usage=usage.usage.get(dimension, 0),
+        hard_limit=budget.hard_limits[dimension],
+        on_hard_limit=budget.on_hard_limit,
+    )
+
+
+def _judge(work: Work, report: Report, usage: BudgetUsage, before: Deltas) -> UsageApplied | UsageSoftBreach:
+    """Say whether a limit is passed. In advisory mode a hard one is no more than a soft one."""
+    budget, limits = report.budget, report.budget.soft_limits
+    hard = _first_over(budget.hard_limits, usage.usage, report.deltas)
+    if hard:
+        limits = {**limits, hard: budget.hard_limits[hard]}
+        usage.breach_count += 1
+        usage.last_breach_at, usage.last_breach_dimension = work.now, hard
+    over = hard or _first_over(limits, usage.usage, report.deltas)
+    if not over:
+        return UsageApplied()
+    usage.soft_breach_count += 1
+    if budget.on_soft_limit is OnSoftLimit.WARN:
+        _warn_of_crossed(work, report, usage, before)
+    return UsageSoftBreach(dimension=over, current_usage=usage.usage[over], soft_limit=limits[over])
+
+
+def _warn_of_crossed(work: Work, report: Report, usage: BudgetUsage, before: Deltas) -> None:
+    """Tell of each soft limit that this very report has passed."""
+    for dimension in report.deltas:
+        limit = report.budget.soft_limits.get(dimension, 0)
+        if limit and before.get(dimension, 0) <= limit < usage.usage[dimension]:
+            _publish(work, report, "soft_breach", dimension, limit)
+
+
+def _publish(work: Work, report: Report, name: str, dimension: str, limit: int) -> None:
+    budget = report.budget
+    work.publish(
+        Event(
+            family=Family.BUDGET,
+            name=name,
+            namespace=budget.namespace,
+            execution_id="" if report.spender == ADMIN else report.spender,
+            at_ms=work.now,
+            data={
+                "budget_id": budget.budget_id,
+                "budget_name": budget.name or None,
+                "dimension": dimension,
+                "limit": limit,
+            },
+        )
+    )
+
+
+# Taking back
+
+
+@rule(ReleaseBudgetArgs, subject=usage_subject, reads=lambda args: (budget_subject(args),))
+def release_budget(work: Work, args: ReleaseBudgetArgs) -> ReleaseBudgetResult:
+    """Take back what an execution has spent in the current period.
+
+    Raises:
+        BudgetNotFound: there is no such budget.
+    """
+    budget = the_budget(work, args.budget_id)
+    ledger = work.read(BudgetLedger, ledger_identity(args.budget_id, budget.period, args.execution_id))
+    if ledger is None:
+        return NothingToRelease()
+    usage = work.edit(the_usage(work, budget))
+    usage.usage = {name: spent - ledger.spent.get(name, 0) for name, spent in usage.usage.items()}
+    usage.revision += 1
+    work.remove(ledger)
+    if budget.closed_at is not None:
+        open_or_close(work, work.edit(budget), usage)
+    return SpendReleased(released=ledger.spent)
+
+
+@rule(
+    CorrectBudgetUsageArgs, subject=no_subject, reads=lambda args: (budget_subject(args), usage_subject(args))
+)
+def correct_budget_usage(work: Work, args: CorrectBudgetUsageArgs) -> CountersCorrected:
+    """Set the usage to the sum of the ledgers, unless either has changed since they were added up."""
+    budget = the_budget(work, args.budget_id)
+    usage = the_usage(work, budget)
+    if usage.revision != args.revision or budget.period != args.period:
+        return CountersCorrected(action="busy")
+    if _without_zeros(usage.usage) == _without_zeros(args.usage):
+        return CountersCorrected(action="consistent")
+    usage = work.edit(usage)
+    usage.usage = args.usage
+    usage.revision += 1
+    open_or_close(work, work.edit(budget), usage)
+    return CountersCorrected(action="corrected")
+
+
+def _without_zeros(usage: Deltas) -> Deltas:
+    return {name: amount for name, amount in usage.items() if amount}
+
+
+@rule(ForgetLedgersArgs, subject=no_subject, reads=lambda args: (key_for(Budget, args.budget_identity),))
+def forget_ledgers(work: Work, args: ForgetLedgersArgs) -> LedgersForgotten:
+    """Remove ledgers of a past period, which nothing refers to any more."""
+    budget = work.read(Budget, args.budget_identity)
+    if budget is None or args.period >= budget.period:
+        return LedgersForgotten(action="done")
+    for ledger in work.read_all(BudgetLedger, args.ledger_ids):
+        if ledger is not None and ledger.period == args.period:
+            work.remove(ledger)
+    if args.last and budget.oldest_period == args.period:
+        budget = work.edit(budget)
+        budget.oldest_period = args.period + 1
+    return LedgersForgotten(action="more" if budget.oldest_period < budget.period else "done")

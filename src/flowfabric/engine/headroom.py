@@ -1,0 +1,233 @@
+"""What a budget or a quota policy owes to others: letting go those that wait, cancelling, tidying.
+
+Everything goes in pages of bounded size, and the record says what is left to do, so a crash in
+between loses nothing and a second process that does the same does no harm.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from flowfabric import errors
+from flowfabric.contracts.budgets import BudgetReconciled, ReconcileBudgetCountersArgs
+from flowfabric.contracts.quotas import QuotaReconciled, ReconcileQuotaCountersArgs
+from flowfabric.core.commands import (
+    CancelForBudgetArgs,
+    CorrectBudgetUsageArgs,
+    CorrectQuotaCounterArgs,
+    ForgetLedgersArgs,
+    HeadroomSettled,
+    LedgersForgotten,
+    LetGoArgs,
+    LookAfterWaitingArgs,
+    PruneLedgersArgs,
+    ReadRoomArgs,
+    SettleBudgetHeadroomArgs,
+    SettleQuotaHeadroomArgs,
+)
+from flowfabric.core.indexes import ATTACHED, WAITING
+from flowfabric.core.records import (
+    Admission,
+    Budget,
+    BudgetLedger,
+    BudgetUsage,
+    QuotaPolicy,
+    budget_identity,
+    key_for,
+    kind_of,
+    quota_identity,
+)
+from flowfabric.engine.listing import load_records
+from flowfabric.engine.operations import operation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from flowfabric.contracts.base import Command
+    from flowfabric.core.work import Envelope
+    from flowfabric.engine.engine import Engine
+
+PAGE: Final = 100
+COUNTS_MAX: Final = 3
+"""How often counters are added up that change meanwhile."""
+
+ACTOR: Final = "headroom"
+
+
+@operation(LookAfterWaitingArgs)
+async def look_after_waiting(
+    engine: Engine, args: LookAfterWaitingArgs, _envelope: Envelope
+) -> HeadroomSettled:
+    """Let those go that wait, page by page, as long as there is room for them."""
+    look = _look_after_budget if kind_of(args.subject) == Budget.KIND else _look_after_quota
+    for _ in range(args.pages):
+        if not await look(engine, args.subject.partition("/")[2]):
+            return HeadroomSettled(action="done")
+    return HeadroomSettled(action="more")
+
+
+async def _look_after_budget(engine: Engine, identity: str) -> bool:
+    """Cancel a page, or let a page go. Returns whether there may be more to do."""
+    [budget] = await load_records(engine, [key_for(Budget, identity)])
+    if not isinstance(budget, Budget) or (budget.cancelling_at is None and budget.waking_at is None):
+        return False
+    cancelled = budget.cancelling_at is not None and await _cancel_page(engine, budget)
+    woken = budget.waking_at is not None and (
+        budget.closed_at is not None or await _wake_page(engine, budget)
+    )
+    if cancelled or woken:
+        await _run(
+            engine,
+            [
+                SettleBudgetHeadroomArgs(
+                    budget_identity=identity, turn=budget.turn, woken=woken, cancelled=cancelled
+                )
+            ],
+        )
+    return True
+
+
+async def _cancel_page(engine: Engine, budget: Budget) -> bool:
+    """Cancel a page of what the breached budget is attached to. Returns whether none is left."""
+    rows = await engine.store.read_index(ATTACHED, budget.budget_id, upto=budget.cancelling_at, limit=PAGE)
+    commands = [CancelForBudgetArgs(execution_id=member, budget_id=budget.budget_id) for _, member in rows]
+    answers = await _run(engine, commands)
+    return len(rows) < PAGE and not any(isinstance(answer, Exception) for answer in answers)
+
+
+async def _wake_page(engine: Engine, budget: Budget) -> bool:
+    """Let a page of those go that wait for the budget. Returns whether none is left."""
+    rows = await engine.store.read_index(WAITING, budget.budget_id, limit=PAGE)
+    await _let_go(engine, rows, budget.budget_id)
+    return len(rows) < PAGE
+
+
+async def _look_after_quota(engine: Engine, identity: str) -> bool:
+    """Let go as many as there is room for, the most urgent first. Returns whether to look again."""
+    [left] = await _run(engine, [ReadRoomArgs(quota_identity=identity, page=PAGE)])
+    if isinstance(left, Exception):
+        raise left
+    if not left.due:
+        return False
+    quota_policy_id = identity.partition("}:")[2]
+    rows = await engine.store.read_index(WAITING, quota_policy_id, limit=left.room + 1)
+    await _let_go(engine, rows[: left.room], quota_policy_id)
+    [settled] = await _run(
+        engine,
+        [
+            SettleQuotaHeadroomArgs(
+                quota_identity=identity,
+                turn=left.turn,
+                let_go=min(len(rows), left.room),
+                more=len(rows) > left.room,
+            )
+        ],
+    )
+    return isinstance(settled, HeadroomSettled) and settled.action != "done"
+
+
+async def _let_go(engine: Engine, rows: Sequence[tuple[int, str]], waits_for: str) -> None:
+    await _run(engine, [LetGoArgs(execution_id=member, waits_for=waits_for) for _, member in rows])
+
+
+async def _run(engine: Engine, commands: Sequence[Command[Any]]) -> list[Any]:
+    return await engine.execute_unbounded(commands, actor=ACTOR)
+
+
+# Ledgers and counters
+
+
+@operation(PruneLedgersArgs)
+async def prune_ledgers(engine: Engine, args: PruneLedgersArgs, _envelope: Envelope) -> LedgersForgotten:
+    """Remove a page of the ledgers of the oldest period that is over."""
+    [budget] = await load_records(engine, [key_for(Budget, args.budget_identity)])
+    if not isinstance(budget, Budget) or budget.oldest_period >= budget.period:
+        return LedgersForgotten(action="done")
+    prefix = f"{key_for(BudgetLedger, budget.identity)}/{budget.oldest_period}/"
+    keys = await engine.store.list_keys(prefix, limit=PAGE)
+    forgetting = ForgetLedgersArgs(
+        budget_identity=budget.identity,
+        period=budget.oldest_period,
+        ledger_ids=tuple(key.partition("/")[2] for key in keys),
+        last=len(keys) < PAGE,
+    )
+    [answer] = await _run(engine, [forgetting])
+    if isinstance(answer, Exception):
+        raise answer
+    forgotten: LedgersForgotten = answer
+    return forgotten
+
+
+@operation(ReconcileBudgetCountersArgs)
+async def reconcile_budget_counters(
+    engine: Engine, args: ReconcileBudgetCountersArgs, envelope: Envelope
+) -> BudgetReconciled:
+    """Add the ledgers of the current period up, and correct the usage if it differs.
+
+    Raises:
+        BudgetNotFound: there is no such budget.
+    """
+    identity = budget_identity(args.budget_id)
+    total: dict[str, int] = {}
+    for _ in range(COUNTS_MAX):
+        budget, usage = await load_records(
+            engine, [key_for(Budget, identity), key_for(BudgetUsage, identity)]
+        )
+        if not isinstance(budget, Budget) or envelope.namespace not in (None, budget.namespace):
+            raise errors.BudgetNotFound(budget_id=args.budget_id)
+        if not isinstance(usage, BudgetUsage):
+            raise errors.StoreCorrupt(record=key_for(BudgetUsage, identity))
+        total = await _sum_of_ledgers(engine, budget)
+        correction = CorrectBudgetUsageArgs(
+            budget_id=args.budget_id, period=budget.period, revision=usage.revision, usage=total
+        )
+        [answer] = await engine.decide([(correction, envelope)])
+        if isinstance(answer, Exception):
+            raise answer
+        if answer.action != "busy":
+            return BudgetReconciled(action=answer.action, usage=total)
+    return BudgetReconciled(action="busy", usage=total)
+
+
+async def _sum_of_ledgers(engine: Engine, budget: Budget) -> dict[str, int]:
+    total: dict[str, int] = {}
+    async for keys in _pages(engine, f"{key_for(BudgetLedger, budget.identity)}/{budget.period}/"):
+        for ledger in await load_records(engine, keys):
+            if isinstance(ledger, BudgetLedger):
+                for name, amount in ledger.spent.items():
+                    total[name] = total.get(name, 0) + amount
+    return total
+
+
+@operation(ReconcileQuotaCountersArgs)
+async def reconcile_quota_counters(
+    engine: Engine, args: ReconcileQuotaCountersArgs, envelope: Envelope
+) -> QuotaReconciled:
+    """Count the admissions, and correct the counter if it differs.
+
+    Raises:
+        QuotaPolicyNotFound: there is no such policy.
+    """
+    identity = quota_identity(args.quota_policy_id)
+    active = 0
+    for _ in range(COUNTS_MAX):
+        [quota] = await load_records(engine, [key_for(QuotaPolicy, identity)])
+        if not isinstance(quota, QuotaPolicy) or envelope.namespace not in (None, quota.namespace):
+            raise errors.QuotaPolicyNotFound(quota_policy_id=args.quota_policy_id)
+        active = sum([len(keys) async for keys in _pages(engine, f"{key_for(Admission, identity)}/")])
+        correction = CorrectQuotaCounterArgs(
+            quota_policy_id=args.quota_policy_id, revision=quota.revision, active=active
+        )
+        [answer] = await engine.decide([(correction, envelope)])
+        if isinstance(answer, Exception):
+            raise answer
+        if answer.action != "busy":
+            return QuotaReconciled(action=answer.action, active=active)
+    return QuotaReconciled(action="busy", active=active)
+
+
+async def _pages(engine: Engine, prefix: str) -> AsyncIterator[list[str]]:
+    after: str | None = None
+    while keys := await engine.store.list_keys(prefix, after=after, limit=PAGE):
+        yield keys
+        after = keys[-1]

@@ -1,0 +1,244 @@
+"""Budgets and quota policies when something goes wrong: damage, faults, and crashes in between."""
+
+import pytest
+
+from flowfabric import errors
+from flowfabric.contracts.budgets import ReconcileBudgetCountersArgs, ResetBudgetArgs
+from flowfabric.contracts.quotas import CheckAdmissionArgs, ReconcileQuotaCountersArgs
+from flowfabric.core.records import (
+    Budget,
+    BudgetUsage,
+    GivenBack,
+    QuotaPolicy,
+    budget_identity,
+    key_for,
+    quota_identity,
+)
+from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS
+from flowfabric.core.state import Situation
+from flowfabric.engine import engine as engine_module
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.testing import Bed, FaultyStore
+from flowfabric.testing.conformance.admission import active, asking_for_work, limited, new_quota
+from flowfabric.testing.conformance.budgets import (
+    attached,
+    claim_some,
+    claim_work,
+    new_budget,
+    reporting,
+    spend,
+    status,
+    tokens_used,
+)
+from flowfabric.testing.stores import RecordingStore, StoreAround
+from tests.conformance.test_flow_audit import change, overwrite
+
+
+@pytest.fixture
+async def bed():
+    async with Bed(FaultyStore(MemoryStore())) as bed:
+        yield bed
+        await bed.check()
+
+
+@pytest.fixture
+async def damaged():
+    """An execution whose budget cannot be read."""
+    async with Bed(MemoryStore()) as bed:
+        budget_id = await new_budget(bed)
+        execution_id = await attached(bed, budget_id)
+        key = key_for(Budget, budget_identity(budget_id))
+        overwrite(bed, key, b"\x81\xa6limits\xa3ten")
+        yield bed, execution_id
+
+
+class FailingStore(StoreAround):
+    """Fails one load, and works before and after it."""
+
+    loads_left = 0
+
+    async def load(self, keys):
+        self.loads_left -= 1
+        if self.loads_left == 0:
+            raise errors.StoreUnreachable
+        return await self.inner.load(keys)
+
+
+def lose_what_is_owed(monkeypatch):
+    """From now on nothing that a commit owes is done before the answer: as if the process died."""
+    monkeypatch.setattr(engine_module, "owed_by", lambda commit: [])
+
+
+# Damage
+
+
+@pytest.mark.scenario("BUDGET-015")
+async def test_a_damaged_budget_admits_nothing(damaged):
+    bed, execution_id = damaged
+    with pytest.raises(errors.StoreCorrupt):
+        await claim_work(bed)
+    with pytest.raises(errors.StoreCorrupt):
+        await bed.execute(asking_for_work())
+    assert await bed.situation(execution_id) is Situation.ELIGIBLE
+
+
+async def test_a_damaged_budget_keeps_no_other_work_back(damaged):
+    bed, _ = damaged
+    other = await bed.create()
+    assert await claim_some(bed, limit=1) == [other]
+
+
+@pytest.mark.scenario("BUDGET-019")
+async def test_a_counter_that_is_no_number_is_never_taken_for_zero():
+    async with Bed(MemoryStore()) as bed:
+        budget_id = await new_budget(bed)
+        key = key_for(BudgetUsage, budget_identity(budget_id))
+        overwrite(bed, key, b"\x81\xa5usage\x81\xa6tokens\xa3ten")
+        with pytest.raises(errors.StoreCorrupt):
+            await spend(bed, budget_id, 1)
+        with pytest.raises(errors.StoreCorrupt):
+            await status(bed, budget_id)
+
+
+# Faults
+
+
+@pytest.mark.scenario("BUDGET-017")
+async def test_a_store_that_cannot_be_reached_is_not_an_empty_budget(bed):
+    budget_id = await new_budget(bed, hard=1)
+    bed.store.lost_loads = 1
+    with pytest.raises(errors.StoreUnreachable):
+        await spend(bed, budget_id, 1)
+    bed.store.lost_loads = 1
+    with pytest.raises(errors.StoreUnreachable):
+        await status(bed, budget_id)
+    assert await tokens_used(bed, budget_id) == 0
+
+
+@pytest.mark.parametrize("failing_load", range(1, 8))
+async def test_no_work_is_given_out_when_a_load_fails(failing_load):
+    """Whichever load on the way to an admitted claim it is."""
+    store = FailingStore(MemoryStore())
+    async with Bed(store) as bed:
+        budget_id = await new_budget(bed, hard=1)
+        await new_quota(bed, cap=1)
+        execution_id = await limited(bed)
+        blocked = await attached(bed, budget_id)
+        await spend(bed, budget_id, 1)
+        store.loads_left = failing_load
+        try:
+            claimed = await claim_some(bed)
+        except errors.StoreUnreachable:
+            claimed = []
+        assert blocked not in claimed
+        assert set(claimed) <= {execution_id}
+        store.loads_left = 0
+        await bed.check()
+
+
+async def test_a_report_that_races_the_end_of_its_lease_counts(bed):
+    """The commit of a report does not rest on the lease that was seen."""
+    budget_id = await new_budget(bed)
+    claim = await bed.start()
+    bed.store.conflicts, bed.store.conflicting_keys = 1, frozenset({f"execution/{claim.execution_id}"})
+    await bed.execute(reporting(budget_id, claim, 7))
+    assert bed.store.conflicts == 1
+    assert await tokens_used(bed, budget_id) == 7
+
+
+# Crashes
+
+
+async def test_an_admission_without_its_claim_is_taken_back(bed):
+    quota_policy_id = await new_quota(bed, cap=1)
+    crashed, other = await limited(bed, priority=9), await limited(bed)
+    asking = CheckAdmissionArgs(quota_policy_id=quota_policy_id, execution_id=crashed)
+    await bed.execute(asking)
+    assert await claim_some(bed, limit=1) == [crashed]
+    assert await claim_some(bed) == []
+    assert await bed.situation(other) is Situation.BLOCKED
+
+
+async def test_a_place_that_a_crash_left_taken_goes_to_another(bed):
+    quota_policy_id = await new_quota(bed, cap=1)
+    crashed = await limited(bed, lane_id="nobody's")
+    waiting = await limited(bed)
+    await bed.execute(CheckAdmissionArgs(quota_policy_id=quota_policy_id, execution_id=crashed))
+    assert await claim_some(bed) == []
+    await bed.advance(ADMISSION_GRACE_MS)
+    assert await claim_some(bed) == [waiting]
+
+
+async def test_an_end_that_the_policy_was_not_told_of_is_told_by_a_duty(bed, monkeypatch):
+    await new_quota(bed, cap=1)
+    await limited(bed)
+    waiting = await limited(bed)
+    [claim] = await claim_work(bed)
+    await bed.settle()
+    with monkeypatch.context() as crash:
+        lose_what_is_owed(crash)
+        await bed.complete(claim)
+    assert await active(bed) == 1
+    assert await bed.find(GivenBack, f"{claim.execution_id}/1") is not None
+    await bed.settle()
+    assert await active(bed) == 0
+    assert await claim_some(bed) == [waiting]
+
+
+async def test_headroom_that_nobody_was_told_of_is_told_by_a_duty(bed, monkeypatch):
+    budget_id = await new_budget(bed, hard=1)
+    waiting = await attached(bed, budget_id)
+    await spend(bed, budget_id, 1)
+    await claim_some(bed)
+    with monkeypatch.context() as crash:
+        lose_what_is_owed(crash)
+        await bed.execute(ResetBudgetArgs(budget_id=budget_id))
+    assert await bed.situation(waiting) is Situation.BLOCKED
+    await bed.settle()
+    assert await claim_some(bed) == [waiting]
+
+
+async def test_giving_back_twice_takes_no_other_place(bed, monkeypatch):
+    """The message of an earlier claim comes again after the execution was claimed once more."""
+    await new_quota(bed, cap=2)
+    execution_id = await limited(bed)
+    [claim] = await claim_work(bed)
+    with monkeypatch.context() as crash:
+        lose_what_is_owed(crash)
+        await bed.delay(claim, 0)
+        assert await claim_some(bed) == [execution_id]
+    await bed.settle()
+    assert await active(bed) == 1
+
+
+# Costs
+
+
+async def test_work_without_budgets_reads_and_commits_nothing_more():
+    store = RecordingStore(MemoryStore())
+    async with Bed(store) as bed:
+        await bed.create()
+        loads, commits = store.loads, len(store.commits)
+        [claim] = await claim_work(bed)
+        await bed.complete(claim)
+        assert (store.loads - loads, len(store.commits) - commits) == (2, 2)
+
+
+async def test_counters_that_are_off_are_corrected():
+    async with Bed(MemoryStore()) as bed:
+        budget_id = await new_budget(bed, hard=10)
+        await spend(bed, budget_id, 4)
+        await change(bed, BudgetUsage, budget_identity(budget_id), usage={"tokens": 9})
+        found = await bed.execute(ReconcileBudgetCountersArgs(budget_id=budget_id))
+        assert (found.action, found.usage) == ("corrected", {"tokens": 4})
+        assert await tokens_used(bed, budget_id) == 4
+        await bed.check()
+
+
+async def test_a_counter_of_admissions_that_is_off_is_corrected():
+    async with Bed(MemoryStore()) as bed:
+        quota_policy_id = await new_quota(bed, cap=1)
+        await change(bed, QuotaPolicy, quota_identity(quota_policy_id), active=1)
+        found = await bed.execute(ReconcileQuotaCountersArgs(quota_policy_id=quota_policy_id))
+        assert (found.action, found.active) == ("corrected", 0)
+        await bed.check()
