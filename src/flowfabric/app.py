@@ -324,8 +324,8 @@ class FlowFabric:
         """Events of this namespace as they happen: ``async for event in ff.subscribe("completion")``.
 
         Args:
-            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``, ``budget``; all
-                of them when there is none.
+            families: ``completion``, ``lease``, ``signal``, ``tag``, ``execution``, ``operator``,
+                ``budget``; all of them when there is none.
             options: see ``FeedOptions``. Keep ``event.cursor`` and pass it as ``after`` to go on
                 where you left.
 
