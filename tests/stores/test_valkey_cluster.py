@@ -247,17 +247,19 @@ class TestHearing:
 class TestChange:
     """The cluster changes while a store is open."""
 
+    @pytest.fixture
+    def pair(self) -> Iterator[Cluster]:
+        """Two primaries whose slots nobody else uses."""
+        made = Cluster(primaries=2)
+        yield made
+        made.remove()
+
     @staticmethod
-    def owners(store: ValkeyStore, shard: int) -> tuple[Keys, Server, Server]:
-        """The keys of a shard, the server that has its slot, and one that has not."""
+    def owners(pair: Cluster, store: ValkeyStore, shard: int) -> tuple[Keys, Server, Server]:
+        """The keys of a shard, the server that has its slot, and the other one."""
         keys = store._shards.all[shard]
-        place = keys.slot * len(cluster().primaries) // 16_384
-        owner = next(
-            one
-            for one in (*cluster().primaries[place:], *cluster().primaries[:place])
-            if not one.ask("EXISTS", keys.state).startswith(b"-MOVED")
-        )
-        return keys, owner, next(one for one in cluster().primaries if one is not owner)
+        one, two = pair.primaries
+        return (keys, two, one) if one.ask("EXISTS", keys.state).startswith(b"-MOVED") else (keys, one, two)
 
     @staticmethod
     def name_of(one: Server) -> str:
@@ -268,9 +270,9 @@ class TestChange:
         for told in (other, owner):
             assert told.ask("CLUSTER", "SETSLOT", str(slot), "NODE", self.name_of(other)) == b"+OK"
 
-    async def test_a_slot_that_has_moved_is_followed(self, open_store: OpenStore) -> None:
-        store = await open_store(shards=SHARDS)
-        keys, owner, other = self.owners(store, 1)
+    async def test_a_slot_that_has_moved_is_followed(self, pair: Cluster, open_store: OpenStore) -> None:
+        store = await open_store(pair, shards=SHARDS)
+        keys, owner, other = self.owners(pair, store, 1)
         self.give(keys.slot, owner, other)
         record = counter(1, tag=tagged(1))
         await store.commit(creation(record))
@@ -278,9 +280,11 @@ class TestChange:
         assert await record_of(store, record.key) == record
         assert other.ask("EXISTS", keys.record(record.key)) == b":1"
 
-    async def test_a_slot_that_is_moving_is_asked_for_at_both(self, open_store: OpenStore) -> None:
-        store = await open_store(shards=SHARDS)
-        keys, owner, other = self.owners(store, 2)
+    async def test_a_slot_that_is_moving_is_asked_for_at_both(
+        self, pair: Cluster, open_store: OpenStore
+    ) -> None:
+        store = await open_store(pair, shards=SHARDS)
+        keys, owner, other = self.owners(pair, store, 2)
         assert other.ask("CLUSTER", "SETSLOT", str(keys.slot), "IMPORTING", self.name_of(owner)) == b"+OK"
         assert owner.ask("CLUSTER", "SETSLOT", str(keys.slot), "MIGRATING", self.name_of(other)) == b"+OK"
         record = counter(2, tag=tagged(2))

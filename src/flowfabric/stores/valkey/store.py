@@ -308,7 +308,7 @@ class ValkeyStore:
     async def commit(self, commit: Commit) -> None:
         changes = self._open_changes()
         shard = self._shard_of(commit)
-        await self._compare_elsewhere(shard, commit)
+        commit = await self._compare_elsewhere(shard, commit)
         home = len(self._shards.all) == 1
         function, keys, arguments = records.commit_call(
             commit, shard, self.settings, self.clock, changes.origin, logs=home
@@ -338,17 +338,21 @@ class ValkeyStore:
         named += [event.execution_id for event in commit.events]
         return self._shards.of(named[0]) if named else self._shards.home
 
-    async def _compare_elsewhere(self, shard: Keys, commit: Commit) -> None:
-        """Compare what the commit relies on in other shards, as far as that can be done: right before it."""
+    async def _compare_elsewhere(self, shard: Keys, commit: Commit) -> Commit:
+        """Compare what the commit relies on in other shards, as far as that can be done: right before it.
+
+        Returns what is left to compare in the commit itself.
+        """
         elsewhere = {key: version for key, version in commit.relied_on if self.place_of(key) != shard.shard}
         if not elsewhere:
-            return
+            return commit
         found = (await self.load(elsewhere)).rows
         changed = frozenset(key for key, version, _ in found if version != elsewhere[key])
         if changed:
             self.statistics.conflicts += 1
             raise Conflict(changed)
-        commit.relied_on = [(key, version) for key, version in commit.relied_on if key not in elsewhere]
+        here = [(key, version) for key, version in commit.relied_on if key not in elsewhere]
+        return msgspec.structs.replace(commit, relied_on=here)
 
     def _waiting(self) -> tuple[Command, ...]:
         """What is sent behind a commit, to wait until replicas have it."""
