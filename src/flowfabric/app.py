@@ -136,7 +136,7 @@ class FlowFabric:
         engine = Engine(self._store or store_for(self.url), namespace=self.namespace, layers=self._layers)
         await engine.start()
         try:
-            await _seed_signing_key(engine)
+            await seed_signing_key(engine)
         except BaseException:
             await engine.stop()
             raise
@@ -383,7 +383,7 @@ class FlowFabric:
         )
 
 
-async def _seed_signing_key(engine: Engine) -> None:
+async def seed_signing_key(engine: Engine) -> None:
     """Install the first signing key, unless there is one. Of two processes the first one wins."""
     kids = await engine.execute(ListWaitpointHmacKidsArgs())
     if kids.current_kid is None:

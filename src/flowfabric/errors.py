@@ -64,10 +64,11 @@ class FlowFabricError(Exception):
         return f"{self.default_message} ({known})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.details)
+        return rebuilt, (type(self), self.message, self.details)
 
 
-def _rebuild(cls: type[FlowFabricError], message: str, details: dict[str, str]) -> FlowFabricError:
+def rebuilt(cls: type[FlowFabricError], message: str, details: dict[str, str]) -> FlowFabricError:
+    """Make the error again that had this message and these details, in another process."""
     error = cls.__new__(cls, message)
     error.message, error.details = message, details
     return error
@@ -371,6 +372,10 @@ class WaitpointAlreadyExists(Conflict):
 
 class RotationConflict(Conflict):
     """The key id is installed with another secret. Rotate to a new key id."""
+
+
+class InstanceIdReassigned(Conflict):
+    """Another worker has this instance id. Give every worker process an instance id of its own."""
 
 
 class DependencyAlreadyExists(Conflict):

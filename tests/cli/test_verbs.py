@@ -45,7 +45,7 @@ def test_a_delay_is_kept(shell: Shell) -> None:
     execution_id = shell.submit("greet", 1, "--delay", "1h")
     shown = shell.json("show", execution_id)
     assert shown["execution"]["public_state"] == "delayed"
-    assert shown["waits_for"].startswith("It waits until ")
+    assert shown["explanation"]["code"] == "not_due"
 
 
 def test_many_are_submitted_from_a_file_in_its_order(shell: Shell) -> None:
@@ -75,6 +75,8 @@ def test_a_file_with_a_wrong_line_submits_nothing(shell: Shell) -> None:
         ["worker", "cli_app"],
         ["worker", "no_such_module:ff"],
         ["worker", "cli_app:not_an_app"],
+        ["workers", "dead"],
+        ["workers", "list", "somebody"],
     ],
 )
 def test_what_cannot_be_asked_ends_with_code_2(shell: Shell, words: list[str]) -> None:
@@ -124,7 +126,8 @@ def test_another_namespace_sees_nothing(shell: Shell) -> None:
 def test_show_says_what_a_waiting_execution_waits_for(shell: Shell) -> None:
     execution_id = shell.submit("greet", "ada", "--tag", "team.name=media")
     printed = shell.out("show", execution_id)
-    assert "It waits for a worker on lane 'default'." in printed
+    assert "No live worker on record claims from lane 'default'." in printed
+    assert "Start a worker that claims from lane 'default'." in printed
     assert "team.name=media" in printed
     assert "timeline" in printed
 
@@ -132,11 +135,32 @@ def test_show_says_what_a_waiting_execution_waits_for(shell: Shell) -> None:
 def test_show_in_json_has_everything(shell: Shell) -> None:
     shown = shell.json("show", shell.submit("greet", "ada"))
     assert set(shown) == {
-        "execution", "snapshot", "run", "waits_for", "required_capabilities", "attempts", "waitpoints",
+        "execution", "snapshot", "run", "explanation", "required_capabilities", "attempts", "waitpoints",
         "journal", "timeline",
     }  # fmt: skip
     assert shown["execution"]["state_vector"]["eligibility_state"] == "eligible_now"
     assert [event["name"] for event in shown["timeline"]] == ["created"]
+
+
+def test_explain_gives_the_reason_and_what_would_change_it(shell: Shell) -> None:
+    execution_id = shell.submit("greet", "ada", "--delay", "1h")
+    sentence, change = shell.out("explain", execution_id).splitlines()
+    assert sentence.startswith("It is not due before ")
+    assert change.startswith("What would change it: Time passes")
+    assert shell.json("explain", execution_id)["code"] == "not_due"
+
+
+def test_workers_of_a_store_without_any_are_an_empty_list(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert shell.out("workers", "list").split()[0] == "INSTANCE"
+    assert shell.json("workers", "list")["workers"] == []
+
+
+def test_a_worker_that_is_not_on_record_cannot_be_marked_as_dead(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert shell.run("workers", "dead", "nobody") == (1, "")
+    assert "no worker nobody is on record" in shell.err
+    assert shell.json("workers", "dead", "nobody") == "NotRegistered"
 
 
 def test_cancel_answers_for_each_id(shell: Shell) -> None:
@@ -170,7 +194,7 @@ def test_an_ended_execution_can_be_replayed_and_a_waiting_one_not(shell: Shell) 
     )
 
 
-@pytest.mark.parametrize("words", [["show"], ["tail"], ["approve"], ["token"]])
+@pytest.mark.parametrize("words", [["show"], ["explain"], ["tail"], ["approve"], ["token"]])
 def test_an_execution_that_is_not_there_is_named(shell: Shell, words: list[str]) -> None:
     shell.submit("greet", 1)
     code, printed = shell.run(*words, NOBODY)

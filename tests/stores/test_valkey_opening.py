@@ -103,7 +103,7 @@ class TestRefusals:
         self, info: dict[str, str], error: type[Exception], words: str
     ) -> None:
         with pytest.raises(error, match=words):
-            await attest(FakeClient(**info))
+            await attest(FakeClient(**info), "D0")
 
     async def test_a_server_that_is_not_there(self, tmp_path: Path) -> None:
         store = ValkeyStore(Settings(socket=str(tmp_path / "none"), password="s3cret"))

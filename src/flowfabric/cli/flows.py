@@ -14,7 +14,6 @@ from flowfabric.cli.output import (
     print_note,
     print_table,
     shown_age,
-    shown_time,
     table_lines,
 )
 from flowfabric.cli.session import open_engine, run
@@ -32,6 +31,7 @@ from flowfabric.contracts.flows import (
     PartiallyCancelled,
     QuorumOfEdges,
 )
+from flowfabric.core.instants import shown_time
 from flowfabric.core.records import Flow as FlowRecord
 from flowfabric.core.records import FlowProgress, key_for
 from flowfabric.core.rules.graph import flow_state

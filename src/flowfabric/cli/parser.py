@@ -43,6 +43,9 @@ STATES: Final = (
 )
 
 
+ROLES: Final = ("read", "submit", "worker", "signal", "operator", "admin")
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
@@ -81,9 +84,9 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(
         title="verbs", dest="verb", metavar="VERB", required=True, parser_class=Parser
     )
-    for add in (_worker, _submit, _list, _show, _tail, _cancel, _replay, _approve, _signal, _token):
+    for add in (_worker, _submit, _list, _show, _explain, _tail, _cancel, _replay, _approve, _signal, _token):
         add(verbs)
-    for add in (_flow, _audit, _migrate, _keys):
+    for add in (_flow, _workers, _audit, _migrate, _keys, _server, _new_token):
         add(verbs)
     return parser
 
@@ -95,13 +98,9 @@ class _Version(argparse.Action):
         super().__init__(nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
+        from flowfabric.version import installed_version
 
-        try:
-            found = version("flowfabric")
-        except PackageNotFoundError:
-            found = "not installed"
-        print(f"{PROGRAM} {found}")
+        print(f"{PROGRAM} {installed_version()}")
         raise SystemExit(0)
 
 
@@ -210,6 +209,32 @@ def _show(verbs: Any) -> None:
             verbs, "show", "show one execution: state, attempts, waitpoints, timeline, result", "showing:show"
         )
     )
+
+
+def _explain(verbs: Any) -> None:
+    _id(
+        _verb(
+            verbs,
+            "explain",
+            "say why one execution does not run, and what would change it",
+            "explaining:explain",
+        )
+    )
+
+
+def _workers(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "workers", "list workers, or take the work of a dead one away", "workers:manage_workers"
+    )
+    add = parser.add_argument
+    add("action", choices=("list", "dead"), metavar="ACTION", help="list, or dead to mark one as dead")
+    add(
+        "instance", metavar="INSTANCE", nargs="?", help="the instance id of the dead worker, as list shows it"
+    )
+    add("--lane", metavar="NAME", help="list only workers that claim from this lane")
+    add("--limit", type=values.positive, metavar="N", default=50, help="how many at most (50)")
+    add("--cursor", metavar="CURSOR", help="continue behind a list that said there is more")
+    add("--reason", default="marked by an operator", metavar="TEXT", help="why it is dead, for the record")
 
 
 def _tail(verbs: Any) -> None:
@@ -324,3 +349,35 @@ def _keys(verbs: Any) -> None:
         default=86_400_000,
         help="old tokens stay valid so long (1d)",
     )
+
+
+def _server(verbs: Any) -> None:
+    parser = _verb(verbs, "server", "serve the store over HTTP", "serving:serve")
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a TOML file with settings; flags and environment win over it")
+    add("--listen", metavar="ADDRESS", help="where to listen (127.0.0.1:9090)")
+    add("--tokens", metavar="FILE", help="the tokens that are let in; see `new-token`")
+    add(
+        "--insecure",
+        action="store_const",
+        const="on",
+        help="listen to other machines although no token is set",
+    )
+
+
+def _new_token(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "new-token", "make a token for the server; it is shown only this once", "serving:make_token"
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", help="whose it is, for the record")
+    add(
+        "--role",
+        dest="roles",
+        action="append",
+        choices=ROLES,
+        metavar="ROLE",
+        required=True,
+        help=f"what it may do; may be repeated: {', '.join(ROLES)}",
+    )
+    add("--everywhere", action="store_true", help="for all namespaces, not only this one")

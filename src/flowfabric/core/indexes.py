@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from flowfabric.contracts.ids import flow_partition
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import (
     Dedup,
     Execution,
+    Flow,
     FlowMember,
     JournalRecord,
     Message,
@@ -24,6 +26,8 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerDeath,
+    WorkerRegistration,
 )
 from flowfabric.core.state import PUBLIC_OF_OUTCOME, first_blocker
 from flowfabric.core.vocabulary import BlockerKind, LeaseState
@@ -35,6 +39,9 @@ IndexRow = tuple[str, str, int, str]
 
 SEPARATOR: Final = "\x1f"
 """Joins the parts of a scope. Control characters are refused in every name."""
+
+EVERYWHERE: Final = ""
+"""Stands for all namespaces in a scope; no namespace is named like that."""
 
 PRIORITY_MAX: Final = 9_000
 _PRIORITY_STEP: Final = 1 << 42
@@ -54,6 +61,10 @@ WORKER_LEASES: Final = "worker_leases"
 LAPSED: Final = "lapsed"
 WAITPOINTS: Final = "waitpoints"
 JOURNAL: Final = "journal"
+WORKERS: Final = "workers"
+WORKER_LANES: Final = "worker_lanes"
+
+FLOWS: Final = "flows"
 
 DUE_DELAY: Final = "due_delay"
 DUE_LEASE: Final = "due_lease"
@@ -67,6 +78,8 @@ DUE_DEDUP: Final = "due_dedup"
 DUE_LIVE_FRAMES: Final = "due_live_frames"
 DUE_MESSAGE: Final = "due_message"
 DUE_MEMBER_CANCEL: Final = "due_member_cancel"
+DUE_WORKER: Final = "due_worker"
+DUE_WORKER_DEATH: Final = "due_worker_death"
 
 PRIMARY: Final = frozenset({ELIGIBLE, DELAYED, BLOCKED, ACTIVE, SUSPENDED, TERMINAL})
 """Every execution has exactly one row in one of these; a lapsed lease adds one in ``eligible``."""
@@ -77,6 +90,9 @@ NAMES: Final = PRIMARY | {
     LAPSED,
     WAITPOINTS,
     JOURNAL,
+    FLOWS,
+    WORKERS,
+    WORKER_LANES,
     DUE_DELAY,
     DUE_LEASE,
     DUE_RECLAIM,
@@ -89,6 +105,8 @@ NAMES: Final = PRIMARY | {
     DUE_LIVE_FRAMES,
     DUE_MESSAGE,
     DUE_MEMBER_CANCEL,
+    DUE_WORKER,
+    DUE_WORKER_DEATH,
 }
 """Every index there is."""
 
@@ -225,10 +243,35 @@ def _message_rows(message: Message) -> set[IndexRow]:
     return {(DUE_MESSAGE, "", message.due_at, message.identity)}
 
 
+def _flow_rows(flow: Flow) -> set[IndexRow]:
+    """One row for those who see one namespace, and one for those who see all."""
+    partition = str(flow_partition(flow.flow_id))
+    return {
+        (FLOWS, scope_of(namespace, partition), 0, flow.identity)
+        for namespace in (flow.namespace, EVERYWHERE)
+    }
+
+
 def _member_rows(member: FlowMember) -> set[IndexRow]:
     if member.cancel_requested_at is None:
         return set()
     return {(DUE_MEMBER_CANCEL, "", member.cancel_requested_at, member.identity)}
+
+
+def _worker_rows(worker: WorkerRegistration) -> set[IndexRow]:
+    member = worker.identity
+    rows: set[IndexRow] = {
+        (WORKERS, worker.namespace, worker.registered_at, member),
+        (DUE_WORKER, "", worker.expires_at, member),
+    }
+    if not worker.draining:
+        for lane_id in worker.lanes:
+            rows.add((WORKER_LANES, scope_of(worker.namespace, lane_id), worker.registered_at, member))
+    return rows
+
+
+def _worker_death_rows(death: WorkerDeath) -> set[IndexRow]:
+    return {(DUE_WORKER_DEATH, "", death.died_at, death.identity)}
 
 
 _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
@@ -240,5 +283,8 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     JournalRecord: _journal_rows,
     StreamMeta: _stream_rows,
     Message: _message_rows,
+    Flow: _flow_rows,
     FlowMember: _member_rows,
+    WorkerRegistration: _worker_rows,
+    WorkerDeath: _worker_death_rows,
 }

@@ -136,6 +136,15 @@ class Work:
             raise Missing(*missing)
         return found
 
+    def load(self, *keys: Key) -> None:
+        """Have records of several types loaded together that are going to be read one by one."""
+        missing = [key for key in keys if not self._is_loaded(key)]
+        if missing:
+            raise Missing(*missing)
+
+    def _is_loaded(self, key: Key) -> bool:
+        return key in self.writes or key in self._set.current or key in self._set.loaded
+
     def edit(self, record: AnyRecord) -> AnyRecord:
         """A copy of the record that may be changed and will be committed."""
         key = record.key

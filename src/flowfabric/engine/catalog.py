@@ -1,6 +1,29 @@
 """Importing this module registers every rule and every operation."""
 
 from flowfabric.core import rules
-from flowfabric.engine import claiming, creating, flows, journal, listing, scheduler, streams
+from flowfabric.engine import (
+    backend,
+    claiming,
+    creating,
+    explaining,
+    flows,
+    journal,
+    listing,
+    scheduler,
+    streams,
+    workers,
+)
 
-__all__ = ["claiming", "creating", "flows", "journal", "listing", "rules", "scheduler", "streams"]
+__all__ = [
+    "backend",
+    "claiming",
+    "creating",
+    "explaining",
+    "flows",
+    "journal",
+    "listing",
+    "rules",
+    "scheduler",
+    "streams",
+    "workers",
+]

@@ -19,6 +19,7 @@ import itertools
 import logging
 import random
 import secrets
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
@@ -47,12 +48,17 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 BATCH_MAX: Final = 256
+BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
+"""How many bytes of payloads go into one batch; one command may have more. All others wait while a
+store writes them, and a commit of all the largest payloads would outlast the store's patience."""
 CONFLICTS_MAX: Final = 8
 ROUNDS_MAX: Final = 1_100
-"""How often the rules of one batch may ask for records that are not loaded yet. A walk over the
-graph of a flow may ask once for each member on its way."""
+"""How often the rules of one batch may ask for records that are not loaded yet. One that makes many
+records may ask once for each."""
 DELIVERY_ROUNDS_MAX: Final = 8
 """How many steps of what a commit owes are done before it is answered; a scanner does the rest."""
+ATTEST_S: Final = 60
+"""How often the store is asked again what an acknowledged commit survives."""
 WATCH_MS: Final = 1_000
 """How long one look for changes by other processes takes at most, and the pause after a fault."""
 
@@ -205,7 +211,7 @@ class Engine:
         self._questions: list[Question] = []
         self._asking: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._closing = False
         self._request_prefix = ""
         self._request_numbers = itertools.count()
@@ -219,7 +225,10 @@ class Engine:
         # process would be given the answers of another, leases among them.
         self._request_prefix = secrets.token_hex(8)
         self.notifier.open()
-        self._watch = asyncio.create_task(self._watch_store(), name="flowfabric watch")
+        self._watches = [
+            asyncio.create_task(self._watch_store(), name="flowfabric watch"),
+            asyncio.create_task(self._watch_durability(), name="flowfabric durability"),
+        ]
         return self.durability
 
     async def stop(self) -> None:
@@ -228,10 +237,10 @@ class Engine:
         if self._pump is not None:
             await asyncio.wait([self._pump])  # unlike a plain await, it never cancels the pump
         self.notifier.close()
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-            self._watch = None
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches = []
         await self.store.close()
 
     async def _watch_store(self) -> None:
@@ -246,6 +255,34 @@ class Engine:
             except Exception:  # a watch that ended unseen would leave everyone here asleep
                 log.exception("looking for changes by other processes failed unexpectedly")
                 await asyncio.sleep(WATCH_MS / 1_000)
+
+    async def _watch_durability(self) -> None:
+        """Keep ``durability`` true: the owner of a server may change what commits survive."""
+        while True:
+            await asyncio.sleep(ATTEST_S)
+            try:
+                await self.attest()
+            except errors.StoreError as error:
+                log.warning("cannot learn what a commit survives, trying again: %s", error)
+            except Exception:  # a watch that ended unseen would leave the old answer standing
+                log.exception("learning what a commit survives failed unexpectedly")
+
+    async def attest(self) -> Durability:
+        """Ask the store again what an acknowledged commit survives, and report a change.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        before, self.durability = self.durability, await self.store.attest()
+        if before is not None and before.level != self.durability.level:
+            log.error(
+                "acknowledged commits survive level %s now, and %s before: the settings of the store were "
+                "changed (%s). Change them back, or restart to be refused or to accept it.",
+                self.durability.level,
+                before.level,
+                self.durability.settings,
+            )
+        return self.durability
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -332,7 +369,7 @@ class Engine:
         """Carry out the engine's own commands, which may concern any namespace."""
         self.require_running()
         envelopes = [self._unbounded_envelope(actor) for _ in commands]
-        return await self.decide(list(zip(commands, envelopes, strict=True)))
+        return await self.carry_out_many(list(zip(commands, envelopes, strict=True)))
 
     async def _answer(self, rule: Rule, command: Command[Any], envelope: Envelope) -> Any:
         """Decide a query. It changes nothing, so it waits for no commit; it shares its load."""
@@ -414,7 +451,8 @@ class Engine:
     async def _run_batches(self) -> None:
         try:
             while self._queue:
-                batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+                size = _batch_size(self._queue)
+                batch, self._queue = self._queue[:size], self._queue[size:]
                 await self._run_batch(batch)
         finally:
             self._pump = None
@@ -522,6 +560,32 @@ class Engine:
         patience_ms = max((ticket.conflicts for ticket in again), default=0)
         await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
         return again
+
+
+def _batch_size(queue: list[Ticket]) -> int:
+    """How many of the tickets fit into one batch."""
+    payload_bytes = 0
+    for size, ticket in enumerate(queue[:BATCH_MAX]):
+        payload_bytes += sum(
+            len(getattr(ticket.command, field) or b"") for field in _payload_fields(type(ticket.command))
+        )
+        if size and payload_bytes > BATCH_BYTES_MAX:
+            return size
+    return min(len(queue), BATCH_MAX)
+
+
+@cache
+def _payload_fields(command_type: type[Command[Any]]) -> tuple[str, ...]:
+    """The fields that hold bytes."""
+    found = msgspec.inspect.type_info(command_type)
+    assert isinstance(found, msgspec.inspect.StructType)
+    return tuple(field.name for field in found.fields if _holds_bytes(field.type))
+
+
+def _holds_bytes(found: msgspec.inspect.Type) -> bool:
+    if isinstance(found, msgspec.inspect.UnionType):
+        return any(_holds_bytes(one) for one in found.types)
+    return isinstance(found, msgspec.inspect.BytesType)
 
 
 def _check_name(field: str, name: str) -> None:

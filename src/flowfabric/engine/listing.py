@@ -51,10 +51,14 @@ Row = tuple[int, str]
 Scope = tuple[str, str]
 """An index and one of its scopes."""
 
-P = TypeVar("P")
+P = TypeVar("P", str, Row)
+"""A place in what is read: a key, or an index row."""
 T = TypeVar("T")
 
 SCOPES_PER_READ: Final = 1_000
+PLACES_PER_READ: Final = 1_000
+PLACES_PER_CALL: Final = 5_000
+"""How many executions one call looks at for those that its filters let through."""
 
 INDEXES_OF_STATE: Final[dict[PublicState, tuple[str, ...]]] = {
     PublicState.WAITING: (indexes.ELIGIBLE, indexes.BLOCKED),
@@ -132,12 +136,15 @@ async def list_execution_summaries(
         shown = {found.execution_id: summary_of(found) for found in executions if _matches(found, args)}
         return [(row, shown[row[1]]) for row in rows if row[1] in shown]
 
-    read = _merged(engine, scopes, descending=descending)
-    page, more = await fill_page(read, keep, parse_cursor(args.cursor), args.limit)
+    read = merged(engine, scopes, descending=descending)
+    page, more, stopped_at = await walk_page(
+        read, keep, parse_cursor(args.cursor), args.limit, PLACES_PER_CALL
+    )
+    last = page[-1][0] if more and page else stopped_at
     return ListExecutionsResult(
         executions=tuple(summary for _, summary in page),
         total_returned=len(page),
-        next_cursor=format_cursor(page[-1][0]) if more and page else None,
+        next_cursor=None if last is None else format_cursor(last),
     )
 
 
@@ -147,12 +154,12 @@ async def _scopes_of_summaries(
     """The scopes that hold the executions of the state that is asked for, and maybe others."""
     state = args.public_state
     if state is None:
-        created = [namespace] if namespace is not None else await _scopes_in(engine, indexes.CREATED, None)
+        created = [namespace] if namespace is not None else await scopes_in(engine, indexes.CREATED, None)
         return [(indexes.CREATED, scope) for scope in created]
     return [
         (index, scope)
         for index in INDEXES_OF_STATE.get(state, (indexes.TERMINAL,))
-        for scope in await _scopes_in(engine, index, namespace, args.lane_id)
+        for scope in await scopes_in(engine, index, namespace, args.lane_id)
         if _may_hold(index, scope, state)
     ]
 
@@ -196,13 +203,13 @@ async def list_suspended(engine: Engine, args: ListSuspendedArgs, envelope: Enve
         InvalidInput: the cursor's execution has no suspension that the caller could have seen.
     """
     after = None if args.cursor is None else await _suspended_row(engine, args.cursor, envelope.namespace)
-    scopes = await _scopes_in(engine, indexes.SUSPENDED, envelope.namespace)
+    scopes = await scopes_in(engine, indexes.SUSPENDED, envelope.namespace)
     tag = "" if args.partition is None else f"{{fp:{args.partition}}}:"
 
     async def keep(rows: list[Row]) -> list[Row]:
         return [row for row in rows if row[1].startswith(tag)]
 
-    read = _merged(engine, [(indexes.SUSPENDED, scope) for scope in scopes])
+    read = merged(engine, [(indexes.SUSPENDED, scope) for scope in scopes])
     page, more = await fill_page(read, keep, after, args.limit)
     reasons = await _suspension_reasons(engine, [member for _, member in page])
     entries = tuple(
@@ -247,7 +254,7 @@ async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) ->
     names = {
         scope.split(SEPARATOR)[1]
         for index in LANE_INDEXES
-        for scope in await _scopes_in(engine, index, envelope.namespace)
+        for scope in await scopes_in(engine, index, envelope.namespace)
     }
     lanes = [name for name in sorted(names) if args.cursor is None or name > args.cursor]
     page = tuple(lanes[: args.limit])
@@ -257,7 +264,7 @@ async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) ->
 @operation(ScanEligibleArgs)
 async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelope) -> EligibleExecutions:
     """What waits for a worker, in claiming order. Lapsed leases that wait for a reclaim are left out."""
-    scopes = await _scopes_in(engine, indexes.ELIGIBLE, envelope.namespace, args.lane_id)
+    scopes = await scopes_in(engine, indexes.ELIGIBLE, envelope.namespace, args.lane_id)
     tag = "" if args.partition is None else f"{args.partition.key}:"
 
     async def keep(rows: list[Row]) -> list[ExecutionId]:
@@ -265,7 +272,7 @@ async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelo
         executions = await load_executions(engine, ids, envelope.namespace)
         return [found.execution_id for found in executions if found.phase is LifecyclePhase.RUNNABLE]
 
-    read = _merged(engine, [(indexes.ELIGIBLE, scope) for scope in scopes])
+    read = merged(engine, [(indexes.ELIGIBLE, scope) for scope in scopes])
     page, _ = await fill_page(read, keep, None, args.limit)
     return EligibleExecutions(executions=tuple(page))
 
@@ -323,17 +330,41 @@ async def fill_page(
     It reads on until the page is full or nothing is left: what is not kept, such as rows of other
     namespaces, makes no page short.
     """
+    found, more, _ = await walk_page(read, keep, after, limit)
+    return found, more
+
+
+async def walk_page(
+    read: Callable[[P | None, int], Awaitable[list[P]]],
+    keep: Callable[[list[P]], Awaitable[list[T]]],
+    after: P | None,
+    limit: int,
+    places_max: int | None = None,
+) -> tuple[list[T], bool, P | None]:
+    """Like ``fill_page``, but looks at no more than so many places.
+
+    What is kept seldom is looked for in ever larger steps.
+
+    Returns:
+        What was kept, whether there is more for certain, and the place behind which to go on if the
+        page is not full because the bound was reached.
+    """
     found: list[T] = []
+    step, looked_at = limit + 1, 0
     while len(found) <= limit:
-        places = await read(after, limit + 1)
+        places = await read(after, step)
         found += await keep(places)
-        if len(places) <= limit:
+        looked_at += len(places)
+        if len(places) < step:
             break
         after = places[-1]
-    return found[:limit], len(found) > limit
+        if places_max is not None and looked_at >= places_max and len(found) <= limit:
+            return found, False, after
+        step = min(2 * step, max(PLACES_PER_READ, limit + 1))
+    return found[:limit], len(found) > limit, None
 
 
-def _merged(
+def merged(
     engine: Engine, scopes: list[Scope], *, descending: bool = False
 ) -> Callable[[Row | None, int], Awaitable[list[Row]]]:
     """How to read several scopes as if they were one."""
@@ -348,7 +379,7 @@ def _merged(
     return read
 
 
-async def _scopes_in(
+async def scopes_in(
     engine: Engine, index: str, namespace: str | None, lane_id: str | None = None
 ) -> list[str]:
     """Every scope of an index, of one namespace or of all, of one lane or of all."""

@@ -36,6 +36,9 @@ class StoreAround:
     async def open(self) -> Durability:
         return await self.inner.open()
 
+    async def attest(self) -> Durability:
+        return await self.inner.attest()
+
     async def close(self) -> None:
         await self.inner.close()
 

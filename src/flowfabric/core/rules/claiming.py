@@ -125,13 +125,31 @@ def adopt_policy(execution: Execution, handler: ExecutionPolicy | None) -> None:
     A deadline that comes with it counts from the creation, as one given at the creation does.
     """
     had_timeouts = execution.policy is not None and execution.policy.timeout_policy is not None
-    execution.policy = merge_policies(execution.policy, handler)
+    execution.policy = merge_policies(execution.policy, _sparing(execution, handler))
     timeouts = None if execution.policy is None else execution.policy.timeout_policy
     if had_timeouts or timeouts is None or timeouts.execution_deadline_ms is None:
         return
     if execution.deadline_at is None:
         deadline_at = execution.created_at + timeouts.execution_deadline_ms
         execution.deadline_at = min(deadline_at, SAFE_INTEGER_MAX)
+
+
+def _sparing(execution: Execution, handler: ExecutionPolicy | None) -> ExecutionPolicy | None:
+    """The handler's policy without a cap below what was used before the handler came along.
+
+    What was allowed then stays within the caps on record; nothing more is allowed by it.
+    """
+    if handler is None:
+        return None
+    retries, reclaims = handler.retry_policy, handler.max_reclaim_count
+    if retries is not None and retries.max_retries < execution.retry_count:
+        retries = replace(retries, max_retries=execution.retry_count)
+    return replace(
+        handler,
+        retry_policy=retries,
+        max_reclaim_count=None if reclaims is None else max(reclaims, execution.reclaim_count),
+        max_replay_count=max(handler.max_replay_count, execution.replay_count),
+    )
 
 
 def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:

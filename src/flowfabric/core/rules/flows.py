@@ -42,6 +42,7 @@ from flowfabric.core.records import (
     Flow,
     FlowMember,
     FlowProgress,
+    Message,
     flow_identity,
     key_for,
 )
@@ -66,11 +67,11 @@ from flowfabric.core.state import is_terminal, public_state
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
+MEMBERS_SHOWN_MAX: Final = 1_000
+"""How many members an answer names, or shows the joins of. The count of all is beside it."""
+
 CANCELLING = frozenset({FlowCancellationPolicy.CANCEL_ALL, FlowCancellationPolicy.CANCEL_PENDING})
 """The policies that reach members."""
-
-MEMBERS_DESCRIBED_MAX: Final = 1_000
-"""Of how many members a flow's description shows the joins."""
 
 
 @rule(CreateFlowArgs, subject=flow_subject)
@@ -165,7 +166,7 @@ def _join(work: Work, flow: Flow, execution: Execution) -> MemberAdded:
 
 @rule(CancelFlowHeaderArgs, subject=flow_subject)
 def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHeader:
-    """Mark the flow as cancelled, and every member that its policy may cancel.
+    """Mark the flow as cancelled, and owe the cancelling of every member that its policy may cancel.
 
     From this commit on such members are not given out any more; they are cancelled one by one.
 
@@ -173,8 +174,7 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
         FlowNotFound: there is no such flow.
     """
     flow = the_flow(work, args.flow_id)
-    members = members_of(work, flow)
-    ids = tuple(member.execution_id for member in members)
+    ids = tuple(member.execution_id for member in members_of(work, flow, limit=MEMBERS_SHOWN_MAX))
     if flow_state(flow, progress_of(work, flow)) in (CANCELLED, COMPLETED, FAILED):
         return FlowAlreadyEnded(
             stored_cancellation_policy=flow.cancellation_policy,
@@ -185,10 +185,8 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
     flow.cancelled_at = flow.last_mutation_at = work.now
     flow.cancel_reason = args.reason
     flow.cancellation_policy = args.cancellation_policy
-    if args.cancellation_policy in CANCELLING:
-        for member in members:
-            if not member.counted:
-                work.edit(member).cancel_requested_at = work.now
+    if args.cancellation_policy in CANCELLING and flow.node_count:
+        work.add(Message(execution_id=flow.identity, about="cancelled", cause="cancelled", due_at=work.now))
     _publish(
         work,
         flow,
@@ -197,7 +195,9 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
         policy=args.cancellation_policy,
         reason=args.reason,
     )
-    return FlowCancelStarted(cancellation_policy=args.cancellation_policy, member_execution_ids=ids)
+    return FlowCancelStarted(
+        cancellation_policy=args.cancellation_policy, member_execution_ids=ids, member_count=flow.node_count
+    )
 
 
 @rule(
@@ -206,14 +206,15 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
     reads=lambda args: (key_for(FlowMember, args.member_id),),
 )
 def cancel_flow_member(work: Work, args: CancelFlowMemberArgs) -> FlowMemberSettled:
-    """Cancel one member of a cancelled flow, and take it off the flow's list."""
+    """Cancel one member of a cancelled flow, and take it off the flow's list if it is there."""
     member = work.read(FlowMember, args.member_id)
-    if member is None or member.cancel_requested_at is None:
+    if member is None:
         return FlowMemberSettled(action="gone")
     flow = work.read(Flow, flow_identity(member.flow_id))
     execution = work.read(Execution, member.execution_id)
-    work.edit(member).cancel_requested_at = None
-    if flow is None or execution is None or is_terminal(execution):
+    if member.cancel_requested_at is not None:
+        work.edit(member).cancel_requested_at = None
+    if flow is None or flow.cancelled_at is None or execution is None or is_terminal(execution):
         return FlowMemberSettled(action="gone")
     if not cancels(flow, execution):
         return FlowMemberSettled(action="kept")
@@ -287,7 +288,7 @@ def describe_flow(work: Work, args: DescribeFlowArgs) -> FlowSnapshot | None:
     if flow is None:
         return None
     progress = progress_of(work, flow)
-    members = members_of(work, flow, limit=MEMBERS_DESCRIBED_MAX)
+    members = members_of(work, flow, limit=MEMBERS_SHOWN_MAX)
     groups = work.read_all(EdgeGroup, [member.execution_id for member in members])
     return FlowSnapshot(
         flow_id=flow.flow_id,

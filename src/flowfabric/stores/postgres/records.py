@@ -42,7 +42,7 @@ _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 class State(msgspec.Struct, frozen=True):
-    """The one row of ``state``, and the server's clock when it was read."""
+    """The latest tick and the offset of the clock, and the server's clock when they were read."""
 
     last_commit: int
     last_event: int
@@ -73,16 +73,21 @@ class Statements:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        columns = "last_commit, last_event, mark_ms, clock_offset_ms"
-        self.read_state: Final = f"SELECT {columns}, {_CLOCK_MS} FROM {schema}.state"
-        self.set_clock_offset: Final = f"UPDATE {schema}.state SET clock_offset_ms = $1, mark_ms = 0"
+        # The newest row of all: there may be dead ones below it, but none above.
+        tick = f"(SELECT number, last_event, mark_ms FROM {schema}.tick ORDER BY number DESC LIMIT 1)"
+        now = f"FROM {tick} AS tick, {schema}.state"
+        self.read_state: Final = f"SELECT number, last_event, mark_ms, clock_offset_ms, {_CLOCK_MS} {now}"
+        self.set_clock_offset: Final = (
+            f"WITH moved AS (UPDATE {schema}.state SET clock_offset_ms = $1) "
+            f"UPDATE {schema}.tick SET mark_ms = 0"
+        )
         places = ", ".join(f"${place}" for place in range(1, ARGUMENTS + 1))
         self.apply_commit: Final = (
             f"SELECT conflicts, seen_mark_ms, offset_ms, clock_ms FROM {schema}.apply_commit({places})"
         )
         # The clock's row comes last, so that the clock is read after the records were reached;
         # one statement, so that all come from one snapshot.
-        clock = f"SELECT NULL, NULL, NULL, mark_ms, clock_offset_ms, {_CLOCK_MS} FROM {schema}.state"
+        clock = f"SELECT NULL, NULL, NULL, mark_ms, clock_offset_ms, {_CLOCK_MS} {now}"
         small, large = (
             f"SELECT key, version, data, NULL::bigint, NULL::bigint, NULL::bigint "
             f"FROM {schema}.{table} WHERE key = ANY(${place})"

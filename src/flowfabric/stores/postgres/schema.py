@@ -14,8 +14,10 @@ What is in it:
 - ``event`` is the log. The index by family leaves out the two families that make up most of it:
   reading them is reading the log.
 - ``frame`` numbers the frames of each stream, so that trimming counts nothing.
-- ``state`` is one row: the latest commit, the latest event, and the store's clock. Whoever commits
-  holds its lock.
+- ``state`` is one row that is never written by a commit: whoever commits holds its lock.
+- ``tick`` is the latest commit, the latest event and the store's clock. A commit adds a row and
+  removes the one before, instead of changing it: while a transaction elsewhere, such as a dump, keeps
+  old rows alive, the newest is still the first that is found from the upper end of the index.
 - ``apply_commit`` is a whole commit in one statement; see below.
 
 Every text is compared by its bytes (``COLLATE "C"``), as in every other store. Keys are stored with
@@ -89,12 +91,15 @@ CREATE TABLE {schema}.frame (
 );
 CREATE TABLE {schema}.state (
     id integer PRIMARY KEY CHECK (id = 1),
-    last_commit bigint NOT NULL,
-    last_event bigint NOT NULL,
-    mark_ms bigint NOT NULL,
     clock_offset_ms bigint NOT NULL
-) WITH (fillfactor = 10);
-INSERT INTO {schema}.state VALUES (1, 0, 0, 0, 0);
+);
+INSERT INTO {schema}.state VALUES (1, 0);
+CREATE TABLE {schema}.tick (
+    number bigint PRIMARY KEY,
+    last_event bigint NOT NULL,
+    mark_ms bigint NOT NULL
+);
+INSERT INTO {schema}.tick VALUES (0, 0, 0);
 """
 
 # One statement, so one round trip and one transaction: no client that was stopped half-way can
@@ -122,7 +127,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 DECLARE
-    number bigint;
+    next_number bigint;
     newest_event bigint;
     counted bigint;
     place integer;
@@ -131,9 +136,10 @@ DECLARE
 BEGIN
     -- Whoever waits in vain learns that nothing was written, before the client gives up not knowing.
     PERFORM set_config('lock_timeout', lock_timeout_ms::text, true);
-    SELECT s.last_commit + 1, s.last_event, s.mark_ms, s.clock_offset_ms
-    INTO STRICT number, newest_event, seen_mark_ms, offset_ms
-    FROM {schema}.state AS s WHERE s.id = 1 FOR UPDATE;
+    SELECT s.clock_offset_ms INTO STRICT offset_ms FROM {schema}.state AS s WHERE s.id = 1 FOR UPDATE;
+    SELECT t.number + 1, t.last_event, t.mark_ms INTO STRICT next_number, newest_event, seen_mark_ms
+    FROM {schema}.tick AS t ORDER BY t.number DESC LIMIT 1
+    FOR UPDATE;  -- with another isolation level it may be an old one, and the server says so here
     -- Not now(), which is when the transaction began: it may have waited long for the lock.
     clock_ms := coalesce(given_clock_ms, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint);
 
@@ -156,7 +162,7 @@ BEGIN
     END IF;
     IF cardinality(small_written) > 0 THEN
         INSERT INTO {schema}.record AS r (key, version, data)
-        SELECT w.key, number, w.data FROM unnest(small_written, small_data) AS w (key, data)
+        SELECT w.key, next_number, w.data FROM unnest(small_written, small_data) AS w (key, data)
         ON CONFLICT (key) DO UPDATE SET version = excluded.version, data = excluded.data;
     END IF;
     IF cardinality(large_removed) > 0 THEN
@@ -164,7 +170,7 @@ BEGIN
     END IF;
     IF cardinality(large_written) > 0 THEN
         INSERT INTO {schema}.large_record AS r (key, version, data)
-        SELECT w.key, number, w.data FROM unnest(large_written, large_data) AS w (key, data)
+        SELECT w.key, next_number, w.data FROM unnest(large_written, large_data) AS w (key, data)
         ON CONFLICT (key) DO UPDATE SET version = excluded.version, data = excluded.data;
     END IF;
 
@@ -215,10 +221,10 @@ BEGIN
     END LOOP;
 
     -- The clock never reads less than the mark, unless a forward spike has left it behind.
-    UPDATE {schema}.state AS s SET last_commit = number, last_event = newest_event,
-        mark_ms = CASE WHEN s.mark_ms - (clock_ms + offset_ms) BETWEEN 1 AND step_back_ms_max
-            THEN s.mark_ms ELSE clock_ms + offset_ms END
-    WHERE s.id = 1;
+    INSERT INTO {schema}.tick (number, last_event, mark_ms) VALUES (next_number, newest_event,
+        CASE WHEN seen_mark_ms - (clock_ms + offset_ms) BETWEEN 1 AND step_back_ms_max
+            THEN seen_mark_ms ELSE clock_ms + offset_ms END);
+    DELETE FROM {schema}.tick AS t WHERE t.number = next_number - 1;
 END
 $body$;
 """

@@ -22,7 +22,7 @@ _TOLD: Final = ("valkey_version", "server_mode", "role", "connected_slaves")
 _CONFIGURED: Final = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
 
 
-async def attest(client: Client) -> Durability:
+async def attest(client: Client, required_level: str) -> Durability:
     """Read back the settings of every primary and name the durability level that they all give.
 
     Raises:
@@ -30,15 +30,14 @@ async def attest(client: Client) -> Durability:
             gives less than the required level; or it is part of a cluster and the URL says it is not.
         StoreUnreachable: a server is a replica.
     """
-    required = client.settings.durability
     servers = await _read_settings(client)
     for place, shown in servers:
         _require_fit(place, shown, client.settings)
     place, lowest = min(servers, key=lambda server: _level_of(server[1]))
     level = _level_of(lowest)
-    if level < required:
+    if level < required_level:
         raise errors.StoreUnusable(
-            f"{place} gives durability level {level}, but {required} is required "
+            f"{place} gives durability level {level}, but {required_level} is required "
             f"(appendonly={lowest['appendonly']}, appendfsync={lowest['appendfsync']}). "
             "Turn them up, or require less with ?durability=."
         )

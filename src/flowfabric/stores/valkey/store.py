@@ -96,7 +96,7 @@ class ValkeyStore:
 
     async def _open(self) -> Durability:
         self._client.open()
-        durability = await attest(self._client)
+        durability = await attest(self._client, self.settings.durability)
         self._shards = await prepare(self._client, allow_clock_offset=self._allow_clock_offset)
         changes = Changes(self._client, self._shards.home, self._commits)
         await changes.open()
@@ -106,6 +106,9 @@ class ValkeyStore:
         self._outboxes.note(*self._shards.all)
         self._changes = changes
         return durability
+
+    async def attest(self) -> Durability:
+        return await attest(self._client, required_level="D0")
 
     async def close(self) -> None:
         changes, self._changes = self._changes, None

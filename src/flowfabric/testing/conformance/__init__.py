@@ -16,26 +16,33 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.protocol",
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.fences",
+    "flowfabric.testing.conformance.flow_news",
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
+    "flowfabric.testing.conformance.workers",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
+from flowfabric.testing.conformance.flow_news import FlowNewsConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
+from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
 
 __all__ = [
     "CommandConformance",
+    "DeathConformance",
     "FenceConformance",
     "FlowConformance",
+    "FlowNewsConformance",
     "ModelConformance",
     "ProtocolConformance",
     "ScenarioConformance",
     "StoreConformance",
+    "WorkerConformance",
 ]
 
 
@@ -45,6 +52,9 @@ class StoreConformance(
     FenceConformance,
     ScenarioConformance,
     FlowConformance,
+    FlowNewsConformance,
+    WorkerConformance,
+    DeathConformance,
     ModelConformance,
 ):
     """Everything a store has to pass."""

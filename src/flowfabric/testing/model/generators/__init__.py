@@ -7,6 +7,7 @@ from flowfabric.testing.model.generators import (
     reads,
     streams,
     waiting,
+    workers,
 )
 
-__all__ = ["executions", "flows", "leases", "reads", "streams", "waiting"]
+__all__ = ["executions", "flows", "leases", "reads", "streams", "waiting", "workers"]
