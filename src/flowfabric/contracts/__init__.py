@@ -269,6 +269,14 @@ from flowfabric.contracts.keyring import (
     WaitpointHmacKids,
     WaitpointToken,
 )
+from flowfabric.contracts.lanes import (
+    DescribeLaneArgs,
+    LaneInfo,
+    LaneStateSet,
+    LaneStateUnchanged,
+    SetLaneStateArgs,
+    SetLaneStateResult,
+)
 from flowfabric.contracts.leases import (
     ClaimBatchArgs,
     ClaimBatchResult,
@@ -595,6 +603,7 @@ __all__ = [
     "DescribeEdgeArgs",
     "DescribeExecutionArgs",
     "DescribeFlowArgs",
+    "DescribeLaneArgs",
     "DurabilityMode",
     "DurableMode",
     "DurationMs",
@@ -685,7 +694,10 @@ __all__ = [
     "JsonText",
     "LaneId",
     "LaneIdError",
+    "LaneInfo",
     "LaneState",
+    "LaneStateSet",
+    "LaneStateUnchanged",
     "LeaseAlreadyGone",
     "LeaseEpoch",
     "LeaseFence",
@@ -841,6 +853,8 @@ __all__ = [
     "SetExecutionTagsResult",
     "SetFlowTagArgs",
     "SetFlowTagsArgs",
+    "SetLaneStateArgs",
+    "SetLaneStateResult",
     "SignalAccepted",
     "SignalBuffered",
     "SignalDuplicate",

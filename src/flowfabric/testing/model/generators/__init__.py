@@ -3,6 +3,7 @@
 from flowfabric.testing.model.generators import (
     executions,
     flows,
+    lanes,
     leases,
     reads,
     streams,
@@ -10,4 +11,5 @@ from flowfabric.testing.model.generators import (
     workers,
 )
 
+__all__ = ["executions", "flows", "lanes", "leases", "reads", "streams", "waiting"]
 __all__ = ["executions", "flows", "leases", "reads", "streams", "waiting", "workers"]
