@@ -19,6 +19,7 @@ import itertools
 import logging
 import random
 import secrets
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -70,7 +71,16 @@ log = logging.getLogger("flowfabric.engine")
 _BACKENDS: Final = {tag.lower(): tag for tag in BackendTag}
 """The tags that handles carry, by the names that stores give themselves."""
 
+_DEBTS: Final[ContextVar[list[Owed] | None]] = ContextVar("flowfabric_debts", default=None)
+"""Inside a delivery, what its own commits owe to others. It reaches tasks that a delivery begins."""
+
 _NO_WORK: Final = Work(WorkingSet(), Envelope(request_id=""))
+
+
+def first_reads(rule: Rule, command: Command[Any]) -> tuple[Key, ...]:
+    """The records that a rule is sure to read, the subject first."""
+    subject = rule.subject(command)
+    return rule.reads(command) if subject is None else (subject, *rule.reads(command))
 
 
 class Ticket:
@@ -88,6 +98,10 @@ class Ticket:
         self.answer: Any = None
         self.error: Exception | None = None
         self.settled = False
+
+    def first_reads(self) -> tuple[Key, ...]:
+        """The records that the command is sure to read, the one it is about first."""
+        return first_reads(self.rule, self.command)
 
     def settle(self, error: Exception | None = None) -> None:
         """Give the ticket its answer, or this error. What is settled stays as it is."""
@@ -142,8 +156,7 @@ class Question:
 
     def first_reads(self) -> tuple[Key, ...]:
         """The records that the query is sure to read."""
-        subject = self.rule.subject(self.command)
-        return self.rule.reads(self.command) if subject is None else (subject, *self.rule.reads(self.command))
+        return first_reads(self.rule, self.command)
 
     def settle(self, working_set: WorkingSet) -> tuple[Key, ...]:
         """Answer, or return the keys of the records that are still missing."""
@@ -217,8 +230,6 @@ class Engine(Subscribing):
         self._pump: asyncio.Task[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._closing = False
-        self._delivering = False
-        self._owed: list[Owed] = []
         self._request_prefix = ""
         self._request_numbers = itertools.count()
 
@@ -424,7 +435,7 @@ class Engine(Subscribing):
                 check(ticket.command)
             except errors.FlowFabricError as error:
                 ticket.error = error
-        if asyncio.current_task() is self._pump and group.tickets:
+        if _DEBTS.get() is not None:
             await self._run_inside(group)
         else:
             self._enqueue(group)
@@ -460,7 +471,7 @@ class Engine(Subscribing):
             self._pump = asyncio.get_running_loop().create_task(self._run_batches())
 
     async def _run_inside(self, group: Group) -> None:
-        """Run commands that the pump itself gives. It would wait for ever for its own queue."""
+        """Run commands that a delivery gives. The batch it belongs to would wait for ever for the queue."""
         waiting = group.start()
         for start in range(0, len(waiting), BATCH_MAX):
             await self._run_batch(waiting[start : start + BATCH_MAX])
@@ -475,7 +486,15 @@ class Engine(Subscribing):
             self._pump = None
 
     async def _run_batch(self, batch: list[Ticket]) -> None:
-        """Load, decide and commit until every ticket of the batch has its answer."""
+        """Give every ticket of the batch its answer, those of each place together."""
+        parts = _by_place(batch, self.store)
+        if len(parts) == 1:
+            await self._run_part(batch)
+        else:
+            await asyncio.gather(*(self._run_part(part) for part in parts))
+
+    async def _run_part(self, batch: list[Ticket]) -> None:
+        """Load, decide and commit until every ticket has its answer."""
         working_set = WorkingSet(self.lanes)
         try:
             while batch:
@@ -499,7 +518,7 @@ class Engine(Subscribing):
             batch[0].settle(error)
             return
         for ticket in batch:
-            await self._run_batch([ticket])
+            await self._run_part([ticket])
 
     async def _commit(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
         """Commit what the batch changed, settle it, and return the tickets that must run again."""
@@ -518,19 +537,21 @@ class Engine(Subscribing):
 
     async def _deliver(self, owed: list[Owed]) -> None:
         """Do what a commit owes to other records, and what follows from that, up to a bound."""
-        self._owed += owed
-        if self._delivering:
+        debts = _DEBTS.get()
+        if debts is not None:  # the delivery that this commit is a part of sees to it
+            debts += owed
             return
-        self._delivering = True
+        following: list[Owed] = []
+        outside = _DEBTS.set(following)
         try:
             for _ in range(DELIVERY_ROUNDS_MAX):
-                if not self._owed:
+                if not owed:
                     return
-                batch, self._owed = self._owed[:BATCH_MAX], self._owed[BATCH_MAX:]
-                await self._run_deliveries(batch)
+                await self._run_deliveries(owed[:BATCH_MAX])
+                owed = owed[BATCH_MAX:] + following
+                following.clear()
         finally:
-            self._delivering = False
-            self._owed = []
+            _DEBTS.reset(outside)
 
     async def _run_deliveries(self, owed: list[Owed]) -> None:
         """See to some entries. What cannot be done now is left to the scanners."""
@@ -627,13 +648,16 @@ async def decide_batch(store: Ledger, batch: Sequence[Ticket], working_set: Work
 
 
 def _first_reads(batch: Sequence[Ticket]) -> set[str]:
-    keys: set[str] = set()
+    return {key for ticket in batch for key in ticket.first_reads()}
+
+
+def _by_place(batch: list[Ticket], store: Store) -> list[list[Ticket]]:
+    """The tickets by the place in which their commands write: that of the first record they read."""
+    parts: dict[int, list[Ticket]] = {}
     for ticket in batch:
-        subject = ticket.rule.subject(ticket.command)
-        if subject is not None:
-            keys.add(subject)
-        keys.update(ticket.rule.reads(ticket.command))
-    return keys
+        key = next(iter(ticket.first_reads()), "")
+        parts.setdefault(store.place_of(key), []).append(ticket)
+    return list(parts.values())
 
 
 def _decide_one(ticket: Ticket, working_set: WorkingSet) -> tuple[str, ...]:
