@@ -31,6 +31,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "list_expired_leases",
         "list_flow_members",
         "list_flows",
+        "list_events",
         "list_lanes",
         "list_pending_waitpoints",
         "list_signals",
@@ -54,6 +55,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "resolve_execution_flow_id",
         "scan_eligible",
         "server_time",
+        "tail_events",
         "tail_frames",
     ),
     _SUBMITS: (
