@@ -21,7 +21,9 @@ from typing import (
 )
 
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
+from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.policy import Backoff
+from flowfabric.contracts.states import LaneState
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
@@ -372,6 +374,27 @@ class FlowFabric:
         """The run of an execution that was submitted before, here or elsewhere."""
         engine = self.engine
         return Run(lambda: engine, execution_id, self.namespace, result_type=result_type)
+
+    async def pause_lane(self, lane: str, *, reason: str = "") -> None:
+        """Give none of a lane's work to workers. What runs goes on, and submissions are taken."""
+        await self._set_lane_state(lane, LaneState.PAUSED, reason)
+
+    async def drain_lane(self, lane: str, *, reason: str = "") -> None:
+        """Take no submissions to a lane (``LaneClosed``), and finish what is in it."""
+        await self._set_lane_state(lane, LaneState.DRAINING, reason)
+
+    async def disable_lane(self, lane: str, *, reason: str = "") -> None:
+        """Take no submissions to a lane and give none of its work to workers. What runs goes on."""
+        await self._set_lane_state(lane, LaneState.DISABLED, reason)
+
+    async def resume_lane(self, lane: str, *, reason: str = "") -> None:
+        """Let a lane take and give work again."""
+        await self._set_lane_state(lane, LaneState.ACTIVE, reason)
+
+    async def _set_lane_state(self, lane: str, state: LaneState, reason: str) -> None:
+        await self.engine.execute(
+            SetLaneStateArgs(namespace=self.namespace, lane_id=lane, state=state, reason=reason)
+        )
 
     async def run_worker(self, *, handle_signals: bool = False, **options: Any) -> None:
         """Run a worker in this process until it is cancelled.

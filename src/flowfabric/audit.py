@@ -32,6 +32,7 @@ from flowfabric.core.records import (
     FlowProgress,
     Key,
     Keyring,
+    Lane,
     PastAttempt,
     Payload,
     Record,
@@ -192,7 +193,8 @@ class _Auditor:
         if self.namespace is None:
             return True
         namespace: str | None = None
-        if isinstance(record, (Reservation, Flow, FlowProgress, Edge, WorkerRegistration, WorkerDeath)):
+        named = (Reservation, Flow, FlowProgress, Edge, Lane, WorkerRegistration, WorkerDeath)
+        if isinstance(record, named):
             namespace = record.namespace
         if owner is not None:
             namespace = owner.namespace

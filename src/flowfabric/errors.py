@@ -505,6 +505,10 @@ class FlowAlreadyTerminal(StateRefusal):
     """The flow has ended. Create a new one."""
 
 
+class LaneClosed(StateRefusal):
+    """The lane takes no new work. Submit to another lane, or make this one active again."""
+
+
 class FlowSealed(StateRefusal):
     """The flow's graph is sealed. Create a new flow for more members or edges."""
 

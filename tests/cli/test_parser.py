@@ -13,7 +13,7 @@ from tests.cli.conftest import ROOT
 
 VERBS = [
     "worker", "submit", "list", "show", "explain", "tail", "cancel", "replay", "approve", "signal", "token",
-    "flow", "workers", "audit", "migrate", "keys",
+    "flow", "lane", "workers", "audit", "migrate", "keys",
 ]  # fmt: skip
 
 

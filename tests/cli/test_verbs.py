@@ -258,6 +258,47 @@ def test_a_pending_migration_is_told_and_not_applied(shell: Shell) -> None:
     assert (shell.folder / "work.db").read_bytes() == b""
 
 
+def test_a_lane_is_paused_and_active_again(shell: Shell) -> None:
+    execution_id = shell.submit("greet", "ada", "--delay", "1h")
+    assert shell.json("lane", "pause", "default", "--reason", "upgrade") == {
+        "Set": {"namespace": "default", "lane_id": "default", "state": "paused", "previous": "active"}
+    }
+    explained = shell.json("show", execution_id)["explanation"]
+    assert explained["code"] == "lane_not_open"
+    assert explained["sentence"].endswith("lane default is paused: upgrade.")
+    header, row = shell.out("lane", "list").splitlines()
+    assert header.split() == ["LANE", "STATE", "SET", "REASON"]
+    assert (row.split()[:2], row.split()[-1]) == (["default", "paused"], "upgrade")
+    assert shell.out("lane", "resume", "default") == "lane default is active now; it was paused"
+    assert shell.out("lane", "resume", "default") == "lane default was active already"
+    assert shell.json("show", execution_id)["explanation"]["code"] == "not_due"
+
+
+def test_a_drained_lane_refuses_submissions(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert "draining" in shell.out("lane", "drain", "default", "other")
+    code, _ = shell.run("submit", "greet", "1")
+    assert code == 1
+    assert shell.err.endswith("[lane_closed]\n")
+    states = {lane["lane_id"]: lane["state"] for lane in shell.json("lane", "list")["details"]}
+    assert states == {"default": "draining", "other": "draining"}
+
+
+def test_lanes_are_listed_page_by_page(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    shell.out("lane", "disable", "a", "b")
+    assert shell.json("lane", "list", "--limit", "2")["lanes"] == ["a", "b"]
+    assert "--cursor 'b'" in (shell.out("lane", "list", "--limit", "2") and shell.err)
+    assert shell.json("lane", "list", "--cursor", "b")["lanes"] == ["default"]
+
+
+def test_a_lane_must_be_named_and_its_name_must_be_possible(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert shell.run("lane", "pause")[0] == 2
+    assert shell.run("lane", "pause", "default", "x" * 65)[0] == 1
+    assert shell.err.endswith("[invalid_input]\n")
+
+
 def test_keys_are_seeded_rotated_and_listed_without_their_secrets(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,8 @@ class SlowStore(RecordingStore):
 
 
 async def test_commands_that_are_sent_together_share_one_commit(bed):
+    await bed.create()
+    bed.store.loads, bed.store.commits = 0, []
     await bed.engine.execute_many([bed.creation() for _ in range(50)])
     assert len(bed.store.commits) == 1
     assert bed.store.loads == 1

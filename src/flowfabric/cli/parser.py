@@ -101,7 +101,7 @@ def build_parser() -> Parser:
         _token,
     ):
         add(verbs)
-    for add in (_flow, _workers, _audit, _migrate, _keys, _server, _new_token):
+    for add in (_flow, _lane, _workers, _audit, _migrate, _keys, _server, _new_token):
         add(verbs)
     return parser
 
@@ -334,6 +334,22 @@ def _token(verbs: Any) -> None:
     parser.add_argument(
         "waitpoint", metavar="WAITPOINT", nargs="?", type=values.uuid, help="its id (the only one)"
     )
+
+
+def _lane(verbs: Any) -> None:
+    parser = _verb(verbs, "lane", "list lanes, or pause, resume, drain or disable some", "lanes:manage_lanes")
+    add = parser.add_argument
+    add(
+        "action",
+        choices=("list", "pause", "resume", "drain", "disable"),
+        metavar="ACTION",
+        help="list; pause: give no work to workers; drain: take no new work; disable: neither; "
+        "resume: both again",
+    )
+    add("lanes", metavar="NAME", nargs="*", help="the lanes to act on")
+    add("--reason", default="", metavar="TEXT", help="why, for the record and for those who wait")
+    add("--limit", type=values.positive, metavar="N", default=100, help="how many to list at most (100)")
+    add("--cursor", metavar="NAME", help="list the lanes behind this one")
 
 
 def _flow(verbs: Any) -> None:

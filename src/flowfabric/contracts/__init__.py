@@ -289,6 +289,14 @@ from flowfabric.contracts.keyring import (
     WaitpointHmacKids,
     WaitpointToken,
 )
+from flowfabric.contracts.lanes import (
+    DescribeLaneArgs,
+    LaneInfo,
+    LaneStateSet,
+    LaneStateUnchanged,
+    SetLaneStateArgs,
+    SetLaneStateResult,
+)
 from flowfabric.contracts.leases import (
     ClaimBatchArgs,
     ClaimBatchResult,
@@ -619,6 +627,7 @@ __all__ = [
     "DescribeEdgeArgs",
     "DescribeExecutionArgs",
     "DescribeFlowArgs",
+    "DescribeLaneArgs",
     "DurabilityMode",
     "DurableMode",
     "DurationMs",
@@ -715,7 +724,10 @@ __all__ = [
     "JsonText",
     "LaneId",
     "LaneIdError",
+    "LaneInfo",
     "LaneState",
+    "LaneStateSet",
+    "LaneStateUnchanged",
     "LeaseAlreadyGone",
     "LeaseChange",
     "LeaseEpoch",
@@ -874,6 +886,8 @@ __all__ = [
     "SetExecutionTagsResult",
     "SetFlowTagArgs",
     "SetFlowTagsArgs",
+    "SetLaneStateArgs",
+    "SetLaneStateResult",
     "SignalAccepted",
     "SignalBuffered",
     "SignalDuplicate",

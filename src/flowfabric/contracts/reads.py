@@ -24,6 +24,7 @@ from flowfabric.contracts.ids import (
     WaitpointId,
     WorkerInstanceId,
 )
+from flowfabric.contracts.lanes import LaneInfo
 from flowfabric.contracts.limits import EXEC_CORE_FIELDS_MAX, EXPIRED_LEASES_PAGE_MAX, PAGE_ROWS_MAX
 from flowfabric.contracts.partitions import PartitionIndex
 from flowfabric.contracts.states import BlockingReason, PublicState, StateVector
@@ -255,14 +256,16 @@ class ListSuspendedArgs(Command[ListSuspendedPage]):
 
 
 class ListLanesPage(Value):
-    """Lane names in order."""
+    """Lane names in order, and what operators have said about these lanes."""
 
     lanes: tuple[LaneId, ...]
     next_cursor: LaneId | None = None
+    details: tuple[LaneInfo, ...] = ()
+    """One for each lane; for a caller without a namespace, one for each that has a lane of the name."""
 
 
 class ListLanesArgs(Command[ListLanesPage]):
-    """List lanes after a cursor."""
+    """List the lanes that have executions, ended ones included, or were set by an operator."""
 
     cursor: LaneId | None = None
     limit: PageLimit = _PAGE

@@ -3,9 +3,9 @@
 A row is ``(index, scope, sort, member)``. A store keeps the rows of an index ordered by scope,
 sort and member, and updates them from the difference between a record's old and new rows.
 
-``eligible`` holds what a worker may claim, in claiming order: priority first, then creation.
-Its scope ends with the capabilities that the work requires, so a worker reads only the scopes it
-can serve, and work it cannot run never stands in its way.
+``eligible`` holds what a worker may claim, in claiming order: the more urgent first, where waiting
+makes urgent. Its scope ends with the capabilities that the work requires, so a worker reads only
+the scopes it can serve, and work it cannot run never stands in its way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from flowfabric.contracts.ids import flow_partition
+from flowfabric.contracts.limits import PRIORITY_MAX
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import (
     Dedup,
@@ -20,6 +21,7 @@ from flowfabric.core.records import (
     Flow,
     FlowMember,
     JournalRecord,
+    Lane,
     Message,
     Record,
     Reservation,
@@ -30,7 +32,7 @@ from flowfabric.core.records import (
     WorkerRegistration,
 )
 from flowfabric.core.state import PUBLIC_OF_OUTCOME, first_blocker
-from flowfabric.core.vocabulary import BlockerKind, LeaseState
+from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +45,12 @@ SEPARATOR: Final = "\x1f"
 EVERYWHERE: Final = ""
 """Stands for all namespaces in a scope; no namespace is named like that."""
 
-PRIORITY_MAX: Final = 9_000
-_PRIORITY_STEP: Final = 1 << 42
-"""More milliseconds than any creation time has, so that priority always comes first."""
+AGEING_MS_PER_DOUBLING: Final = 2 * 3_600_000
+"""How much more waiting makes up for a priority (plus one) that is half as high.
+
+Priority 1 goes before what has waited up to two hours longer at priority 0, priority 9000 before
+what has waited up to a day and two hours longer. So nothing waits for ever behind more urgent work.
+"""
 
 FOREVER: Final = 9_999_999_999_999
 """Sorts a suspended execution without a timeout behind all others."""
@@ -60,6 +65,7 @@ TERMINAL: Final = "terminal"
 WORKER_LEASES: Final = "worker_leases"
 LAPSED: Final = "lapsed"
 WAITPOINTS: Final = "waitpoints"
+LANES: Final = "lanes"
 JOURNAL: Final = "journal"
 WORKERS: Final = "workers"
 WORKER_LANES: Final = "worker_lanes"
@@ -89,6 +95,7 @@ NAMES: Final = PRIMARY | {
     WORKER_LEASES,
     LAPSED,
     WAITPOINTS,
+    LANES,
     JOURNAL,
     FLOWS,
     WORKERS,
@@ -116,9 +123,32 @@ def scope_of(*parts: str) -> str:
     return SEPARATOR.join(parts)
 
 
-def claim_order(priority: int, created_at: int) -> int:
-    """The sort value of ``eligible``: higher priority first, then older first."""
-    return (PRIORITY_MAX - priority) * _PRIORITY_STEP + created_at
+def head_start_ms(priority: int) -> int:
+    """How much waiting a priority is worth: a fixed amount for each doubling, even steps between.
+
+    >>> [head_start_ms(priority) // 3_600_000 for priority in (0, 1, 3, 7, 9000)]
+    [0, 2, 4, 6, 26]
+    """
+    doublings = (priority + 1).bit_length() - 1
+    rest = priority + 1 - (1 << doublings)
+    return AGEING_MS_PER_DOUBLING * doublings + (AGEING_MS_PER_DOUBLING * rest >> doublings)
+
+
+HEAD_START_MS_MAX: Final = head_start_ms(PRIORITY_MAX) + AGEING_MS_PER_DOUBLING
+"""The head start of begun work at the highest priority: no work waits longer than this for others
+that became eligible later."""
+
+
+def claim_order(priority: int, eligible_since: int, *, begun: bool = False) -> int:
+    """The sort value of ``eligible``: an instant, brought forward by what is urgent about the work.
+
+    It stands still while work waits, so ageing costs nothing: what comes later has a later value,
+    and sooner or later even the most urgent that comes stands behind. Work that was begun, and
+    resumes or has lost its worker, has the head start of one doubling, so that it does not wait
+    for the whole queue again at each of its waits.
+    """
+    head_start = head_start_ms(priority) + (AGEING_MS_PER_DOUBLING if begun else 0)
+    return eligible_since + HEAD_START_MS_MAX - head_start
 
 
 def index_rows(record: Record) -> set[IndexRow]:
@@ -128,8 +158,19 @@ def index_rows(record: Record) -> set[IndexRow]:
 
 
 def eligible_scope(execution: Execution) -> str:
-    """Where workers look for this execution."""
-    return scope_of(execution.namespace, execution.lane_id, ",".join(execution.required_capabilities))
+    """Where workers look for this execution.
+
+    Each capability is ended by the separator, which sorts before all that a name may hold. So the
+    scopes of a lane have the order of their lists of capabilities, as a walk over them needs it.
+    """
+    return scope_of(execution.namespace, execution.lane_id, *execution.required_capabilities, "")
+
+
+def _eligible_row(execution: Execution) -> IndexRow:
+    # What is eligible became so by its latest transition.
+    begun = execution.continuation is Continuation.RESUME or execution.phase is LifecyclePhase.ACTIVE
+    order = claim_order(execution.priority, execution.last_transition_at, begun=begun)
+    return ELIGIBLE, eligible_scope(execution), order, execution.execution_id
 
 
 def _execution_rows(execution: Execution) -> set[IndexRow]:
@@ -155,14 +196,7 @@ def _runnable_rows(execution: Execution, lane: str, member: str) -> set[IndexRow
     blocker = first_blocker(execution)
     rows: set[IndexRow] = set()
     if blocker is None:
-        return {
-            (
-                ELIGIBLE,
-                eligible_scope(execution),
-                claim_order(execution.priority, execution.created_at),
-                member,
-            )
-        }
+        return {_eligible_row(execution)}
     if blocker.kind is BlockerKind.TIME:
         rows.add((DELAYED, lane, blocker.until_ms or 0, member))
     else:
@@ -188,14 +222,7 @@ def _active_rows(execution: Execution, lane: str, member: str) -> set[IndexRow]:
         return rows
     rows.add((LAPSED, "", lease.expires_at, member))
     if lease.reclaimable_at is None:
-        rows.add(
-            (
-                ELIGIBLE,
-                eligible_scope(execution),
-                claim_order(execution.priority, execution.created_at),
-                member,
-            )
-        )
+        rows.add(_eligible_row(execution))
     else:
         rows.add((DUE_RECLAIM, "", lease.reclaimable_at, member))
     return rows
@@ -258,6 +285,10 @@ def _member_rows(member: FlowMember) -> set[IndexRow]:
     return {(DUE_MEMBER_CANCEL, "", member.cancel_requested_at, member.identity)}
 
 
+def _lane_rows(lane: Lane) -> set[IndexRow]:
+    return {(LANES, scope_of(lane.namespace, lane.lane_id, lane.state), lane.changed_at, lane.identity)}
+
+
 def _worker_rows(worker: WorkerRegistration) -> set[IndexRow]:
     member = worker.identity
     rows: set[IndexRow] = {
@@ -285,6 +316,7 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Message: _message_rows,
     Flow: _flow_rows,
     FlowMember: _member_rows,
+    Lane: _lane_rows,
     WorkerRegistration: _worker_rows,
     WorkerDeath: _worker_death_rows,
 }

@@ -17,12 +17,13 @@ import msgspec
 
 from flowfabric.contracts.flows import AllOfEdges, EdgeDependencyPolicy, EdgeGroupState
 from flowfabric.contracts.ids import flow_partition
-from flowfabric.contracts.partitions import partition_index
+from flowfabric.contracts.partitions import Partition, partition_index
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
     BlockingReason,
+    LaneState,
     LifecyclePhase,
     TerminalOutcome,
 )
@@ -751,6 +752,31 @@ class Keyring(Record):
 
 KEYRING_ID: Final = "{fp:0}:waitpoint"
 
+
+class Lane(Record):
+    """What an operator has said about a lane. A lane without a record is active."""
+
+    KIND = "lane"
+
+    namespace: str
+    lane_id: str
+    state: LaneState
+    changed_at: int
+    changed_by: str = ""
+    reason: str = ""
+
+    @property
+    def identity(self) -> str:
+        return lane_identity(self.namespace, self.lane_id)
+
+
+@lru_cache(1_024)
+def lane_identity(namespace: str, lane_id: str) -> str:
+    """The identity of one lane's record. Both names may hold any mark that separates others."""
+    name = f"{len(namespace)}/{namespace}/{lane_id}"
+    return f"{Partition(index=partition_index(name.encode())).key}:{name}"
+
+
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 RECORD_TYPES: Final[dict[str, type[Record]]] = {
@@ -778,6 +804,7 @@ RECORD_TYPES: Final[dict[str, type[Record]]] = {
         WorkerRegistration,
         WorkerDeath,
         Keyring,
+        Lane,
     )
 }
 

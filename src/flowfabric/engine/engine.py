@@ -35,8 +35,10 @@ from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it r
 from flowfabric.engine.commits import affected_by, build_commit, remember_outcome, repeated_outcome
 from flowfabric.engine.deliveries import owed_by
 from flowfabric.engine.feeds import Feed
+from flowfabric.engine.lanes import KnownLanes
 from flowfabric.engine.notifier import Notifier, topics_of
 from flowfabric.engine.operations import operation_for
+from flowfabric.engine.turns import Turns
 from flowfabric.stores.base import Conflict
 
 if TYPE_CHECKING:
@@ -200,6 +202,8 @@ class Engine:
         for layer in layers:
             self._door = layer(self._door)
         self.notifier = Notifier()
+        self.lanes = KnownLanes()
+        self.turns = Turns()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
         self._queue: list[Ticket] = []
@@ -496,7 +500,7 @@ class Engine:
 
     async def _run_batch(self, batch: list[Ticket]) -> None:
         """Load, decide and commit until every ticket of the batch has its answer."""
-        working_set = WorkingSet()
+        working_set = WorkingSet(self.lanes)
         try:
             while batch:
                 await decide_batch(self.store, batch, working_set)
@@ -566,6 +570,7 @@ class Engine:
 
     async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
         """Commit the tickets that the conflict did not touch; return the others, to run again."""
+        self.lanes.forget(conflict.keys)
         affected = affected_by(conflict.keys, [ticket.work for ticket in batch])
         again = [ticket for ticket, touched in zip(batch, affected, strict=True) if touched]
         rest = [ticket for ticket, touched in zip(batch, affected, strict=True) if not touched]

@@ -15,13 +15,16 @@ from flowfabric.core.records import (
     Execution,
     Flow,
     FlowNode,
+    Lane,
     Record,
     Suspension,
     WorkerRegistration,
     flow_identity,
     key_for,
+    lane_identity,
 )
 from flowfabric.core.rules.joins import PENDING
+from flowfabric.core.rules.lanes import under_lane
 from flowfabric.core.vocabulary import BlockerKind
 from flowfabric.engine.listing import load_executions, load_records
 from flowfabric.engine.operations import operation
@@ -49,11 +52,11 @@ async def explain_execution(
     [execution] = found
     ahead, ahead_is_all = await _ahead(engine, execution)
     open_edges = await _open_edges(engine, execution)
-    flow, group, suspension = await _records_beside(engine, execution)
+    flow, group, suspension, lane = await _records_beside(engine, execution)
     now = await engine.store.now()
     return explain(
         Facts(
-            execution=execution,
+            execution=under_lane(execution, lane if isinstance(lane, Lane) else None),
             now=now,
             flow=flow if isinstance(flow, Flow) else None,
             group=group if isinstance(group, EdgeGroup) else None,
@@ -67,13 +70,14 @@ async def explain_execution(
 
 
 async def _records_beside(engine: Engine, execution: Execution) -> list[Record | None]:
-    """The flow, the join and the open suspension of an execution."""
+    """The flow, the join and the open suspension of an execution, and its lane."""
     return await load_records(
         engine,
         [
             key_for(Flow, flow_identity(execution.flow_id) if execution.flow_id else execution.execution_id),
             key_for(EdgeGroup, execution.execution_id),
             key_for(Suspension, f"{execution.execution_id}/{execution.suspension_id}"),
+            key_for(Lane, lane_identity(execution.namespace, execution.lane_id)),
         ],
     )
 

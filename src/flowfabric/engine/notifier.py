@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Self
 
 from flowfabric.core.events import Family
-from flowfabric.core.indexes import ELIGIBLE, SEPARATOR
+from flowfabric.core.indexes import ELIGIBLE, LANES, SEPARATOR
 from flowfabric.core.records import Flow, FlowProgress
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ NEAR_MS: Final = 5_000
 
 
 def claimable_topic(namespace: str, lane_id: str) -> str:
-    """Woken when work in this lane becomes claimable."""
+    """Woken when work in this lane becomes claimable, or the lane itself is changed."""
     return f"claimable/{namespace}{SEPARATOR}{lane_id}"
 
 
@@ -66,8 +66,9 @@ def topics_of(commit: Commit) -> set[str]:
     )
     topics.update(execution_topic(frame.stream.partition("/")[0]) for frame in commit.appends)
     for index, scope, sort, _ in commit.rows_added:
-        if index == ELIGIBLE:
-            topics.add(f"claimable/{scope.rpartition(SEPARATOR)[0]}")
+        if index in (ELIGIBLE, LANES):
+            namespace, lane_id = scope.split(SEPARATOR)[:2]
+            topics.add(claimable_topic(namespace, lane_id))
         elif index.startswith("due_") and sort < commit.now + NEAR_MS:
             topics.add(due_topic(index))
     if commit.events:

@@ -18,6 +18,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "describe_edge",
         "describe_execution",
         "describe_flow",
+        "describe_lane",
         "evaluate_flow_eligibility",
         "explain_execution",
         "get_execution_namespace",
@@ -117,6 +118,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "resolve_dependency",
         "resume_execution",
         "revoke_lease",
+        "set_lane_state",
     ),
     frozenset({Role.ADMIN}): (
         "rotate_waitpoint_hmac_secret",

@@ -62,6 +62,7 @@ from flowfabric.core.rules.graph import (
     the_flow,
 )
 from flowfabric.core.rules.joins import count_member
+from flowfabric.core.rules.lanes import seen_in_lanes
 from flowfabric.core.state import is_terminal, public_state
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def create_flow(work: Work, args: CreateFlowArgs) -> CreateFlowResult:
     Raises:
         InvalidInput: the namespace is not the caller's, or the id is in use in another one.
     """
-    bound = work.envelope.namespace
-    if bound is not None and args.namespace != bound:
-        raise errors.InvalidInput(field="namespace", value=args.namespace, rule=f"must be {bound!r}")
+    work.require_namespace(args.namespace)
     existing = work.read(Flow, flow_identity(args.flow_id))
     if existing is not None and existing.namespace != args.namespace:
         raise errors.InvalidInput(field="flow_id", value=args.flow_id, rule="is in use")
@@ -323,7 +322,7 @@ def list_flow_members(work: Work, args: ListFlowMembersArgs) -> ListFlowMembersP
     first = 0 if args.cursor is None else args.cursor + 1
     members = members_of(work, flow, first=first, limit=args.limit)
     ids = [member.execution_id for member in members]
-    executions = work.read_all(Execution, ids)
+    executions = seen_in_lanes(work, work.read_all(Execution, ids))
     groups = work.read_all(EdgeGroup, ids)
     more = first + len(members) < flow.node_count
     return ListFlowMembersPage(

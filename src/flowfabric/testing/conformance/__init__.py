@@ -19,6 +19,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flow_news",
     "flowfabric.testing.conformance.flows",
+    "flowfabric.testing.conformance.lanes",
     "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.scenarios",
     "flowfabric.testing.conformance.workers",
@@ -29,6 +30,7 @@ from flowfabric.testing.conformance.feeds import FeedConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flow_news import FlowNewsConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
+from flowfabric.testing.conformance.lanes import LaneConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
@@ -41,6 +43,7 @@ __all__ = [
     "FenceConformance",
     "FlowConformance",
     "FlowNewsConformance",
+    "LaneConformance",
     "ModelConformance",
     "ProtocolConformance",
     "ScenarioConformance",
@@ -56,6 +59,7 @@ class StoreConformance(
     ScenarioConformance,
     FlowConformance,
     FeedConformance,
+    LaneConformance,
     FlowNewsConformance,
     WorkerConformance,
     DeathConformance,

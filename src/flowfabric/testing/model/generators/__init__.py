@@ -4,6 +4,7 @@ from flowfabric.testing.model.generators import (
     executions,
     feeds,
     flows,
+    lanes,
     leases,
     reads,
     streams,
@@ -11,4 +12,4 @@ from flowfabric.testing.model.generators import (
     workers,
 )
 
-__all__ = ["executions", "feeds", "flows", "leases", "reads", "streams", "waiting", "workers"]
+__all__ = ["executions", "feeds", "flows", "lanes", "leases", "reads", "streams", "waiting", "workers"]
