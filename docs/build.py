@@ -24,7 +24,7 @@ from flowfabric.core.registry import RULES, result_type_of
 from flowfabric.core.state import SITUATIONS, TRANSITIONS
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.operations import OPERATIONS
-from flowfabric.engine.scanners.duties import DUTIES
+from flowfabric.engine.scanners.duties import DUTIES, Duty
 from flowfabric.testing.conformance.callers import command_types
 from flowfabric.testing.conformance.expectations import table_text
 from flowfabric.testing.scenarios import TEST_FOLDERS, marks_in, render_scenarios
@@ -225,6 +225,8 @@ def render_errors() -> str:
 SETTINGS = {
     "FF_URL": "The store, such as `sqlite:///work.db` or `postgresql://user@host/database`. Default: `sqlite:///flowfabric.db`.",
     "FF_NAMESPACE": "The namespace of the command line. Default: `default`.",
+    "FF_RETENTION": "How long ended executions and flows, and the log of events, are kept, such as `7d`, "
+    "or `off`. Default: `1d`.",
     "FF_WAITPOINT_HMAC_SECRET": "The first key that signs waitpoint tokens, 64 hexadecimal digits. "
     "Default: a random one, kept in the store.",
     "FF_DEBUG": "`1` shows a traceback with every error of the command line.",
@@ -246,8 +248,12 @@ def render_settings() -> str:
         "| duty | looks every | index |",
         "| --- | --- | --- |",
     ]
-    lines += [f"| `{duty.name}` | {duty.interval_ms} ms | `{duty.index}` |" for duty in DUTIES]
+    lines += [f"| `{duty.name}` | {duty.interval_ms} ms | {_index_of(duty)} |" for duty in DUTIES]
     return "\n".join(lines)
+
+
+def _index_of(duty: Duty) -> str:
+    return f"`{duty.index}`" if duty.index else "the log of events"
 
 
 PAGES: dict[str, Callable[[], str]] = {

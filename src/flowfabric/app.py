@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -24,8 +25,10 @@ from typing import (
 from msgspec.structs import replace
 
 from flowfabric.codec import encode_value
+from flowfabric.contracts.durations import parse_duration_ms
 from flowfabric.contracts.executions import CreateExecutionArgs, CreateExecutionResult, ExecutionDuplicate
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
+from flowfabric.contracts.limits import RETENTION_MS
 from flowfabric.contracts.policy import Backoff, ExecutionPolicy
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
@@ -91,6 +94,9 @@ class FlowFabric:
         namespace: the tenant that everything submitted and claimed here belongs to.
             ``FF_NAMESPACE`` is used when it is absent, and ``default`` when that is absent too.
         reclaim_grace: seconds or timedelta after a lapsed lease before others may reclaim the work.
+        retention: seconds or timedelta that ended executions and flows, and the log of events, are
+            kept; ``math.inf`` keeps them for ever. ``FF_RETENTION`` (such as ``7d``, or ``off``) is used
+            when it is absent, and a day when that is absent too.
         layers: what wraps the engine's door, the innermost first; see ``flowfabric.engine.layers``.
         store: a store to use instead of a URL, for tests.
     """
@@ -101,6 +107,7 @@ class FlowFabric:
         *,
         namespace: str | None = None,
         reclaim_grace: timedelta | float = 0,
+        retention: timedelta | float | None = None,
         layers: Iterable[Layer] = (),
         store: Store | None = None,
     ) -> None:
@@ -108,6 +115,7 @@ class FlowFabric:
         self.namespace = namespace or os.environ.get("FF_NAMESPACE") or DEFAULT_NAMESPACE
         self.handlers: dict[str, Handler[..., Any]] = {}
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
+        self._retention_ms = _retention_ms(retention)
         self._store = store
         self._layers = tuple(layers)
         self._engine: Engine | None = None
@@ -150,7 +158,8 @@ class FlowFabric:
                 self._users -= 1
                 raise
             if scanners and self._scanners is None:
-                self._scanners = Scanners(self._engine, duties(reclaim_grace_ms=self._reclaim_grace_ms))
+                found = duties(reclaim_grace_ms=self._reclaim_grace_ms, retention_ms=self._retention_ms)
+                self._scanners = Scanners(self._engine, found)
                 self._scanners.start()
 
     async def _started_engine(self) -> Engine:
@@ -403,6 +412,20 @@ class FlowFabric:
             result_type=Any if known is None else known.result_type,
             duplicate=isinstance(outcome, ExecutionDuplicate),
         )
+
+
+def _retention_ms(given: timedelta | float | None) -> int | None:
+    """How long to keep what has ended; None for ever.
+
+    Raises:
+        ValueError: ``FF_RETENTION`` is neither a duration nor ``off``.
+    """
+    if given is not None:
+        return None if given == math.inf else milliseconds(given)
+    text = os.environ.get("FF_RETENTION")
+    if not text:
+        return RETENTION_MS
+    return None if text == "off" else parse_duration_ms(text)
 
 
 async def _seed_signing_key(engine: Engine) -> None:

@@ -266,6 +266,7 @@ class TestCost:
         records.trimmed_events(connection)
         with connection:
             records.trim_events(connection, 1)
+        records.list_owned(connection, execution_id(), 9)
         records.list_keys(connection, "stream/{fp:7}:0190", None, 9)
         assert len(connection.statements) > 15
         slow = [

@@ -23,6 +23,7 @@ DEFAULT_NAMESPACE: Final = "default"
 ENVIRONMENT: Final = {
     "FF_URL": "the store, unless --url names it",
     "FF_NAMESPACE": "the namespace, unless --namespace names it",
+    "FF_RETENTION": "how long workers and `retention` keep what has ended, such as 7d (1d), or off",
     "FF_WAITPOINT_HMAC_SECRET": "64 hexadecimal digits: the secret that the first worker, `keys seed` and "
     "`keys rotate` install; a random one when it is unset",
     "FF_DEBUG": "set it to see the traceback of a failure",
@@ -85,7 +86,7 @@ def build_parser() -> Parser:
     )
     for add in (_worker, _submit, _list, _show, _tail, _events, _cancel, _replay, _approve, _signal, _token):
         add(verbs)
-    for add in (_audit, _migrate, _keys):
+    for add in (_audit, _retention, _migrate, _keys):
         add(verbs)
     return parser
 
@@ -301,6 +302,20 @@ def _token(verbs: Any) -> None:
 def _audit(verbs: Any) -> None:
     parser = _verb(verbs, "audit", "check the invariants of everything stored", "auditing:run_audit")
     parser.add_argument("--everywhere", action="store_true", help="all namespaces, not only this one")
+
+
+def _retention(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "retention", "remove what ended long ago, in all namespaces, in one pass", "retaining:trim"
+    )
+    add = parser.add_argument
+    add(
+        "--older-than",
+        type=values.duration_ms,
+        metavar="TIME",
+        help="what ended longer ago (FF_RETENTION, else 1d)",
+    )
+    add("--limit", type=values.positive, metavar="N", default=1_000, help="how many at most, up to 1000")
 
 
 def _migrate(verbs: Any) -> None:

@@ -381,6 +381,10 @@ from flowfabric.contracts.reads import (
     StateSummary,
     SuspendedExecutionEntry,
 )
+from flowfabric.contracts.retention import (
+    RetentionTrimmed,
+    TrimRetentionArgs,
+)
 from flowfabric.contracts.runs import (
     ReadRunArgs,
     RunView,
@@ -769,6 +773,7 @@ __all__ = [
     "ResumeSignal",
     "ResumeTarget",
     "ResumeTrigger",
+    "RetentionTrimmed",
     "RetryPolicy",
     "RetryScheduled",
     "RevokeLeaseArgs",
@@ -854,6 +859,7 @@ __all__ = [
     "TimeoutOnly",
     "TimeoutPolicy",
     "TimestampMs",
+    "TrimRetentionArgs",
     "Uint32",
     "UpdateProgressArgs",
     "UpdateProgressResult",

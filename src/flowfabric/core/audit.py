@@ -512,11 +512,11 @@ FLOW_INVARIANTS: Final[dict[str, Callable[[HeldFlow], Iterable[str]]]] = {
 # Records that are not about one execution alone
 
 
-def check_reservation(reservation: Reservation, execution: Execution | None) -> Iterator[Violation]:
+def check_reservation(reservation: Reservation, execution: Execution | None, now: int) -> Iterator[Violation]:
     """An idempotency key is kept in its own place and names one execution of its namespace."""
     if reservation.identity != reservation_identity(reservation.namespace, reservation.idempotency_key):
         yield _violation("create_once", reservation, "kept in the wrong place")
-    if reservation.confirmed and execution is None:
+    if reservation.confirmed and execution is None and reservation.expires_at > now:
         yield _violation("create_once", reservation, f"its execution {reservation.execution_id} is gone")
     if execution is not None and execution.namespace != reservation.namespace:
         yield _violation("namespaces_agree", reservation, f"its execution is in {execution.namespace!r}")
@@ -568,6 +568,8 @@ def owner_key(row: IndexRow) -> Key:
     index, scope, _, member = row
     if index == indexes.WAITPOINTS:
         return key_for(Waitpoint, f"{scope}/{member}")
+    if (index, scope) == (indexes.RETENTION, indexes.FLOW_SCOPE):
+        return key_for(FlowProgress, member)
     return key_for(_OWNERS.get(index, Execution), member)
 
 

@@ -17,6 +17,7 @@ from flowfabric.core.records import (
     Dedup,
     Execution,
     FlowMember,
+    FlowProgress,
     JournalRecord,
     Message,
     Record,
@@ -24,6 +25,7 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    kept_until,
 )
 from flowfabric.core.state import PUBLIC_OF_OUTCOME, first_blocker
 from flowfabric.core.vocabulary import BlockerKind, LeaseState
@@ -67,6 +69,11 @@ DUE_DEDUP: Final = "due_dedup"
 DUE_LIVE_FRAMES: Final = "due_live_frames"
 DUE_MESSAGE: Final = "due_message"
 DUE_MEMBER_CANCEL: Final = "due_member_cancel"
+RETENTION: Final = "retention"
+"""Ended executions by their end; in scopes of their own those with a date of their own, and flows."""
+
+OWN_SCOPE: Final = "own"
+FLOW_SCOPE: Final = "flow"
 
 PRIMARY: Final = frozenset({ELIGIBLE, DELAYED, BLOCKED, ACTIVE, SUSPENDED, TERMINAL})
 """Every execution has exactly one row in one of these; a lapsed lease adds one in ``eligible``."""
@@ -89,6 +96,7 @@ NAMES: Final = PRIMARY | {
     DUE_LIVE_FRAMES,
     DUE_MESSAGE,
     DUE_MEMBER_CANCEL,
+    RETENTION,
 }
 """Every index there is."""
 
@@ -116,6 +124,8 @@ def eligible_scope(execution: Execution) -> str:
 
 def _execution_rows(execution: Execution) -> set[IndexRow]:
     member = execution.execution_id
+    if execution.removing_since is not None:
+        return _retention_rows(execution)
     lane = scope_of(execution.namespace, execution.lane_id)
     rows: set[IndexRow] = {(CREATED, execution.namespace, execution.created_at, member)}
     match execution.phase:
@@ -128,9 +138,20 @@ def _execution_rows(execution: Execution) -> set[IndexRow]:
         case _:
             scope = scope_of(lane, PUBLIC_OF_OUTCOME[execution.outcome])
             rows.add((TERMINAL, scope, execution.completed_at or 0, member))
+            rows |= _retention_rows(execution)
     if execution.deadline_at is not None and execution.phase is not LifecyclePhase.TERMINAL:
         rows.add((DUE_DEADLINE, "", execution.deadline_at, member))
     return rows
+
+
+def _retention_rows(execution: Execution) -> set[IndexRow]:
+    """When the execution may be removed. A member of a flow goes with its flow."""
+    since, until = execution.retention_from, kept_until(execution)
+    if since is None or execution.flow_id is not None:
+        return set()
+    if until > (execution.completed_at or 0):
+        return {(RETENTION, OWN_SCOPE, max(since, until), execution.execution_id)}
+    return {(RETENTION, "", since, execution.execution_id)}
 
 
 def _runnable_rows(execution: Execution, lane: str, member: str) -> set[IndexRow]:
@@ -231,6 +252,12 @@ def _member_rows(member: FlowMember) -> set[IndexRow]:
     return {(DUE_MEMBER_CANCEL, "", member.cancel_requested_at, member.identity)}
 
 
+def _progress_rows(progress: FlowProgress) -> set[IndexRow]:
+    if progress.retention_from is None:
+        return set()
+    return {(RETENTION, FLOW_SCOPE, progress.retention_from, progress.identity)}
+
+
 _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Execution: _execution_rows,
     Suspension: _suspension_rows,
@@ -241,4 +268,5 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     StreamMeta: _stream_rows,
     Message: _message_rows,
     FlowMember: _member_rows,
+    FlowProgress: _progress_rows,
 }

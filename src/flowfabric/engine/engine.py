@@ -365,7 +365,7 @@ class Engine:
         """Carry out the engine's own commands, which may concern any namespace."""
         self.require_running()
         envelopes = [self._unbounded_envelope(actor) for _ in commands]
-        return await self.decide(list(zip(commands, envelopes, strict=True)))
+        return await self.carry_out_many(list(zip(commands, envelopes, strict=True)))
 
     async def _answer(self, rule: Rule, command: Command[Any], envelope: Envelope) -> Any:
         """Decide a query. It changes nothing, so it waits for no commit; it shares its load."""

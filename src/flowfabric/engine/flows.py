@@ -117,6 +117,6 @@ async def _summaries(engine: Engine, keys: list[str], namespace: str | None) -> 
             status=STATUS_OF_STATE.get(flow_state(flow, progress), FlowStatus.ACTIVE),
         )
         for flow, progress in zip(flows, progresses, strict=True)
-        if isinstance(flow, Flow) and isinstance(progress, FlowProgress)
+        if isinstance(flow, Flow) and isinstance(progress, FlowProgress) and flow.removing_since is None
         if namespace is None or flow.namespace == namespace
     ]

@@ -308,6 +308,7 @@ def count_member(work: Work, member: Execution) -> None:
     progress = work.edit(progress)
     changes = {place.counted: -1, word: 1}
     counts = {name: progress.outcomes.get(name, 0) + change for name, change in changes.items() if name}
+    progress.counted_at = work.now
     progress.outcomes = {name: n for name, n in {**progress.outcomes, **counts}.items() if n}
     work.edit(place).counted = word
 

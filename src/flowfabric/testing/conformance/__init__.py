@@ -19,6 +19,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.fences",
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.model",
+    "flowfabric.testing.conformance.retention",
     "flowfabric.testing.conformance.scenarios",
 )
 
@@ -28,6 +29,7 @@ from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
+from flowfabric.testing.conformance.retention import RetentionConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "FlowConformance",
     "ModelConformance",
     "ProtocolConformance",
+    "RetentionConformance",
     "ScenarioConformance",
     "StoreConformance",
 ]
@@ -49,6 +52,7 @@ class StoreConformance(
     ScenarioConformance,
     FlowConformance,
     FeedConformance,
+    RetentionConformance,
     ModelConformance,
 ):
     """Everything a store has to pass."""
