@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,27 +16,29 @@ from typing import (
     ParamSpec,
     Protocol,
     Self,
-    TypedDict,
     TypeVar,
     Unpack,
     overload,
 )
 
-from msgspec.structs import replace
-
-from flowfabric.codec import encode_value
 from flowfabric.contracts.durations import parse_duration_ms
-from flowfabric.contracts.executions import CreateExecutionArgs, CreateExecutionResult, ExecutionDuplicate
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
 from flowfabric.contracts.limits import RETENTION_MS
-from flowfabric.contracts.policy import Backoff, ExecutionPolicy
+from flowfabric.contracts.policy import Backoff
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
 from flowfabric.handlers import Handler, handler_policy, milliseconds
-from flowfabric.minting import new_execution_id
 from flowfabric.run import Run
-from flowfabric.urls import DEFAULT_URL, store_for
+from flowfabric.submissions import Submissions, SubmitOptions, require_options_for_many
+from flowfabric.transactions import (
+    AsyncConnection,
+    Inside,
+    PlainConnection,
+    SyncTransaction,
+    Transaction,
+)
+from flowfabric.urls import DEFAULT_URL, borrow_store, store_for
 from flowfabric.worker import Worker, WorkerOptions, stopped_by_signals
 
 if TYPE_CHECKING:
@@ -50,29 +52,6 @@ R = TypeVar("R")
 
 DEFAULT_NAMESPACE: Final = "default"
 FIRST_KID: Final = "k1"
-
-
-class SubmitOptions(TypedDict, total=False):
-    """What may be said about a submission. An option that is None, or absent, says nothing."""
-
-    lane: str | None
-    """Where it waits; the handler's lane when absent."""
-    priority: int | None
-    """0 to 9000; the handler's when absent."""
-    idempotency_key: str | None
-    """Submitting again with this key gives the same run."""
-    delay: timedelta | float | None
-    """Seconds or timedelta before it may be claimed."""
-    deadline: datetime | None
-    """When it expires if it has not ended."""
-    tags: dict[str, str] | None
-    """Labels such as ``{"team.name": "media"}``."""
-    policy: ExecutionPolicy | None
-    """Wins over the handler's, part by part."""
-    execution_id: str | None
-    """The id to use; minted when absent."""
-    creator: str | None
-    """Who submits, for the record."""
 
 
 class Registration(Protocol):
@@ -114,6 +93,7 @@ class FlowFabric:
         self.url = url or os.environ.get("FF_URL") or DEFAULT_URL
         self.namespace = namespace or os.environ.get("FF_NAMESPACE") or DEFAULT_NAMESPACE
         self.handlers: dict[str, Handler[..., Any]] = {}
+        self._submissions = Submissions(self.handlers, self.namespace)
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
         self._retention_ms = _retention_ms(retention)
         self._store = store
@@ -296,8 +276,8 @@ class FlowFabric:
             Unencodable: the input cannot be stored; nothing was submitted.
         """
         engine = self.engine
-        [command] = await self._creations(handler, [input], options)
-        return self._run_of(engine, handler, await engine.execute(command))
+        [command] = await self._submissions.creations(engine.store, handler, [input], options)
+        return self._submissions.run(lambda: engine, handler, await engine.execute(command))
 
     @overload
     async def submit_many(
@@ -318,13 +298,13 @@ class FlowFabric:
             FlowFabricError: the first refusal, if any; the others were submitted.
             TypeError: an option names one execution, and these are many.
         """
-        if {"idempotency_key", "execution_id"} & options.keys():
-            raise TypeError("an idempotency key or an execution id names one execution; submit one by one")
+        require_options_for_many(options)
         engine, runs = self.engine, []
-        for outcome in await engine.execute_many(await self._creations(handler, inputs, options)):
+        commands = await self._submissions.creations(engine.store, handler, inputs, options)
+        for outcome in await engine.execute_many(commands):
             if isinstance(outcome, Exception):
                 raise outcome
-            runs.append(self._run_of(engine, handler, outcome))
+            runs.append(self._submissions.run(lambda: engine, handler, outcome))
         return runs
 
     def subscribe(self, *families: Family | str, **options: Unpack[FeedOptions]) -> Feed[AnyEvent]:
@@ -341,9 +321,37 @@ class FlowFabric:
         """
         return self.engine.subscribe(*families, namespace=self.namespace, **options)
 
+    @overload
+    def within(self, connection: AsyncConnection) -> Transaction: ...
+
+    @overload
+    def within(self, connection: PlainConnection) -> SyncTransaction: ...
+
+    def within(self, connection: AsyncConnection | PlainConnection) -> Transaction | SyncTransaction:
+        """Submit and signal as a part of a transaction of yours on the store's database.
+
+        If the transaction commits, the execution exists and workers learn of it; if it rolls back,
+        nothing has happened. The connection stays yours: it is neither committed nor closed here.
+        This object need not be started for it.
+
+        Args:
+            connection: one of asyncpg or psycopg to a PostgreSQL database, or one of sqlite3 or
+                apsw to a SQLite file, with an open transaction.
+
+        Returns:
+            A ``Transaction`` over a connection that is awaited, else a ``SyncTransaction``.
+
+        Raises:
+            UnusableConnection: this store cannot be reached through such a connection.
+        """
+        store = self._store or store_for(self.url) if self._engine is None else self._engine.store
+        inside = Inside(borrow_store(store, connection), self._submissions, lambda: self.engine)
+        return Transaction(inside) if inside.is_awaited else SyncTransaction(inside)
+
     def run(self, execution_id: str, *, result_type: Any = Any) -> Run[Any]:
         """The run of an execution that was submitted before, here or elsewhere."""
-        return Run(self.engine, execution_id, self.namespace, result_type=result_type)
+        engine = self.engine
+        return Run(lambda: engine, execution_id, self.namespace, result_type=result_type)
 
     async def run_worker(self, *, handle_signals: bool = False, **options: Any) -> None:
         """Run a worker in this process until it is cancelled.
@@ -370,49 +378,6 @@ class FlowFabric:
             options=WorkerOptions(**{"lanes": lanes, **options}),
         )
 
-    async def _creations(
-        self, handler: Handler[..., Any] | str, inputs: Sequence[Any], options: SubmitOptions
-    ) -> list[CreateExecutionArgs]:
-        delay_ms = milliseconds(options.get("delay"))
-        delay_until = None if delay_ms is None else await self.engine.store.now() + delay_ms
-        return [self._creation(handler, value, options, delay_until) for value in inputs]
-
-    def _creation(
-        self, handler: Handler[..., Any] | str, value: Any, options: SubmitOptions, delay_until: int | None
-    ) -> CreateExecutionArgs:
-        known = self.handlers.get(handler) if isinstance(handler, str) else handler
-        payload, encoding = encode_value(value)
-        lane, priority = options.get("lane"), options.get("priority")
-        execution_id, key = options.get("execution_id"), options.get("idempotency_key")
-        deadline = options.get("deadline")
-        return CreateExecutionArgs(
-            execution_id=new_execution_id() if execution_id is None else execution_id,
-            namespace=self.namespace,
-            lane_id=(lane or (known.lane if known else "default")),
-            execution_kind=handler if isinstance(handler, str) else handler.kind,
-            input_payload=payload,
-            payload_encoding=encoding,
-            priority=priority if priority is not None else (known.priority if known else 0),
-            creator_identity=options.get("creator") or "",
-            idempotency_key=None if key is None else key,
-            tags=options.get("tags") or {},
-            policy=_submitted_policy(options.get("policy"), known),
-            delay_until=delay_until,
-            execution_deadline_at=None if deadline is None else round(deadline.timestamp() * 1_000),
-        )
-
-    def _run_of(
-        self, engine: Engine, handler: Handler[..., Any] | str, outcome: CreateExecutionResult
-    ) -> Run[Any]:
-        known = self.handlers.get(handler) if isinstance(handler, str) else handler
-        return Run(
-            engine,
-            outcome.execution_id,
-            self.namespace,
-            result_type=Any if known is None else known.result_type,
-            duplicate=isinstance(outcome, ExecutionDuplicate),
-        )
-
 
 def _retention_ms(given: timedelta | float | None) -> int | None:
     """How long to keep what has ended; None for ever.
@@ -434,20 +399,3 @@ async def _seed_signing_key(engine: Engine) -> None:
     if kids.current_kid is None:
         secret = os.environ.get("FF_WAITPOINT_HMAC_SECRET") or secrets.token_hex(32)
         await engine.execute(SeedWaitpointHmacSecretArgs(kid=FIRST_KID, secret_hex=secret))
-
-
-def _submitted_policy(
-    own: ExecutionPolicy | None, handler: Handler[..., Any] | None
-) -> ExecutionPolicy | None:
-    """What has to be known before the first claim: routing and deadlines come from the handler."""
-    if handler is None or handler.policy is None:
-        return own
-    early = handler.policy
-    if early.routing_requirements is None and early.timeout_policy is None:
-        return own
-    base = own or ExecutionPolicy()
-    return replace(
-        base,
-        routing_requirements=base.routing_requirements or early.routing_requirements,
-        timeout_policy=base.timeout_policy or early.timeout_policy,
-    )

@@ -303,6 +303,14 @@ class Unauthorized(InvalidInput):
     """The caller may not do this. Use credentials that allow it."""
 
 
+class TransactionRequired(InvalidInput):
+    """The connection has no transaction that can go on. Begin one, then call this inside it."""
+
+
+class UnusableConnection(InvalidInput):
+    """The connection cannot be used for this store. Use one that the message names."""
+
+
 # Not found
 
 
@@ -549,6 +557,10 @@ class NoEligibleExecution(Contention):
 
 class WaitpointPendingUseBufferScript(Contention):
     """The waitpoint is still pending. Buffer the signal, or send it again later."""
+
+
+class TransactionOutdated(Contention):
+    """Others wrote after the transaction began to read. Roll it back and run all of it again."""
 
 
 class StaleGraphRevision(Contention):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from flowfabric import errors
 from flowfabric.codec import decode_value, encode_value
@@ -19,11 +19,13 @@ from flowfabric.errors import RunCancelled, RunExpired, RunFailed, RunSkipped
 from flowfabric.minting import new_signal_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
+    from flowfabric.contracts.base import Command
     from flowfabric.contracts.suspensions import PendingWaitpointInfo
     from flowfabric.engine.engine import Engine
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 ENDED: Final = frozenset(
@@ -45,6 +47,13 @@ ran closes no stream, so whoever follows it has to look at the execution now and
 class Run(Generic[T]):
     """One execution, by its id.
 
+    Args:
+        engine: gives the engine to ask; called whenever the run is used.
+        execution_id: the execution.
+        namespace: the one it belongs to.
+        result_type: what its result is decoded into.
+        duplicate: True if submitting found that it existed already.
+
     Attributes:
         execution_id: the execution.
         duplicate: True if submitting found that it existed already.
@@ -52,7 +61,7 @@ class Run(Generic[T]):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Callable[[], Engine],
         execution_id: str,
         namespace: str,
         *,
@@ -61,9 +70,13 @@ class Run(Generic[T]):
     ) -> None:
         self.execution_id = execution_id
         self.duplicate = duplicate
-        self._engine = engine
+        self._engine_now = engine
         self._namespace = namespace
         self._result_type = result_type
+
+    @property
+    def _engine(self) -> Engine:
+        return self._engine_now()
 
     def __repr__(self) -> str:
         return f"<Run {self.execution_id}>"
@@ -152,34 +165,14 @@ class Run(Generic[T]):
             WaitpointNotFound: nothing waits for such a signal now.
             InvalidInput: several waitpoints take it equally well; send it under the key of one.
         """
-        pending = await self._engine.execute(
-            ListPendingWaitpointsArgs(execution_id=self.execution_id), namespace=self._namespace
-        )
-        waitpoint = _waitpoint_for(name, pending.entries)
-        if waitpoint is None:
-            raise errors.WaitpointNotFound(execution_id=self.execution_id, signal_name=name)
-        token = await self._engine.execute(
-            ReadWaitpointTokenArgs(execution_id=self.execution_id, waitpoint_id=waitpoint.waitpoint_id),
-            namespace=self._namespace,
-        )
-        if token is None:
-            raise errors.WaitpointNotFound(execution_id=self.execution_id, signal_name=name)
-        data, encoding = (None, None) if payload is None else encode_value(payload)
-        return await self._engine.execute(
-            DeliverSignalArgs(
-                execution_id=self.execution_id,
-                waitpoint_id=waitpoint.waitpoint_id,
-                signal_id=new_signal_id(),
-                signal_name=name,
-                signal_category="",
-                source_type="submitter",
-                source_identity=source_identity,
-                payload=data,
-                payload_encoding=encoding,
-                idempotency_key=None if idempotency_key is None else idempotency_key,
-                waitpoint_token=token,
-            ),
-            namespace=self._namespace,
+        return await send_signal(
+            self._engine,
+            self._namespace,
+            self.execution_id,
+            name,
+            payload,
+            source_identity=source_identity,
+            idempotency_key=idempotency_key,
         )
 
     async def stream(self, attempt: int | None = None) -> AsyncIterator[StreamFrame]:
@@ -218,6 +211,53 @@ class Run(Generic[T]):
         """True if the execution has ended without an attempt of this index."""
         view = await self.view()
         return view.public_state in ENDED and index >= view.total_attempt_count
+
+
+class Asked(Protocol):
+    """What sending a signal needs of an engine."""
+
+    async def execute(self, command: Command[R], *, namespace: str | None = None) -> R:
+        """Carry out one command and return its outcome."""
+
+
+async def send_signal(
+    engine: Asked,
+    namespace: str,
+    execution_id: str,
+    name: str,
+    payload: Any,
+    *,
+    source_identity: str,
+    idempotency_key: str | None,
+) -> DeliverSignalResult:
+    """Find the waitpoint that a signal of this name is meant for, and deliver it; see ``Run.signal``."""
+    pending = await engine.execute(ListPendingWaitpointsArgs(execution_id=execution_id), namespace=namespace)
+    waitpoint = _waitpoint_for(name, pending.entries)
+    if waitpoint is None:
+        raise errors.WaitpointNotFound(execution_id=execution_id, signal_name=name)
+    token = await engine.execute(
+        ReadWaitpointTokenArgs(execution_id=execution_id, waitpoint_id=waitpoint.waitpoint_id),
+        namespace=namespace,
+    )
+    if token is None:
+        raise errors.WaitpointNotFound(execution_id=execution_id, signal_name=name)
+    data, encoding = (None, None) if payload is None else encode_value(payload)
+    return await engine.execute(
+        DeliverSignalArgs(
+            execution_id=execution_id,
+            waitpoint_id=waitpoint.waitpoint_id,
+            signal_id=new_signal_id(),
+            signal_name=name,
+            signal_category="",
+            source_type="submitter",
+            source_identity=source_identity,
+            payload=data,
+            payload_encoding=encoding,
+            idempotency_key=None if idempotency_key is None else idempotency_key,
+            waitpoint_token=token,
+        ),
+        namespace=namespace,
+    )
 
 
 def _waitpoint_for(name: str, entries: Sequence[PendingWaitpointInfo]) -> PendingWaitpointInfo | None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from flowfabric.errors import InvalidInput, StoreUnreachable, StoreUnusable
+from flowfabric.errors import InvalidInput, StoreUnreachable, StoreUnusable, UnusableConnection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flowfabric.stores.base import Store
+    from flowfabric.stores.base import Borrowed, Store
     from flowfabric.stores.postgres import PostgresStore
     from flowfabric.stores.postgres.schema import Migration as PostgresMigration
     from flowfabric.stores.sqlite.schema import Migration as SqliteMigration
@@ -59,6 +59,23 @@ def store_for(url: str) -> Store:
     if scheme in POSTGRES_SCHEMES:
         return _postgres_store(url)
     raise _refused(url, "the scheme must be sqlite, postgresql or memory")
+
+
+def borrow_store(store: Store, connection: object) -> Borrowed:
+    """The store inside a transaction that somebody else holds open on this connection.
+
+    Raises:
+        UnusableConnection: transactions of such a connection cannot reach the store.
+    """
+    borrow = getattr(store, "borrow", None)
+    borrowed: Borrowed | None = None if borrow is None else borrow(connection)
+    if borrowed is None:
+        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+        raise UnusableConnection(
+            f"a {type(store).__name__} cannot be reached through a {kind}. Use a connection of sqlite3 or "
+            "apsw to a SQLite file, or one of asyncpg or psycopg to a PostgreSQL database."
+        )
+    return borrowed
 
 
 def require_store(url: str) -> None:

@@ -24,7 +24,7 @@ async def bed():
 
 async def run_in(bed, situation):
     [place] = await bring(bed, situation, 1)
-    return Run(bed.engine, place.execution_id, NAMESPACE)
+    return Run(lambda: bed.engine, place.execution_id, NAMESPACE)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """How users call the public API. It is never run; mypy reads it as it reads their code."""
 
+import sqlite3
 from typing import Any, assert_type
+
+import apsw
+import psycopg
 
 from flowfabric import ExponentialBackoff, FlowFabric, PublishedWaitpoint, ReceivedSignal, Run, SyncTask, Task
 
@@ -70,6 +74,18 @@ async def submits() -> None:
     await ff.submit(bare, lanes="x")  # type: ignore[call-overload]
     await ff.submit(bare, priority="high")  # type: ignore[call-overload]
     ff.handler(retry=3)  # type: ignore[call-overload]
+
+
+async def within(
+    awaited: psycopg.AsyncConnection, blocking: psycopg.Connection, file: sqlite3.Connection
+) -> None:
+    """Methods are awaited where the connection is."""
+    assert_type(await ff.within(awaited).submit(bare, Document()), Run[str])
+    assert_type(await ff.within(awaited).submit_many("by name", [5]), list[Run[Any]])
+    assert_type(ff.within(blocking).submit(configured), Run[list[int]])
+    assert_type(ff.within(file).submit(plain, 5), Run[bytes])
+    assert_type(ff.within(apsw.Connection(":memory:")).submit_many(plain, [5]), list[Run[bytes]])
+    ff.within(awaited).submit(bare, lanes="x")  # type: ignore[call-overload]
 
 
 async def calls() -> None:

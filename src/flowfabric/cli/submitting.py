@@ -134,7 +134,7 @@ async def _wait(engine: Engine, arguments: Namespace, execution_id: str) -> int:
     timeout_ms = arguments.timeout
     try:
         async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1_000):
-            view = await Run[Any](engine, execution_id, arguments.namespace).wait()
+            view = await Run[Any](lambda: engine, execution_id, arguments.namespace).wait()
     except TimeoutError as error:
         raise TimeoutError(
             f"{execution_id} has not ended in the time given; it goes on. "

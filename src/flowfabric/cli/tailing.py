@@ -22,7 +22,7 @@ def tail(arguments: Namespace) -> int:
 
 async def _tail(arguments: Namespace) -> int:
     async with open_engine(arguments) as engine:
-        followed = Run[Any](engine, arguments.execution_id, arguments.namespace)
+        followed = Run[Any](lambda: engine, arguments.execution_id, arguments.namespace)
         await followed.view()
         async for frame in followed.stream(arguments.attempt):
             if arguments.json:

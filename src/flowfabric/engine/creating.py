@@ -7,7 +7,7 @@ commit relies on the reservation, so nothing is created under a key that was fre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from msgspec.structs import replace
 
@@ -18,16 +18,35 @@ from flowfabric.core.rules.creation import idempotency_window_ms, request_digest
 from flowfabric.engine.operations import operation
 
 if TYPE_CHECKING:
-    from flowfabric.core.work import Envelope
-    from flowfabric.engine.engine import Engine
+    from collections.abc import Sequence
 
+    from flowfabric.contracts.base import Command
+    from flowfabric.core.work import Envelope
+
+R = TypeVar("R")
 
 TRIES_MAX: Final = 3
 """How often a key is reserved anew that was lost between the two commits."""
 
 
-@operation(CreateExecutionArgs, applies=lambda args: bool(args.idempotency_key))
-async def create_once(engine: Engine, args: CreateExecutionArgs, envelope: Envelope) -> CreateExecutionResult:
+class Decider(Protocol):
+    """What creating needs of an engine."""
+
+    async def execute(self, command: Command[R], *, namespace: str | None = None) -> R:
+        """Carry out one command and return its outcome."""
+
+    async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]]) -> list[Any]:
+        """The outcomes of some commands, or the exceptions that refused them."""
+
+
+def has_key(args: CreateExecutionArgs) -> bool:
+    """True if creating takes two commits."""
+    return bool(args.idempotency_key)
+
+
+async def create_once(
+    engine: Decider, args: CreateExecutionArgs, envelope: Envelope
+) -> CreateExecutionResult:
     """Create the execution unless its idempotency key is bound to one already.
 
     Raises:
@@ -45,7 +64,10 @@ async def create_once(engine: Engine, args: CreateExecutionArgs, envelope: Envel
     return created
 
 
-async def _reserve_and_create(engine: Engine, args: CreateExecutionArgs, envelope: Envelope) -> Any:
+operation(CreateExecutionArgs, applies=has_key)(create_once)
+
+
+async def _reserve_and_create(engine: Decider, args: CreateExecutionArgs, envelope: Envelope) -> Any:
     """The outcome of creating, or the exception that refused it."""
     assert args.idempotency_key is not None
     reserved = await engine.execute(

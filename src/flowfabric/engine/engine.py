@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from flowfabric.core.records import Key
     from flowfabric.engine.feeds import FeedOptions
     from flowfabric.engine.layers import Door, Layer
-    from flowfabric.stores.base import Durability, Store
+    from flowfabric.stores.base import Durability, Ledger, Store
 
 R = TypeVar("R")
 
@@ -94,11 +94,15 @@ class Ticket:
 
 
 class Group:
-    """Commands that were submitted together and are answered together."""
+    """Commands that were submitted together and are answered together.
+
+    Args:
+        future: gets the answers; None if nobody waits for them.
+    """
 
     __slots__ = ("future", "open", "tickets")
 
-    def __init__(self, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, future: asyncio.Future[list[Any]] | None = None) -> None:
         self.future = future
         self.tickets: list[Ticket] = []
         self.open = 0
@@ -106,7 +110,7 @@ class Group:
     def settle(self) -> None:
         """Count one ticket as done, and answer when all are."""
         self.open -= 1
-        if self.open == 0 and not self.future.done():
+        if self.open == 0 and self.future is not None and not self.future.done():
             self.future.set_result([ticket.error or ticket.answer for ticket in self.tickets])
 
 
@@ -400,7 +404,8 @@ class Engine:
         """Have the rules of some commands decide them, in one batch as far as possible."""
         if not asked:
             return []
-        group = Group(asyncio.get_running_loop().create_future())
+        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        group = Group(answers)
         group.tickets += [
             Ticket(command, RULES[type(command)], envelope, group) for command, envelope in asked
         ]
@@ -410,7 +415,7 @@ class Engine:
             except errors.FlowFabricError as error:
                 ticket.error = error
         self._enqueue(group)
-        return await group.future
+        return await answers
 
     def require_running(self) -> None:
         """Refuse commands before the engine is started and once it is stopping."""
@@ -456,7 +461,7 @@ class Engine:
         working_set = WorkingSet()
         try:
             while batch:
-                await self._decide(batch, working_set)
+                await decide_batch(self.store, batch, working_set)
                 batch = await self._commit(batch, working_set)
         except errors.StoreCorrupt as error:
             await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
@@ -477,19 +482,6 @@ class Engine:
             return
         for ticket in batch:
             await self._run_batch([ticket])
-
-    async def _decide(self, batch: list[Ticket], working_set: WorkingSet) -> None:
-        """Run the rules of the batch, loading whatever they turn out to need."""
-        wanted = _first_reads(batch) - working_set.loaded.keys()
-        for _ in range(ROUNDS_MAX):
-            if wanted or not working_set.now:
-                loaded = await self.store.load(wanted)
-                working_set.put_loaded(loaded.now, loaded.rows)
-            working_set.current.clear()
-            wanted = {key for ticket in batch for key in _decide_one(ticket, working_set)}
-            if not wanted:
-                return
-        raise AssertionError(f"rules still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
 
     async def _commit(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
         """Commit what the batch changed, settle it, and return the tickets that must run again."""
@@ -523,7 +515,7 @@ class Engine:
             self._owed = []
 
     async def _run_deliveries(self, commands: list[Command[Any]]) -> None:
-        group = Group(asyncio.get_running_loop().create_future())
+        group = Group()
         group.tickets += [
             Ticket(command, RULES[type(command)], self._unbounded_envelope("engine"), group)
             for command in commands
@@ -563,7 +555,21 @@ def _check_name(field: str, name: str) -> None:
         raise errors.InvalidInput(field=field, value=ascii(name[:64]), rule=rule)
 
 
-def _first_reads(batch: list[Ticket]) -> set[str]:
+async def decide_batch(store: Ledger, batch: Sequence[Ticket], working_set: WorkingSet) -> None:
+    """Run the rules of the batch, loading whatever they turn out to need."""
+    wanted = _first_reads(batch) - working_set.loaded.keys()
+    for _ in range(ROUNDS_MAX):
+        if wanted or not working_set.now:
+            loaded = await store.load(wanted)
+            working_set.put_loaded(loaded.now, loaded.rows)
+        working_set.current.clear()
+        wanted = {key for ticket in batch for key in _decide_one(ticket, working_set)}
+        if not wanted:
+            return
+    raise AssertionError(f"rules still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
+
+
+def _first_reads(batch: Sequence[Ticket]) -> set[str]:
     keys: set[str] = set()
     for ticket in batch:
         subject = ticket.rule.subject(ticket.command)

@@ -84,18 +84,8 @@ class Durability(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str]
 
 
-class Store(Protocol):
-    """Where records, indexes, events and frames live."""
-
-    async def open(self) -> Durability:
-        """Connect, migrate the schema if needed, and attest the durability level.
-
-        Raises:
-            StoreError: the store cannot be reached, is corrupt, or is newer than this program.
-        """
-
-    async def close(self) -> None:
-        """Let go of the store. Closing twice is harmless."""
+class Ledger(Protocol):
+    """What deciding needs of a store: the time, the records, and a commit."""
 
     async def now(self) -> int:
         """The store's clock, in milliseconds."""
@@ -110,6 +100,47 @@ class Store(Protocol):
             Conflict: a record that the change rests on has another version now.
             StoreError: the store failed. ``StoreUnreachable`` means the outcome is unknown.
         """
+
+
+class Borrowed(Ledger, Protocol):
+    """A store inside a transaction that somebody else began and will end.
+
+    What is committed here becomes true when that transaction commits. Between ``begin`` and
+    ``keep`` or ``undo`` no other commit happens in the store, so no commit conflicts. A store over
+    a connection that blocks never suspends the caller.
+    """
+
+    is_awaited: bool
+    """True if the connection's statements are awaited, False if they block."""
+
+    async def begin(self) -> None:
+        """Set a savepoint and take the store's write lock.
+
+        Raises:
+            TransactionRequired: the connection has no open transaction, or a failed one.
+            TransactionOutdated: the transaction can no longer write; it must be run again.
+            StoreError: the connection does not reach the store, or must not be used for it.
+        """
+
+    async def keep(self) -> None:
+        """Make what happened since ``begin`` a part of the transaction."""
+
+    async def undo(self) -> None:
+        """Leave the transaction as it was at ``begin``. Harmless if it is over already."""
+
+
+class Store(Ledger, Protocol):
+    """Where records, indexes, events and frames live."""
+
+    async def open(self) -> Durability:
+        """Connect, migrate the schema if needed, and attest the durability level.
+
+        Raises:
+            StoreError: the store cannot be reached, is corrupt, or is newer than this program.
+        """
+
+    async def close(self) -> None:
+        """Let go of the store. Closing twice is harmless."""
 
     async def read_index(
         self,

@@ -55,7 +55,7 @@ def _execution_reads(args: RemoveExecutionArgs) -> tuple[Key, ...]:
 def remove_execution(work: Work, args: RemoveExecutionArgs) -> RetentionSettled:
     """Remove some records of an execution that is old enough; with the last ones, its own."""
     execution = work.read(Execution, args.execution_id)
-    if execution is None:
+    if execution is None or work.envelope.namespace not in (None, execution.namespace):
         return RetentionSettled(action=GONE)
     if execution.removing_since is None and not _may_go(work, execution, args.retention_ms):
         return RetentionSettled(action=KEPT)
@@ -124,7 +124,7 @@ def remove_flow(work: Work, args: RemoveFlowArgs) -> RetentionSettled:
     """Remove some records of a flow that is old enough; with the last ones, its own."""
     flow = work.read(Flow, args.flow_identity)
     progress = work.read(FlowProgress, args.flow_identity)
-    if flow is None or progress is None:
+    if flow is None or progress is None or work.envelope.namespace not in (None, flow.namespace):
         return RetentionSettled(action=GONE)
     if flow.removing_since is None and not _flow_may_go(work, flow, progress, args):
         return RetentionSettled(action=KEPT)

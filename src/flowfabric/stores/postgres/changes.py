@@ -44,7 +44,7 @@ class Changes:
     def __init__(self, connections: Connections, last_commit: Callable[[], Awaitable[int]]) -> None:
         self._connections = connections
         self._read_last_commit = last_commit
-        self._channel = f"{connections.settings.schema}_changed"
+        self._channel = channel_of(connections.settings.schema)
         self._origin = secrets.token_hex(8)
         self._own = 0
         self._foreign = 0
@@ -132,3 +132,8 @@ class Changes:
     def _hear(self, _connection: Any, _process: int, _channel: str, origin: str) -> None:
         if origin != self._origin:
             self._heard.set()
+
+
+def channel_of(schema: str) -> str:
+    """Where the commits to a schema are told."""
+    return f"{schema}_changed"

@@ -49,7 +49,7 @@ def store_error(fault: BaseException, place: str) -> errors.StoreError:
             f"{place} did not answer in time. It may have acted: repeat with the same request id."
         )
     if isinstance(fault, asyncpg.PostgresError):
-        return _server_error(fault, place)
+        return server_error(fault, place)
     if isinstance(fault, asyncpg.DataError):
         return errors.StoreError(f"{place}: the driver cannot write a value ({type(fault).__name__}).")
     # The driver's own errors come from connections that broke, at one point or another.
@@ -58,8 +58,9 @@ def store_error(fault: BaseException, place: str) -> errors.StoreError:
     )
 
 
-def _server_error(fault: asyncpg.PostgresError, place: str) -> errors.StoreError:
-    state = fault.sqlstate or ""
+def server_error(fault: BaseException, place: str) -> errors.StoreError:
+    """The error for what the server has answered, through whichever driver."""
+    state = getattr(fault, "sqlstate", None) or ""
     condition = f"{type(fault).__name__}, SQLSTATE {state or 'unknown'}"
     for states, error, advice in _MEANINGS:
         if state.startswith(states):

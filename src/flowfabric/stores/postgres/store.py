@@ -24,7 +24,9 @@ from flowfabric.stores.base import Conflict, is_owned
 from flowfabric.stores.clock import StoreClock
 from flowfabric.stores.keys import owned_bounds, restored_key, stored_key, stored_prefix_bounds
 from flowfabric.stores.postgres import records
+from flowfabric.stores.postgres.borrowed import BorrowedDatabase
 from flowfabric.stores.postgres.changes import Changes
+from flowfabric.stores.postgres.clients import client_of
 from flowfabric.stores.postgres.connections import CONNECTIONS_MAX, TIMEOUT_MS, Connections, Settings, quoted
 from flowfabric.stores.postgres.faults import is_unfinished
 from flowfabric.stores.postgres.opening import attest
@@ -278,6 +280,11 @@ class PostgresStore:
         trimmed = await self.trimmed_events()
         if trimmed < upto:
             await self._connections.fetch(self._statements.trim_events, trimmed, upto)
+
+    def borrow(self, connection: object) -> BorrowedDatabase | None:
+        """This store inside a transaction of the connection; None if its kind cannot be borrowed."""
+        client = client_of(connection)
+        return None if client is None else BorrowedDatabase(client, self.settings, self.clock)
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, in the database itself. Only tests do that."""

@@ -38,8 +38,16 @@ _CONSTRAINT: Final = 19
 _NOTADB: Final = 26
 
 
+_BUSY_SNAPSHOT: Final = _BUSY | 2 << 8
+"""The extended code of a transaction that reads what others have changed since, and wants to write."""
+
+
 class Busy(Exception):
     """Another connection holds the lock. Nothing has happened; wait a little and try again."""
+
+
+class Outdated(Busy):
+    """Others wrote since this transaction began to read, so it can never write."""
 
 
 class Connection(Protocol):
@@ -152,6 +160,37 @@ class StandardConnection:
         self._connection.close()
 
 
+class BorrowedApswConnection(ApswConnection):
+    """A connection of somebody else's through apsw, whose tracers do not touch our rows."""
+
+    def __init__(self, connection: apsw.Connection, path: str) -> None:
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._cursor.row_trace = lambda _cursor, row: row
+        self._cursor.exec_trace = lambda _cursor, _sql, _values: True
+        self._path = path
+
+
+class BorrowedStandardConnection(StandardConnection):
+    """A connection of somebody else's through sqlite3, whose factories do not touch our rows."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self._connection = connection
+        self._path = path
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        connection = self._connection
+        text_factory, connection.text_factory = connection.text_factory, str
+        try:
+            cursor = sqlite3.Cursor(connection)
+            cursor.row_factory = None
+            return cursor.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise _fault_of(error, standard_code(error), self._path) from error
+        finally:
+            connection.text_factory = text_factory
+
+
 class Driver(Protocol):
     """How to connect, and which SQLite one gets."""
 
@@ -206,8 +245,15 @@ def standard_code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
+def _extended_code(error: Exception) -> int:
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
+
+
 def _fault_of(error: Exception, code: int, path: str) -> Exception:
     """The error to raise for a driver's error. A fault never looks like «not found»."""
+    if _extended_code(error) == _BUSY_SNAPSHOT:
+        return Outdated(str(error))
     if code in {_BUSY, _LOCKED}:
         return Busy(str(error))
     known = _FAULTS.get(code)

@@ -3,6 +3,9 @@
 Beside the file lies ``<file>-lock``. Every process that opens the file locks it: shared where its
 SQLite is safe to share (``driver.SAFE_VERSION``), exclusively otherwise. It is a file of its own
 because closing any handle of the database itself would drop SQLite's locks.
+
+For the same reason all connections of a process to one file go through one copy of SQLite: the
+locks belong to the process, and a copy does not know of those that another one holds.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -54,7 +59,7 @@ def migrate(path: str, driver: Driver | None = None) -> list[Migration]:
         StoreError: as ``SqliteStore.open`` does.
     """
     chosen = driver or default_driver()
-    lock = FileLock(path, shared=is_safe_to_share(chosen.version))
+    lock = FileLock(path, chosen)
     try:
         connection = chosen.connect(path)
         try:
@@ -105,7 +110,7 @@ class OpenFile:
 
     def __init__(self, settings: Settings) -> None:
         path, in_file = settings.path, settings.path != MEMORY
-        self._lock = FileLock(path, shared=is_safe_to_share(settings.driver.version)) if in_file else None
+        self._lock = FileLock(path, settings.driver) if in_file else None
         try:
             self.writer = _open_writer(settings)
         except BaseException:
@@ -238,29 +243,67 @@ class FileLock:
     """The lock that a process holds while it has the file open.
 
     Raises:
-        StoreUnusable: the directory is missing, or other processes have the file open and one of
-            them runs a SQLite that is not safe to share.
+        StoreUnusable: the directory is missing; or the file is open elsewhere, and one of the two
+            has a SQLite that is not safe to share; or this process has it open through another
+            copy of SQLite.
     """
 
-    def __init__(self, path: str, *, shared: bool) -> None:
+    def __init__(self, path: str, driver: Driver) -> None:
+        self._driver = driver.name
         self._descriptor = _open_lock_file(path)
+        self._file = os.fstat(self._descriptor).st_ino, os.fstat(self._descriptor).st_dev
+        try:
+            self._lock(path, shared=is_safe_to_share(driver.version))
+            self._join(path)
+        except errors.StoreUnusable:
+            self._close()
+            raise
+
+    def _lock(self, path: str, *, shared: bool) -> None:
         try:
             fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
-            self.release()
             raise errors.StoreUnusable(
-                f"{path} is open in another process, and one of the two has a SQLite that is too old to "
-                "share a file. Stop the other process, or install apsw for both."
+                f"{path} is open in another process or over another connection of this one, and one of the "
+                "two has a SQLite that is too old to share a file. Close the other one, or install apsw and "
+                "use it for both."
             ) from error
+
+    def _join(self, path: str) -> None:
+        with _users_lock:
+            others = _users[self._file].keys() - {self._driver}
+            if others:
+                raise errors.StoreUnusable(
+                    f"{path} is open in this process through {min(others)}, so it cannot be used through "
+                    f"{self._driver} as well: each has a SQLite of its own, and the two drop each other's "
+                    f"locks. Use {min(others)} for both, or another process for one of them."
+                )
+            _users[self._file][self._driver] += 1
 
     def release(self) -> None:
         """Let go of the lock. Doing so twice is harmless."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with _users_lock:
+            if self._descriptor < 0:
+                return
+            _users[self._file] -= Counter([self._driver])
+            if not _users[self._file]:
+                del _users[self._file]
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+_users: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+"""For each lock file, how often this process has the database open through which driver."""
+
+_users_lock = threading.RLock()
+"""Not a plain lock: a connection that is collected lets go of its file at any moment."""
 
 
 def _open_lock_file(path: str) -> int:
+    """Open the lock file; it is made if needed."""
     directory = Path(path).absolute().parent
     if not directory.is_dir():
         raise errors.StoreUnusable(

@@ -50,14 +50,16 @@ def _select_of(table: str, column: str, place: int) -> str:
     # The cross join makes SQLite walk the wanted keys and seek each record, whatever it believes
     # about the sizes.
     return (
-        f"SELECT {table}.key, version, {table}.{column} "
+        f"SELECT +{table}.key, +version, +{table}.{column} "
         f"FROM json_each(?{place}) AS wanted CROSS JOIN {table} ON {table}.key = wanted.value"
     )
 
 
-# The clock's row and all records in one statement, so that they come from one snapshot.
+# The clock's row and all records in one statement, so that they come from one snapshot. A plus hides
+# the declared type of a column, so that converters that somebody has registered for such types with
+# the standard library's driver leave our rows alone; the first part of a union gives the types.
 _LOAD_SMALL: Final = (
-    f"SELECT NULL, mark_ms, clock_offset_ms FROM state UNION ALL {_select_of('record', 'data', 1)}"
+    f"SELECT NULL, +mark_ms, +clock_offset_ms FROM state UNION ALL {_select_of('record', 'data', 1)}"
 )
 _LOAD: Final = f"{_LOAD_SMALL} UNION ALL {_select_of('large_record', 'data', 2)}"
 _VERSIONS_SMALL: Final = _select_of("record", "id", 1)
@@ -76,7 +78,7 @@ class State(msgspec.Struct, frozen=True):
 def read_state(connection: Connection) -> State:
     """The latest commit, the latest event, and the clock's mark and offset."""
     ((last_commit, last_event, mark_ms, offset_ms),) = connection.rows(
-        "SELECT last_commit, last_event, mark_ms, clock_offset_ms FROM state"
+        "SELECT +last_commit, +last_event, +mark_ms, +clock_offset_ms FROM state"
     )
     return State(last_commit, last_event, mark_ms, offset_ms)
 

@@ -186,7 +186,7 @@ def pending_migrations(
 def _applied_checksums(connection: Connection, path: str) -> dict[int, str]:
     if not rows_patiently(connection, "SELECT 1 FROM sqlite_master WHERE name = 'migration'", path):
         return {}
-    found = rows_patiently(connection, "SELECT number, checksum FROM migration ORDER BY number", path)
+    found = rows_patiently(connection, "SELECT +number, +checksum FROM migration ORDER BY number", path)
     return dict(found)
 
 

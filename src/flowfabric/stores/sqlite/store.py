@@ -28,6 +28,7 @@ from flowfabric import errors
 from flowfabric.stores.base import Conflict
 from flowfabric.stores.clock import StoreClock
 from flowfabric.stores.sqlite import records
+from flowfabric.stores.sqlite.borrowed import BorrowedFile, borrowed_file
 from flowfabric.stores.sqlite.driver import MEMORY, Busy, default_driver
 from flowfabric.stores.sqlite.opening import OpenFile, Settings
 
@@ -303,6 +304,10 @@ class SqliteStore:
 
     async def trim_events(self, upto: int) -> None:
         await self._transact(lambda connection: records.trim_events(connection, upto))
+
+    def borrow(self, connection: object) -> BorrowedFile | None:
+        """This store inside a transaction of the connection; None if its kind cannot be borrowed."""
+        return borrowed_file(connection, self.path, self.clock)
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, in the file itself. Only tests do that; see ``flowfabric.testing``."""

@@ -27,6 +27,7 @@ NEVER_HERE: Final = {
     "active_attempt_exists": "only a damaged record has an attempt that runs without a lease",
     "concurrency_limit_exceeded": "a layer's refusal",
     "corruption": "a handle's bytes are read before a command is made of it",
+    "events_trimmed": "nothing trims the log in a run",
     "flow_too_large": "takes more members or edges than a case has",
     "handle_from_other_backend": "a handle is read before a command is made of it",
     "invalid_secret": "only a damaged key ring has a key without a secret",

@@ -67,7 +67,7 @@ WRONG: Final[dict[str, Callable[[Draw, Any], Any]]] = {
     "waitpoint_id": _id_of_another(Waitpoint, "waitpoint_id"),
     "fence": _wrong_fence,
     "lease_id": lambda draw, _: draw.new_id(),
-    "lease_epoch": lambda draw, command: draw.pick((0, command.lease_epoch + 1)),
+    "lease_epoch": lambda draw, command: draw.pick((0, (command.lease_epoch or 0) + 1)),
     "attempt_id": lambda draw, _: draw.new_id(),
     "attempt_index": lambda draw, _: draw.pick((0, 1, 7)),
     "expected_attempt_index": lambda draw, _: draw.pick((0, 1, 7)),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from flowfabric.core.records import Execution, Flow, flow_identity
 from flowfabric.core.registry import RULES
 from flowfabric.engine.layers import operation_name
+from flowfabric.engine.operations import operation_for
 from flowfabric.testing.bed import NAMESPACE, TTL_MS
 from flowfabric.testing.model import generators as _generators  # noqa: F401 - registers them
 from flowfabric.testing.model.coverage import Coverage
@@ -135,11 +136,24 @@ class Case:
         return NAMESPACE if owner is None else owner.namespace
 
     def _with_others(self, send: Send) -> Together:
-        """The command in one batch with some that were sent before, and so are sent again."""
-        alike = [one for one in self._sent if one.namespace == send.namespace and one is not send]
-        if send.namespace is None or not alike:
+        """The command in one batch with some that were sent before, and so are sent again.
+
+        Reads wait for no commit, so beside a command that changes something they may see it or not.
+        """
+        alike = [
+            one
+            for one in self._sent
+            if one.namespace == send.namespace and one is not send and not _reads(one.command)
+        ]
+        if send.namespace is None or not alike or _reads(send.command):
             return Together(sends=(send,))
         return Together(sends=(send, *self.draw.some(alike, 3)))
+
+
+def _reads(command: Command[Any]) -> bool:
+    """Whether a command only reads, or is more than one command itself."""
+    rule = RULES.get(type(command))
+    return rule is None or rule.is_query or operation_for(command) is not None
 
 
 async def run_case(

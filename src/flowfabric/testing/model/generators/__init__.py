@@ -2,11 +2,13 @@
 
 from flowfabric.testing.model.generators import (
     executions,
+    feeds,
     flows,
     leases,
     reads,
+    retention,
     streams,
     waiting,
 )
 
-__all__ = ["executions", "flows", "leases", "reads", "streams", "waiting"]
+__all__ = ["executions", "feeds", "flows", "leases", "reads", "retention", "streams", "waiting"]
