@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs model lock clean
+.PHONY: help demo test check format bench docs model races lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -46,6 +46,9 @@ bench: $(READY) ## run the benchmarks
 
 model: $(READY) ## compare the stores with the model for 50,000 random steps each
 	@$(PY) -m tests.model $(ARGS)
+
+races: $(READY) ## let processes contend in 10,000 rounds on each store
+	@$(PY) -m tests.races $(ARGS)
 
 docs: $(READY) ## regenerate the reference pages
 	@$(PY) docs/build.py $(ARGS)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.scene import Figure, fresh_postgres, fresh_schema, fresh_sqlite, fsync_us, task_us
+from bench.scene import Figure, fresh_place, fresh_postgres, fresh_sqlite, fresh_valkey, fsync_us, task_us
 
 NAMES = ("core", "throughput", "latency", "steps", "flows", "growth")
 
@@ -52,11 +52,15 @@ def _places(arguments: argparse.Namespace) -> Iterator[Callable[[], AbstractCont
     """What makes a fresh place in the store that was asked for."""
     if arguments.url is not None:
         print(arguments.url.partition("://")[0])
-        yield partial(fresh_schema, arguments.url)
+        yield partial(fresh_place, arguments.url)
     elif arguments.postgres:
         print("PostgreSQL on this machine, synchronous_commit=on")
         with fresh_postgres() as url:
-            yield partial(fresh_schema, url)
+            yield partial(fresh_place, url)
+    elif arguments.valkey:
+        print("Valkey on this machine, appendfsync=always")
+        with fresh_valkey() as url:
+            yield partial(fresh_place, url)
     else:
         print("SQLite, synchronous=FULL")
         yield fresh_sqlite
@@ -71,11 +75,13 @@ def _parse() -> argparse.Namespace:
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
         "--url",
-        help="a PostgreSQL database to measure, in new schemas that stay; a new SQLite file when absent",
+        help="a PostgreSQL database or Valkey server to measure, in new schemas or below new prefixes that "
+        "stay; a new SQLite file when absent",
     )
     place.add_argument(
         "--postgres", action="store_true", help="start a PostgreSQL server that waits for the disk"
     )
+    place.add_argument("--valkey", action="store_true", help="start a Valkey server that waits for the disk")
     parser.add_argument("--json", metavar="FILE", help="write the figures to a file")
     return parser.parse_args()
 

@@ -19,7 +19,7 @@ from flowfabric import FlowFabric, Task
 from flowfabric.stores.base import Commit, Conflict, Store
 from flowfabric.testing.clock import ClockedStore
 from flowfabric.testing.stores import StoreAround
-from tests.postgres import Server
+from tests import postgres, valkey
 
 PAYLOAD = bytes(range(256)) * 16
 """4 KiB of input."""
@@ -134,16 +134,30 @@ def fresh_sqlite() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def fresh_schema(url: str) -> Iterator[str]:
-    """The URL of a new schema in a PostgreSQL database. It is left there to be looked at."""
+def fresh_place(url: str) -> Iterator[str]:
+    """The URL of a new schema in a PostgreSQL database, or of a new prefix on a Valkey server.
+
+    What is measured there is left to be looked at.
+    """
+    option = "prefix" if url.startswith("valkey") else "schema"
     mark = "&" if "?" in url else "?"
-    yield f"{url}{mark}schema=bench_{secrets.token_hex(8)}"
+    yield f"{url}{mark}{option}=bench_{secrets.token_hex(8)}"
 
 
 @contextlib.contextmanager
 def fresh_postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server that was started for this and waits for the disk."""
-    server = Server({"max_connections": "100"})
+    server = postgres.Server({"max_connections": "100"})
+    try:
+        yield server.url()
+    finally:
+        server.remove()
+
+
+@contextlib.contextmanager
+def fresh_valkey() -> Iterator[str]:
+    """The URL of a Valkey server that was started for this and waits for the disk."""
+    server = valkey.Server(appendfsync="always")
     try:
         yield server.url()
     finally:

@@ -25,6 +25,12 @@ from flowfabric.core.state import SITUATIONS, TRANSITIONS
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.operations import OPERATIONS
 from flowfabric.engine.scanners.duties import DUTIES, Duty
+from flowfabric.server.access import GIVES
+from flowfabric.server.permissions import NEEDED
+from flowfabric.server.routes import ROUTES
+from flowfabric.server.settings import FLAGS as SERVER_FLAGS
+from flowfabric.server.settings import SETTINGS as SERVER_SETTINGS
+from flowfabric.server.settings import Setting
 from flowfabric.testing.conformance.callers import command_types
 from flowfabric.testing.conformance.expectations import table_text
 from flowfabric.testing.scenarios import TEST_FOLDERS, marks_in, render_scenarios
@@ -96,7 +102,30 @@ def render_operations() -> str:
             ", ".join(tests_of(command)),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_other_names()])
+
+
+def _other_names() -> list[str]:
+    """The names that are no operations by themselves, and what answers to them."""
+    names = operation_names()
+    lines = [
+        "",
+        "## Other names",
+        "",
+        "Where two names mean one act, one operation answers to both.",
+        "",
+        "| name | answered by |",
+        "| --- | --- |",
+    ]
+    answers = {name: f"`{operation}`" for name, operation in names["aliases"].items()}
+    answers |= {name: f"the background duty `{duty}`" for name, duty in names["duties"].items()}
+    answers |= {name: f"`{place.replace(':', '.')}`" for name, place in names["functions"].items()}
+    return lines + [f"| `{name}` | {answers[name]} |" for name in sorted(answers)]
+
+
+def operation_names() -> dict[str, Any]:
+    """Every name under which callers know an operation, and what answers to those that are none."""
+    return tomllib.loads((REFERENCE / "operations.toml").read_text(encoding="utf-8"))
 
 
 def deciding_function(command: type[Command[Any]]) -> str:
@@ -223,7 +252,8 @@ def render_errors() -> str:
 
 
 SETTINGS = {
-    "FF_URL": "The store, such as `sqlite:///work.db` or `postgresql://user@host/database`. Default: `sqlite:///flowfabric.db`.",
+    "FF_URL": "The store, such as `sqlite:///work.db`, `postgresql://user@host/database` or "
+    "`valkey://host:6379/0`. Default: `sqlite:///flowfabric.db`.",
     "FF_NAMESPACE": "The namespace of the command line. Default: `default`.",
     "FF_RETENTION": "How long ended executions and flows, and the log of events, are kept, such as `7d`, "
     "or `off`. Default: `1d`.",
@@ -238,6 +268,16 @@ def render_settings() -> str:
     """Every environment variable, and every background duty."""
     lines = ["# Settings", "", "| variable | meaning |", "| --- | --- |"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in SETTINGS.items()]
+    lines += [
+        "",
+        "## The server",
+        "",
+        "A flag wins over the variable, and the variable over the file that `--config` names.",
+        "",
+        "| flag | variable | in the file | default | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [_server_row(setting) for setting in SERVER_SETTINGS]
     lines += [
         "",
         "## Background duties",
@@ -256,11 +296,51 @@ def _index_of(duty: Duty) -> str:
     return f"`{duty.index}`" if duty.index else "the log of events"
 
 
+def _server_row(setting: Setting) -> str:
+    default = f"`{setting.default}`" if setting.default else "none"
+    flag = f"`{setting.flag}`" if setting.name in SERVER_FLAGS else "none"
+    return f"| {flag} | `{setting.variable}` | `{setting.name}` | {default} | {setting.summary} |"
+
+
+def render_routes() -> str:
+    """Every route of the server: who may use it and what it does."""
+    lines = [
+        "# Routes",
+        "",
+        "`GET /openapi.json` describes them in full.",
+        "Every [operation](operations.md) is also a route of its own, `POST /v1/commands/<operation>`.",
+        "",
+        "| method | path | one of these roles | what it does |",
+        "| --- | --- | --- | --- |",
+    ]
+    for route in ROUTES:
+        roles = ", ".join(sorted(route.roles)) if route.roles else "open to everybody"
+        lines.append(f"| {route.method} | `{route.template}` | {roles} | {route.summary} |")
+    lines += [
+        "",
+        "## What a role may ask for",
+        "",
+        "A role includes others: "
+        + "; ".join(
+            f"{role} is also {', '.join(sorted(given - {role}))}"
+            for role, given in GIVES.items()
+            if given - {role}
+        )
+        + ".",
+        "",
+        "| operation | one of these roles |",
+        "| --- | --- |",
+    ]
+    lines += [f"| `{name}` | {', '.join(sorted(NEEDED[name]))} |" for name in sorted(NEEDED)]
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "operations.md": render_operations,
     "states.md": render_states,
     "errors.md": render_errors,
     "settings.md": render_settings,
+    "routes.md": render_routes,
     "cli.md": render_cli_reference,
     "scenarios.md": render_scenarios,
 }

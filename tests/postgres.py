@@ -26,6 +26,7 @@ from flowfabric.stores.postgres import PostgresStore
 START_TIMEOUT_S = 60
 PORT = 5432
 QUICK = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_connections": "200"}
+READY = ("ready", "standby")
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -99,7 +100,7 @@ class Server:
         except FileNotFoundError:
             return False
         # The file of an earlier start may still be there.
-        return len(lines) >= 8 and lines[0] == str(self._process.pid) and lines[7].strip() == "ready"
+        return len(lines) >= 8 and lines[0] == str(self._process.pid) and lines[7].strip() in READY
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End the server and wait for it. ``SIGKILL`` is what a crash of it looks like."""

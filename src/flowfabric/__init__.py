@@ -7,6 +7,7 @@ and never does the same thing twice by accident.
 from flowfabric.app import FlowFabric
 from flowfabric.contracts.policy import ExponentialBackoff, FixedBackoff
 from flowfabric.errors import FlowFabricError, RunCancelled, RunExpired, RunFailed, RunSkipped
+from flowfabric.flows import Flow, FlowRun, Member, all_of, any_of, quorum
 from flowfabric.outcomes import Fatal, Retry
 from flowfabric.run import Run
 from flowfabric.task import PublishedWaitpoint, ReceivedSignal, SignalTimeout, SyncTask, Task
@@ -15,8 +16,11 @@ __all__ = [
     "ExponentialBackoff",
     "Fatal",
     "FixedBackoff",
+    "Flow",
     "FlowFabric",
     "FlowFabricError",
+    "FlowRun",
+    "Member",
     "PublishedWaitpoint",
     "ReceivedSignal",
     "Retry",
@@ -28,4 +32,7 @@ __all__ = [
     "SignalTimeout",
     "SyncTask",
     "Task",
+    "all_of",
+    "any_of",
+    "quorum",
 ]

@@ -23,11 +23,14 @@ from typing import (
 
 from flowfabric.contracts.durations import parse_duration_ms
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
+from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.limits import RETENTION_MS
 from flowfabric.contracts.policy import Backoff
+from flowfabric.contracts.states import LaneState
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
+from flowfabric.flows import Flow, FlowRun
 from flowfabric.handlers import Handler, handler_policy, milliseconds
 from flowfabric.run import Run
 from flowfabric.submissions import Submissions, SubmitOptions, require_options_for_many
@@ -146,7 +149,7 @@ class FlowFabric:
         engine = Engine(self._store or store_for(self.url), namespace=self.namespace, layers=self._layers)
         await engine.start()
         try:
-            await _seed_signing_key(engine)
+            await seed_signing_key(engine)
         except BaseException:
             await engine.stop()
             raise
@@ -321,6 +324,34 @@ class FlowFabric:
         """
         return self.engine.subscribe(*families, namespace=self.namespace, **options)
 
+    def flow(self, kind: str) -> Flow:
+        """Begin to build a flow; ``submit_flow`` submits it.
+
+        Args:
+            kind: what kind of flow it is, for whoever looks at it.
+        """
+        return Flow(kind)
+
+    async def submit_flow(self, flow: Flow, *, idempotency_key: str | None = None) -> FlowRun:
+        """Submit a flow as a whole: all its members with their joins, or nothing.
+
+        Args:
+            flow: what was built. It may be submitted again, which makes another flow.
+            idempotency_key: submitting with this key again gives the same flow, whatever is in it.
+
+        Raises:
+            InvalidInput: a value breaks a rule, or there are no members, or too many.
+            Unencodable: an input cannot be stored.
+        """
+        engine = self.engine
+        command, ids = await flow.command(engine.store, self._submissions, idempotency_key)
+        return flow.run(lambda: engine, self._submissions, await engine.execute(command), ids)
+
+    def flow_run(self, flow_id: str) -> FlowRun:
+        """The run of a flow that was submitted before, here or elsewhere."""
+        engine = self.engine
+        return FlowRun(lambda: engine, self.namespace, flow_id)
+
     @overload
     def within(self, connection: AsyncConnection) -> Transaction: ...
 
@@ -352,6 +383,27 @@ class FlowFabric:
         """The run of an execution that was submitted before, here or elsewhere."""
         engine = self.engine
         return Run(lambda: engine, execution_id, self.namespace, result_type=result_type)
+
+    async def pause_lane(self, lane: str, *, reason: str = "") -> None:
+        """Give none of a lane's work to workers. What runs goes on, and submissions are taken."""
+        await self._set_lane_state(lane, LaneState.PAUSED, reason)
+
+    async def drain_lane(self, lane: str, *, reason: str = "") -> None:
+        """Take no submissions to a lane (``LaneClosed``), and finish what is in it."""
+        await self._set_lane_state(lane, LaneState.DRAINING, reason)
+
+    async def disable_lane(self, lane: str, *, reason: str = "") -> None:
+        """Take no submissions to a lane and give none of its work to workers. What runs goes on."""
+        await self._set_lane_state(lane, LaneState.DISABLED, reason)
+
+    async def resume_lane(self, lane: str, *, reason: str = "") -> None:
+        """Let a lane take and give work again."""
+        await self._set_lane_state(lane, LaneState.ACTIVE, reason)
+
+    async def _set_lane_state(self, lane: str, state: LaneState, reason: str) -> None:
+        await self.engine.execute(
+            SetLaneStateArgs(namespace=self.namespace, lane_id=lane, state=state, reason=reason)
+        )
 
     async def run_worker(self, *, handle_signals: bool = False, **options: Any) -> None:
         """Run a worker in this process until it is cancelled.
@@ -393,7 +445,7 @@ def _retention_ms(given: timedelta | float | None) -> int | None:
     return None if text == "off" else parse_duration_ms(text)
 
 
-async def _seed_signing_key(engine: Engine) -> None:
+async def seed_signing_key(engine: Engine) -> None:
     """Install the first signing key, unless there is one. Of two processes the first one wins."""
     kids = await engine.execute(ListWaitpointHmacKidsArgs())
     if kids.current_kid is None:

@@ -32,6 +32,7 @@ from flowfabric.core.records import (
     FlowProgress,
     Key,
     Keyring,
+    Lane,
     PastAttempt,
     Payload,
     Record,
@@ -39,6 +40,8 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerDeath,
+    WorkerRegistration,
     flow_identity,
     key_for,
     kind_of,
@@ -176,6 +179,8 @@ class _Auditor:
             found += checks.check_reservation(record, owner, await self.store.now())
         elif isinstance(record, Keyring):
             found += checks.check_keyring(record)
+        elif isinstance(record, WorkerRegistration):
+            found += checks.check_worker(record)
         elif isinstance(record, StreamMeta) and owner is not None:
             found += await self._check_stream(record, owner)
         return found + await self._missing_rows(record)
@@ -198,7 +203,8 @@ class _Auditor:
         if self.namespace is None:
             return True
         namespace: str | None = None
-        if isinstance(record, (Reservation, Flow, FlowProgress, Edge)):
+        named = (Reservation, Flow, FlowProgress, Edge, Lane, WorkerRegistration, WorkerDeath)
+        if isinstance(record, named):
             namespace = record.namespace
         if owner is not None:
             namespace = owner.namespace
@@ -247,7 +253,9 @@ class _Auditor:
             nodes=await self._by_id(FlowNode, ids),
             groups=await self._by_id(EdgeGroup, ids),
             edges={edge.edge_id: edge for edge in edges},
-            told=frozenset([found for found in ids if await self._has_keys("message", found)]),
+            told=frozenset(
+                [found for found in (*ids, flow.identity) if await self._has_keys("message", found)]
+            ),
         )
 
     async def _by_id(self, record_type: type[Any], ids: list[str]) -> dict[str, Any]:

@@ -64,10 +64,11 @@ class FlowFabricError(Exception):
         return f"{self.default_message} ({known})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.details)
+        return rebuilt, (type(self), self.message, self.details)
 
 
-def _rebuild(cls: type[FlowFabricError], message: str, details: dict[str, str]) -> FlowFabricError:
+def rebuilt(cls: type[FlowFabricError], message: str, details: dict[str, str]) -> FlowFabricError:
+    """Make the error again that had this message and these details, in another process."""
     error = cls.__new__(cls, message)
     error.message, error.details = message, details
     return error
@@ -186,6 +187,14 @@ class RunExpired(RunEnded):
 
 class RunSkipped(RunEnded):
     """What the execution depends on cannot succeed any more. Replay what it depends on first."""
+
+
+class FlowRunFailed(RunEnded):
+    """The flow ended, and some of its members did not succeed. Read its members to see which."""
+
+
+class FlowRunCancelled(RunEnded):
+    """The flow was cancelled. See the reason."""
 
 
 # Invalid input
@@ -373,6 +382,10 @@ class RotationConflict(Conflict):
     """The key id is installed with another secret. Rotate to a new key id."""
 
 
+class InstanceIdReassigned(Conflict):
+    """Another worker has this instance id. Give every worker process an instance id of its own."""
+
+
 class DependencyAlreadyExists(Conflict):
     """The edge exists already. Nothing needs to be done."""
 
@@ -490,6 +503,10 @@ class ReplayNotAllowed(StateRefusal):
 
 class FlowAlreadyTerminal(StateRefusal):
     """The flow has ended. Create a new one."""
+
+
+class LaneClosed(StateRefusal):
+    """The lane takes no new work. Submit to another lane, or make this one active again."""
 
 
 class FlowSealed(StateRefusal):

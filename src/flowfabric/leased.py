@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from flowfabric import errors
@@ -16,7 +17,7 @@ from flowfabric.interrupts import LeaseLostInterrupt
 from flowfabric.minting import new_uuid4
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from flowfabric.contracts.base import Command
     from flowfabric.engine.engine import Engine
@@ -67,6 +68,36 @@ class LeasedEngine:
         except LEASE_LOST as error:
             self.gone = True
             raise LeaseLostInterrupt(str(error)) from error
+
+
+class Window:
+    """Lets several calls run at a time, none of them far ahead of the earliest that still runs.
+
+    A call whose answer was lost is repeated. What it changed remembers the answers of the latest
+    requests only, so not more of them than these may come between the call and its repetition.
+
+    Args:
+        size: how far ahead a call may be.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._next = 0
+        self._running: dict[int, asyncio.Future[None]] = {}
+        """By number, so the first one is the earliest."""
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place for one call, which is free for others when the block is left."""
+        number, self._next = self._next, self._next + 1
+        over = self._running[number] = asyncio.get_running_loop().create_future()
+        try:
+            while (first := next(iter(self._running))) <= number - self._size:
+                await asyncio.wait([self._running[first]])
+            yield
+        finally:
+            del self._running[number]
+            over.set_result(None)
 
 
 async def execute_patiently(

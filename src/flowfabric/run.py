@@ -107,8 +107,7 @@ class Run(Generic[T]):
         """
         async with asyncio.timeout(timeout):
             view = await self.wait()
-        result: T = self._result_of(view)
-        return result
+        return self.result_of(view)
 
     async def wait(self) -> RunView:
         """Wait for the end, whatever it is."""
@@ -119,12 +118,16 @@ class Run(Generic[T]):
                     return view
                 await changes.wait(SAFETY_POLL_MS)
 
-    def _result_of(self, view: RunView) -> Any:
+    def result_of(self, view: RunView) -> T:
+        """The handler's result, once the execution has ended.
+
+        Raises:
+            RunFailed, RunCancelled, RunExpired, RunSkipped: it ended otherwise.
+        """
         match view.public_state:
             case PublicState.COMPLETED:
-                if view.result is None:
-                    return None
-                return decode_value(view.result, view.result_encoding, self._result_type)
+                result: T = decoded_result(view, self._result_type)
+                return result
             case PublicState.CANCELLED:
                 raise RunCancelled(execution_id=self.execution_id, reason=view.cancellation_reason)
             case PublicState.EXPIRED:
@@ -211,6 +214,11 @@ class Run(Generic[T]):
         """True if the execution has ended without an attempt of this index."""
         view = await self.view()
         return view.public_state in ENDED and index >= view.total_attempt_count
+
+
+def decoded_result(view: RunView, result_type: Any) -> Any:
+    """What a handler has returned; None where there is no result."""
+    return None if view.result is None else decode_value(view.result, view.result_encoding, result_type)
 
 
 class Asked(Protocol):

@@ -94,13 +94,26 @@ class Submissions:
         outcome: CreateExecutionResult,
     ) -> Run[Any]:
         """The run that a submission has made or found."""
+        return self.run_of(
+            engine, handler, outcome.execution_id, duplicate=isinstance(outcome, ExecutionDuplicate)
+        )
+
+    def run_of(
+        self,
+        engine: Callable[[], Engine],
+        handler: Handler[..., Any] | str,
+        execution_id: str,
+        *,
+        duplicate: bool = False,
+    ) -> Run[Any]:
+        """The run of an execution of this handler."""
         known = self._known(handler)
         return Run(
             engine,
-            outcome.execution_id,
+            execution_id,
             self.namespace,
             result_type=Any if known is None else known.result_type,
-            duplicate=isinstance(outcome, ExecutionDuplicate),
+            duplicate=duplicate,
         )
 
     def _known(self, handler: Handler[..., Any] | str) -> Handler[..., Any] | None:

@@ -48,7 +48,9 @@ from flowfabric.contracts.suspensions import (
     UsePendingWaitpoint,
 )
 from flowfabric.core.journal_pointer import journal_pointer
+from flowfabric.engine.commits import EARLIER_REQUESTS_MAX
 from flowfabric.interrupts import ExecutionSuspendedInterrupt
+from flowfabric.leased import Window
 from flowfabric.minting import new_suspension_id, new_waitpoint_id
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ class Claimed:
         self.kind = claim.execution_kind
         self.lane = claim.lane_id
         self._leased = leased
+        self._frames = Window(EARLIER_REQUESTS_MAX)
         self._generation = claim.generation
         self._fence = claim.fence
         self._ordinals: Counter[str] = Counter()
@@ -349,19 +352,19 @@ class Task(Claimed):
             correlation_id: ties frames together that belong together.
         """
         data, encoding = _frame_payload(payload)
-        await self._leased.execute(
-            AppendFrameArgs(
-                execution_id=self.execution_id,
-                attempt_index=self.attempt,
-                lease_id=self._fence.lease_id,
-                lease_epoch=self._fence.lease_epoch,
-                attempt_id=self._fence.attempt_id,
-                frame_type=frame_type,
-                payload=data,
-                encoding=encoding,
-                correlation_id=correlation_id,
-            )
+        frame = AppendFrameArgs(
+            execution_id=self.execution_id,
+            attempt_index=self.attempt,
+            lease_id=self._fence.lease_id,
+            lease_epoch=self._fence.lease_epoch,
+            attempt_id=self._fence.attempt_id,
+            frame_type=frame_type,
+            payload=data,
+            encoding=encoding,
+            correlation_id=correlation_id,
         )
+        async with self._frames.place():
+            await self._leased.execute(frame)
 
     async def progress(self, percent: int | None = None, message: str | None = None) -> None:
         """Say how far the work is. What is None keeps its value."""

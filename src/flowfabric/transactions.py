@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from flowfabric.engine.inline import InlineEngine
+from flowfabric.flows import Flow, FlowRun
 from flowfabric.run import Run, send_signal
 from flowfabric.submissions import Submissions, SubmitOptions, require_options_for_many
 
@@ -63,6 +64,13 @@ class Inside:
             commands = await self._submissions.creations(self._store, handler, inputs, options)
             outcomes = await self._inline.execute_many(commands)
         return [self._submissions.run(self._engine, handler, outcome) for outcome in outcomes]
+
+    async def submit_flow(self, flow: Flow, idempotency_key: str | None) -> FlowRun:
+        """Submit a flow as a whole."""
+        async with self._inline.act():
+            command, ids = await flow.command(self._store, self._submissions, idempotency_key)
+            outcome = await self._inline.execute(command)
+        return flow.run(self._engine, self._submissions, outcome, ids)
 
     async def signal(
         self,
@@ -150,6 +158,16 @@ class Transaction:
         require_options_for_many(options)
         return await self._inside.submit(handler, inputs, options)
 
+    async def submit_flow(self, flow: Flow, *, idempotency_key: str | None = None) -> FlowRun:
+        """Submit a flow, which exists once the transaction has committed.
+
+        See ``FlowFabric.submit_flow``.
+
+        Raises:
+            FlowFabricError: as ``submit`` does.
+        """
+        return await self._inside.submit_flow(flow, idempotency_key)
+
     async def signal(
         self,
         run: Run[Any] | str,
@@ -217,6 +235,10 @@ class SyncTransaction:
         """Submit many executions of one kind, all of them or none; see ``Transaction.submit_many``."""
         require_options_for_many(options)
         return _finish(self._inside.submit(handler, inputs, options))
+
+    def submit_flow(self, flow: Flow, *, idempotency_key: str | None = None) -> FlowRun:
+        """Submit a flow; see ``Transaction.submit_flow``."""
+        return _finish(self._inside.submit_flow(flow, idempotency_key))
 
     def signal(
         self,

@@ -6,6 +6,10 @@ and ``memory://`` keep everything in this process and lose it with it.
 
 ``postgresql://user@host/database`` is a PostgreSQL database; ``?schema=name`` chooses the schema in
 it, ``?pooler=on&direct_url=…`` goes through a pooler, ``?listen=off`` does without LISTEN.
+
+``valkey://user:password@host:6379/0`` is a database of a Valkey server, ``valkeys://`` the same over
+TLS; ``?prefix=name`` sets a store apart from others in it, ``?durability=D2`` asks for more than the
+usual D1, ``?replicas=1`` waits for a replica after every commit.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import asyncio
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from flowfabric.errors import InvalidInput, StoreUnreachable, StoreUnusable, UnusableConnection
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from flowfabric.stores.postgres import PostgresStore
     from flowfabric.stores.postgres.schema import Migration as PostgresMigration
     from flowfabric.stores.sqlite.schema import Migration as SqliteMigration
+    from flowfabric.stores.valkey import ValkeyStore
 
 DEFAULT_URL: Final = "sqlite:///flowfabric.db"
 MEMORY: Final = ":memory:"
@@ -37,6 +42,11 @@ POSTGRES_DRIVER_OPTIONS: Final = (
 )  # fmt: skip
 """Options that the driver understands. Any other it would take for a setting of the server."""
 
+VALKEY_SCHEMES: Final = ("valkey", "valkeys")
+VALKEY_OPTIONS: Final = ("ca_file", "durability", "prefix", "replicas", "socket", "timeout_ms")
+DURABILITY_LEVELS: Final = ("D0", "D1", "D2")
+
+_PREFIX: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _SCHEMA: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,47}")
 
 
@@ -58,7 +68,9 @@ def store_for(url: str) -> Store:
         return _sqlite_store(url, rest)
     if scheme in POSTGRES_SCHEMES:
         return _postgres_store(url)
-    raise _refused(url, "the scheme must be sqlite, postgresql or memory")
+    if scheme in VALKEY_SCHEMES:
+        return _valkey_store(url)
+    raise _refused(url, "the scheme must be sqlite, postgresql, valkey or memory")
 
 
 def borrow_store(store: Store, connection: object) -> Borrowed:
@@ -104,6 +116,10 @@ def pending_migrations(url: str) -> tuple[str, ...]:
         from flowfabric.stores import postgres
 
         return _names(asyncio.run(postgres.pending(cast("PostgresStore", store).settings)))
+    if _is_valkey(url):
+        from flowfabric.stores import valkey
+
+        return asyncio.run(valkey.pending(cast("ValkeyStore", store).settings))
     path = _file_of(url)
     if path is None:
         return ()
@@ -125,6 +141,10 @@ def apply_migrations(url: str) -> tuple[str, ...]:
         from flowfabric.stores import postgres
 
         return _names(asyncio.run(postgres.migrate(cast("PostgresStore", store).settings)))
+    if _is_valkey(url):
+        from flowfabric.stores import valkey
+
+        return asyncio.run(valkey.migrate(cast("ValkeyStore", store).settings))
     path = _file_of(url)
     if path is None:
         return ()
@@ -139,6 +159,10 @@ def _names(migrations: Sequence[SqliteMigration] | Sequence[PostgresMigration]) 
 
 def _is_postgres(url: str) -> bool:
     return url.partition("://")[0] in POSTGRES_SCHEMES
+
+
+def _is_valkey(url: str) -> bool:
+    return url.partition("://")[0] in VALKEY_SCHEMES
 
 
 def _file_of(url: str) -> str | None:
@@ -192,8 +216,63 @@ def _postgres_store(url: str) -> Store:
     )
 
 
+def _valkey_store(url: str) -> Store:
+    try:
+        from flowfabric.stores.valkey import Settings, ValkeyStore
+    except ModuleNotFoundError as missing:
+        raise StoreUnusable(
+            f"{missing.name} is not installed. Install flowfabric[valkey] to use Valkey."
+        ) from missing
+    parts = urlsplit(url)
+    options = _valkey_options(url)
+    return ValkeyStore(
+        Settings(
+            host=parts.hostname or "localhost",
+            port=_port(url, 6379),
+            socket=options.get("socket"),
+            database=_database(url),
+            username=unquote(parts.username) if parts.username else None,
+            password=None if parts.password is None else unquote(parts.password),
+            tls=parts.scheme == "valkeys",
+            ca_file=options.get("ca_file"),
+            prefix=options.get("prefix", "ff"),
+            timeout_ms=_whole_number(url, options, "timeout_ms", 30_000),
+            durability=options.get("durability", "D1"),
+            replicas=_whole_number(url, options, "replicas", 0),
+        )
+    )
+
+
+def _valkey_options(url: str) -> dict[str, str]:
+    given = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    unknown = given.keys() - set(VALKEY_OPTIONS)
+    if unknown:
+        raise _refused(url, f"unknown option {min(unknown)!r}; known: {', '.join(VALKEY_OPTIONS)}")
+    if not _PREFIX.fullmatch(given.get("prefix", "ff")):
+        raise _refused(url, "prefix must be 1 to 48 small letters, digits and underscores")
+    if given.get("durability", "D1") not in DURABILITY_LEVELS:
+        raise _refused(url, f"durability must be one of {', '.join(DURABILITY_LEVELS)}")
+    return given
+
+
+def _database(url: str) -> int:
+    name = urlsplit(url).path.removeprefix("/") or "0"
+    if not (name.isascii() and name.isdigit()):
+        raise _refused(url, "the database must be a number, as in valkey://localhost:6379/0")
+    return int(name)
+
+
+def _port(url: str, default: int) -> int:
+    try:
+        return urlsplit(url).port or default
+    except ValueError:
+        raise _refused(url, "the port must be a number up to 65535") from None
+
+
 def _whole_number(url: str, options: dict[str, str], name: str, default: int) -> int:
-    text = options.get(name, str(default))
+    text = options.get(name)
+    if text is None:
+        return default
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise _refused(url, f"{name} must be a whole number above 0")
     return int(text)

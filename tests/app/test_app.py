@@ -15,9 +15,10 @@ from flowfabric.codec import Unencodable
 from flowfabric.contracts.executions import CreateExecutionArgs
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs
 from flowfabric.contracts.policy import ExecutionPolicy, RetryPolicy
+from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.records import Execution, key_for
-from flowfabric.errors import IdempotencyConflict, InvalidInput, Unavailable, WaitpointNotFound
+from flowfabric.errors import IdempotencyConflict, InvalidInput, LaneClosed, Unavailable, WaitpointNotFound
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.task import Task
 from tests.worker.stage import ended, until, until_state, work_once, working
@@ -399,3 +400,30 @@ def test_a_malformed_retention_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("FF_RETENTION", "soon")
     with pytest.raises(ValueError, match="soon"):
         FlowFabric("memory://")
+
+
+async def test_a_paused_lane_starts_nothing_until_it_is_resumed(app):
+    @app.handler(lane="slow")
+    async def echo(value):
+        return value
+
+    await app.pause_lane("slow", reason="maintenance")
+    run = await app.submit(echo, 7)
+    worker = asyncio.create_task(app.run_worker())
+    try:
+        info = await app.engine.execute(ReadExecutionInfoArgs(execution_id=run.execution_id))
+        assert info.blocking_detail == "lane slow is paused: maintenance"
+        await app.resume_lane("slow")
+        assert await run.result() == 7
+    finally:
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+
+
+@pytest.mark.parametrize("close", ["drain_lane", "disable_lane"])
+async def test_a_lane_that_takes_no_work_refuses_submissions(app, close):
+    await getattr(app, close)("slow")
+    with pytest.raises(LaneClosed):
+        await app.submit("echo", 7, lane="slow")
+    await app.resume_lane("slow")
+    await app.submit("echo", 7, lane="slow")

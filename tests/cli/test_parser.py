@@ -12,8 +12,8 @@ from flowfabric.contracts.states import PublicState
 from tests.cli.conftest import ROOT
 
 VERBS = [
-    "worker", "submit", "list", "show", "tail", "cancel", "replay", "approve", "signal", "token", "audit",
-    "migrate", "keys",
+    "worker", "submit", "list", "show", "explain", "tail", "cancel", "replay", "approve", "signal", "token",
+    "flow", "lane", "workers", "audit", "migrate", "keys",
 ]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_a_delay_is_kept(shell: Shell) -> None:
     execution_id = shell.submit("greet", 1, "--delay", "1h")
     shown = shell.json("show", execution_id)
     assert shown["execution"]["public_state"] == "delayed"
-    assert shown["waits_for"].startswith("It waits until ")
+    assert shown["explanation"]["code"] == "not_due"
 
 
 def test_many_are_submitted_from_a_file_in_its_order(shell: Shell) -> None:
@@ -75,6 +75,8 @@ def test_a_file_with_a_wrong_line_submits_nothing(shell: Shell) -> None:
         ["worker", "cli_app"],
         ["worker", "no_such_module:ff"],
         ["worker", "cli_app:not_an_app"],
+        ["workers", "dead"],
+        ["workers", "list", "somebody"],
     ],
 )
 def test_what_cannot_be_asked_ends_with_code_2(shell: Shell, words: list[str]) -> None:
@@ -124,7 +126,8 @@ def test_another_namespace_sees_nothing(shell: Shell) -> None:
 def test_show_says_what_a_waiting_execution_waits_for(shell: Shell) -> None:
     execution_id = shell.submit("greet", "ada", "--tag", "team.name=media")
     printed = shell.out("show", execution_id)
-    assert "It waits for a worker on lane 'default'." in printed
+    assert "No live worker on record claims from lane 'default'." in printed
+    assert "Start a worker that claims from lane 'default'." in printed
     assert "team.name=media" in printed
     assert "timeline" in printed
 
@@ -132,11 +135,32 @@ def test_show_says_what_a_waiting_execution_waits_for(shell: Shell) -> None:
 def test_show_in_json_has_everything(shell: Shell) -> None:
     shown = shell.json("show", shell.submit("greet", "ada"))
     assert set(shown) == {
-        "execution", "snapshot", "run", "waits_for", "required_capabilities", "attempts", "waitpoints",
+        "execution", "snapshot", "run", "explanation", "required_capabilities", "attempts", "waitpoints",
         "journal", "timeline",
     }  # fmt: skip
     assert shown["execution"]["state_vector"]["eligibility_state"] == "eligible_now"
     assert [event["name"] for event in shown["timeline"]] == ["created"]
+
+
+def test_explain_gives_the_reason_and_what_would_change_it(shell: Shell) -> None:
+    execution_id = shell.submit("greet", "ada", "--delay", "1h")
+    sentence, change = shell.out("explain", execution_id).splitlines()
+    assert sentence.startswith("It is not due before ")
+    assert change.startswith("What would change it: Time passes")
+    assert shell.json("explain", execution_id)["code"] == "not_due"
+
+
+def test_workers_of_a_store_without_any_are_an_empty_list(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert shell.out("workers", "list").split()[0] == "INSTANCE"
+    assert shell.json("workers", "list")["workers"] == []
+
+
+def test_a_worker_that_is_not_on_record_cannot_be_marked_as_dead(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert shell.run("workers", "dead", "nobody") == (1, "")
+    assert "no worker nobody is on record" in shell.err
+    assert shell.json("workers", "dead", "nobody") == "NotRegistered"
 
 
 def test_cancel_answers_for_each_id(shell: Shell) -> None:
@@ -170,7 +194,7 @@ def test_an_ended_execution_can_be_replayed_and_a_waiting_one_not(shell: Shell) 
     )
 
 
-@pytest.mark.parametrize("words", [["show"], ["tail"], ["approve"], ["token"]])
+@pytest.mark.parametrize("words", [["show"], ["explain"], ["tail"], ["approve"], ["token"]])
 def test_an_execution_that_is_not_there_is_named(shell: Shell, words: list[str]) -> None:
     shell.submit("greet", 1)
     code, printed = shell.run(*words, NOBODY)
@@ -232,6 +256,47 @@ def test_a_pending_migration_is_told_and_not_applied(shell: Shell) -> None:
     assert shell.run("migrate", "--check")[0] == 1
     assert shell.run("migrate", "--check")[1].startswith("pending: 1 ")
     assert (shell.folder / "work.db").read_bytes() == b""
+
+
+def test_a_lane_is_paused_and_active_again(shell: Shell) -> None:
+    execution_id = shell.submit("greet", "ada", "--delay", "1h")
+    assert shell.json("lane", "pause", "default", "--reason", "upgrade") == {
+        "Set": {"namespace": "default", "lane_id": "default", "state": "paused", "previous": "active"}
+    }
+    explained = shell.json("show", execution_id)["explanation"]
+    assert explained["code"] == "lane_not_open"
+    assert explained["sentence"].endswith("lane default is paused: upgrade.")
+    header, row = shell.out("lane", "list").splitlines()
+    assert header.split() == ["LANE", "STATE", "SET", "REASON"]
+    assert (row.split()[:2], row.split()[-1]) == (["default", "paused"], "upgrade")
+    assert shell.out("lane", "resume", "default") == "lane default is active now; it was paused"
+    assert shell.out("lane", "resume", "default") == "lane default was active already"
+    assert shell.json("show", execution_id)["explanation"]["code"] == "not_due"
+
+
+def test_a_drained_lane_refuses_submissions(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert "draining" in shell.out("lane", "drain", "default", "other")
+    code, _ = shell.run("submit", "greet", "1")
+    assert code == 1
+    assert shell.err.endswith("[lane_closed]\n")
+    states = {lane["lane_id"]: lane["state"] for lane in shell.json("lane", "list")["details"]}
+    assert states == {"default": "draining", "other": "draining"}
+
+
+def test_lanes_are_listed_page_by_page(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    shell.out("lane", "disable", "a", "b")
+    assert shell.json("lane", "list", "--limit", "2")["lanes"] == ["a", "b"]
+    assert "--cursor 'b'" in (shell.out("lane", "list", "--limit", "2") and shell.err)
+    assert shell.json("lane", "list", "--cursor", "b")["lanes"] == ["default"]
+
+
+def test_a_lane_must_be_named_and_its_name_must_be_possible(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    assert shell.run("lane", "pause")[0] == 2
+    assert shell.run("lane", "pause", "default", "x" * 65)[0] == 1
+    assert shell.err.endswith("[invalid_input]\n")
 
 
 def test_keys_are_seeded_rotated_and_listed_without_their_secrets(

@@ -53,6 +53,22 @@ def test_a_worker_that_may_not_wait_gives_its_work_back(shell: Shell, start_work
     assert shown["run"]["total_attempt_count"] == 1
 
 
+def test_the_work_of_a_killed_worker_goes_on_when_it_is_marked_as_dead(
+    shell: Shell, start_worker: StartWorker
+) -> None:
+    killed = start_worker("--lease-ttl", "1h", "--capabilities", "gpu")
+    running = shell.submit("last", 0.5, "--lane", "slow")
+    until(lambda: shell.state(running) == "active")
+    [worker] = until(lambda: shell.json("workers", "list")["workers"])
+    assert (worker["capabilities"], worker["held_leases"], worker["alive"]) == (["gpu"], 1, True)
+    killed.stop(signal.SIGKILL)
+    marked = shell.out("workers", "dead", worker["worker_instance_id"])
+    assert marked.endswith("1 leases were revoked")
+    start_worker()
+    until(lambda: shell.state(running) == "completed")
+    assert shell.json("show", running)["run"]["total_attempt_count"] == 2
+
+
 @pytest.mark.parametrize("kind", ["hang", "last"])
 def test_a_second_signal_ends_the_worker_at_once(shell: Shell, start_worker: StartWorker, kind: str) -> None:
     worker = start_worker("--lease-ttl", "1h")
@@ -110,7 +126,7 @@ def test_an_operator_approves_what_waits(shell: Shell, start_worker: StartWorker
     start_worker()
     execution_id = shell.submit("ask", "ada")
     open_waitpoint(shell, execution_id)
-    assert "It waits for the signal 'approval'." in shell.out("show", execution_id)
+    assert "waits for the signal 'approval'" in shell.out("show", execution_id)
     accepted = shell.json("approve", execution_id, "--as", "grace", "--payload", '{"approved": false}')
     assert accepted["Accepted"]["effect"] == "resume_condition_satisfied"
     until(lambda: shell.state(execution_id) == "completed")

@@ -26,14 +26,17 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerRegistration,
     encode_record,
     key_for,
+    worker_identity,
 )
 from flowfabric.core.vocabulary import GrantKind
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.conformance.scenarios import frame
 from flowfabric.testing.conformance.situations import SITUATION_STEPS, bring, seed_key, signal
+from flowfabric.testing.conformance.workers import registering
 
 DAMAGE: dict[str, tuple[str, Callable[[Bed], Awaitable[None]]]] = {}
 """Invariant and a word -> a coroutine function that breaks it in a sound store."""
@@ -453,6 +456,39 @@ async def a_lease_that_its_worker_does_not_have(bed):
     drop_rows(bed, indexes.WORKER_LEASES)
 
 
+async def a_worker(bed):
+    command = registering(capabilities=frozenset({"big", "gpu"}))
+    await bed.execute(command)
+    return worker_identity(command.namespace, command.worker_instance_id)
+
+
+@damage("worker_is_sound")
+async def a_worker_that_is_alive_for_another_time(bed):
+    await change(bed, WorkerRegistration, await a_worker(bed), ttl_ms=7)
+
+
+@damage("worker_is_sound")
+async def a_worker_that_was_heard_of_before_it_registered(bed):
+    await change(bed, WorkerRegistration, await a_worker(bed), registered_at=bed.clock.now_ms + 1)
+
+
+@damage("worker_is_sound")
+async def a_worker_with_unordered_capabilities(bed):
+    await change(bed, WorkerRegistration, await a_worker(bed), capabilities=("gpu", "big"))
+
+
+@damage("rows_match")
+async def a_worker_in_no_list(bed):
+    await a_worker(bed)
+    drop_rows(bed, indexes.WORKERS)
+
+
+@damage("timers_match")
+async def a_worker_that_is_never_missed(bed):
+    await a_worker(bed)
+    drop_rows(bed, indexes.DUE_WORKER)
+
+
 @damage("rows_match")
 async def work_in_no_list_of_all(bed):
     await of(bed, "failed")
@@ -501,7 +537,7 @@ async def test_the_damage_is_found(bed, name):
 
 def test_every_invariant_is_damaged_by_some_test():
     others = {"readable", "create_once", "kid_ring", "no_orphans", "one_primary_index", "timers_match"}
-    others |= {"worker_leases", "rows_match", "frames_match"}
+    others |= {"worker_leases", "rows_match", "frames_match", "worker_is_sound"}
     assert {invariant for invariant, _ in DAMAGE.values()} == INVARIANTS.keys() | others
 
 

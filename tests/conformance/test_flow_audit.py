@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flowfabric.audit import audit
-from flowfabric.core.audit import FLOW_INVARIANTS
+from flowfabric.core.audit import FLOW_INVARIANTS, INVARIANTS
 from flowfabric.core.records import (
     Edge,
     EdgeGroup,
@@ -23,6 +23,7 @@ from flowfabric.core.records import (
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.conformance.flows import graph
+from flowfabric.testing.scenarios import ROOT
 
 DAMAGE: dict[str, Callable[[Bed, Any], Awaitable[None]]] = {}
 """Invariant -> a coroutine function that breaks it in a sound flow ``ab bc``, of which a has succeeded."""
@@ -87,6 +88,42 @@ async def members_counted_once(bed, flow):
     await change(bed, FlowProgress, flow_identity(flow.flow_id), outcomes={"success": 2})
 
 
+async def a_forgotten_failure(bed, flow):
+    await change(bed, FlowProgress, flow_identity(flow.flow_id), lost_sinks=1)
+
+
+async def a_member_wrongly_told_to_be_a_failure(bed, flow):
+    await change(bed, FlowMember, f"{flow_identity(flow.flow_id)}/0", lost_sink=True)
+    await change(bed, FlowProgress, flow_identity(flow.flow_id), lost_sinks=1)
+
+
+async def a_join_said_to_be_short_of_edges(bed, flow):
+    await change(bed, Flow, flow_identity(flow.flow_id), short_joins=1)
+
+
+async def a_member_that_nothing_holds_back(bed, flow):
+    await change(bed, Execution, flow.ids["c"], blockers=())
+
+
+MORE_DAMAGE = {
+    a_forgotten_failure: "members_counted_once",
+    a_member_wrongly_told_to_be_a_failure: "members_counted_once",
+    a_join_said_to_be_short_of_edges: "edges_counted_once",
+    a_member_that_nothing_holds_back: "one_verdict",
+}
+
+
+@damage
+async def closed_graph_stays(bed, flow):
+    await change(bed, Flow, flow_identity(flow.flow_id), sealed_at=bed.clock.now_ms - 1)
+
+
+@damage
+async def one_namespace(bed, flow):
+    identity = f"{flow_identity(flow.flow_id)}/{flow.edges['ab']}"
+    await change(bed, Edge, identity, namespace="other")
+
+
 @pytest.fixture
 async def bed():
     async with Bed(MemoryStore()) as bed:
@@ -101,6 +138,20 @@ async def test_the_damage_to_a_flow_is_found(bed, invariant):
     assert (await audit(bed.engine)).violations == ()
     await DAMAGE[invariant](bed, flow)
     assert invariant in {violation.invariant for violation in (await audit(bed.engine)).violations}
+
+
+@pytest.mark.parametrize("damages", MORE_DAMAGE)
+async def test_a_count_or_blocker_that_is_wrong_is_found(bed, damages):
+    flow = await graph(bed, "abc")
+    await flow.connect("ab bc")
+    await flow.run("a")
+    await damages(bed, flow)
+    assert MORE_DAMAGE[damages] in {found.invariant for found in (await audit(bed.engine)).violations}
+
+
+def test_every_invariant_is_explained():
+    page = (ROOT / "docs" / "invariants.md").read_text("utf-8")
+    assert [name for name in (*INVARIANTS, *FLOW_INVARIANTS) if f"`{name}`" not in page] == []
 
 
 def test_every_invariant_of_flows_is_damaged_by_some_test():

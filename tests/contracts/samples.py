@@ -62,6 +62,8 @@ def sample(hint: Any, *, full: bool, depth: int = 0) -> Any:
     if origin is dict:
         key, value = (sample(part, full=full, depth=depth) for part in get_args(hint))
         return {key: value}
+    if origin is tuple and Ellipsis not in get_args(hint):
+        return tuple(sample(part, full=full, depth=depth) for part in get_args(hint))
     if origin in (tuple, frozenset):
         return origin([sample(get_args(hint)[0], full=full, depth=depth)])
     if issubclass(origin, msgspec.Struct):

@@ -26,9 +26,11 @@ from flowfabric.core.conditions import (
     Applied,
     Arrival,
     Satisfiers,
+    Unmet,
     apply_signal,
     is_met,
     required_signal_names,
+    unmet_nodes,
 )
 
 SATISFIED = SignalEffect.RESUME_CONDITION_SATISFIED
@@ -303,3 +305,29 @@ def test_a_signal_contributes_exactly_when_it_adds_a_satisfier(condition, arriva
 def test_a_condition_survives_being_stored(condition):
     data = msgspec.msgpack.encode(condition)
     assert msgspec.msgpack.decode(data, type=ResumeCondition) == condition
+
+
+def test_what_is_unmet_names_places_signals_and_how_many_are_missing():
+    condition = all_of(single("c", "go"), count(2, CountKind.DISTINCT_SIGNALS, "a", "b"))
+    assert list(unmet_nodes(condition, {"members[1]": ("one",)})) == [
+        Unmet(path="members[0]", waitpoint_keys=("c",), signal_name="go", received=0, needed=1),
+        Unmet(path="members[1]", waitpoint_keys=("a", "b"), signal_name=None, received=1, needed=2),
+    ]
+
+
+@given(nested(4), arrivals_strategy)
+def test_nothing_is_unmet_once_the_condition_is_met(condition, arrivals):
+    _, satisfiers = run(condition, arrivals)
+    if is_met(condition, satisfiers):
+        assert list(unmet_nodes(condition, satisfiers)) == []
+    elif not any(isinstance(node, OperatorOnly | TimeoutOnly) for node in leaves_of(condition)):
+        assert list(unmet_nodes(condition, satisfiers)) != []
+
+
+def leaves_of(condition):
+    """The nodes without members, depth first."""
+    if isinstance(condition, Composite) and isinstance(condition.body, AllOf):
+        for member in condition.body.members:
+            yield from leaves_of(member)
+    else:
+        yield condition

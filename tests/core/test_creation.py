@@ -114,7 +114,7 @@ class TestCreate:
         routing = RoutingRequirements(required_capabilities=("gpu", "linux"))
         execution_id = book.create(policy=ExecutionPolicy(routing_requirements=routing))
         [scope] = [row[1] for row in book.rows(execution_id) if row[0] == "eligible"]
-        assert scope.endswith("\x1fgpu,linux")
+        assert scope.endswith("\x1fgpu\x1flinux\x1f")
 
     @pytest.mark.scenario("LIFE-013")
     def test_the_same_id_again_answers_duplicate_and_changes_nothing(self, book):

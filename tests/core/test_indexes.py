@@ -5,8 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from flowfabric.contracts.limits import PRIORITY_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.states import BlockingReason
-from flowfabric.core.indexes import FOREVER, PRIORITY_MAX, claim_order, index_rows, scope_of
+from flowfabric.core.indexes import (
+    AGEING_MS_PER_DOUBLING,
+    FOREVER,
+    HEAD_START_MS_MAX,
+    claim_order,
+    index_rows,
+    scope_of,
+)
 from flowfabric.core.records import Blocker, Dedup, JournalRecord, Payload, Reservation, StreamMeta
 from flowfabric.core.vocabulary import BlockerKind
 from tests.core import requests
@@ -17,15 +25,41 @@ priorities = st.integers(0, PRIORITY_MAX)
 instants = st.integers(0, 2**41)
 
 
-@given(one=st.tuples(priorities, instants), other=st.tuples(priorities, instants))
-def test_claims_go_by_priority_and_then_by_age(one, other):
-    urgent_first = sorted([one, other], key=lambda pair: (-pair[0], pair[1]))
-    assert sorted([one, other], key=lambda pair: claim_order(*pair)) == urgent_first
+@given(since=instants, one=priorities, other=priorities)
+def test_of_what_waits_equally_long_the_higher_priority_goes_first(since, one, other):
+    assert (one > other) == (claim_order(one, since) < claim_order(other, since))
 
 
-@given(priority=priorities, created_at=instants)
-def test_the_place_in_the_queue_fits_a_signed_64_bit_integer(priority, created_at):
-    assert 0 <= claim_order(priority, created_at) < 2**63
+@given(priority=priorities, one=instants, other=instants)
+def test_of_equal_priorities_what_waits_longer_goes_first(priority, one, other):
+    assert (one < other) == (claim_order(priority, one) < claim_order(priority, other))
+
+
+@given(low=priorities, high=priorities, since=instants, begun=st.booleans())
+def test_nothing_waits_longer_than_the_greatest_head_start_for_what_came_later(low, high, since, begun):
+    later = since + HEAD_START_MS_MAX + 1
+    assert claim_order(low, since) < claim_order(high, later, begun=begun)
+
+
+@pytest.mark.parametrize("priority", [0, 1, 3, 7, 1023])
+def test_a_doubling_of_priority_is_worth_the_documented_waiting(priority):
+    earlier, later = 0, AGEING_MS_PER_DOUBLING
+    assert claim_order(2 * priority + 1, later) == claim_order(priority, earlier)
+
+
+@given(priority=priorities, since=instants, begun=st.booleans())
+def test_the_place_in_the_queue_is_a_number_that_every_store_keeps_exactly(priority, since, begun):
+    assert 0 <= claim_order(priority, since, begun=begun) <= SAFE_INTEGER_MAX
+
+
+def test_work_that_resumes_goes_before_fresh_work_of_its_priority(book):
+    resumed, fence = book.start()
+    book.run(requests.delay(resumed, fence, book.now + 5))
+    fresh = book.create()
+    book.advance(5)
+    book.run(requests.promote(resumed))
+    [first, second] = sorted(row for row in book.rows() if row[0] == "eligible")
+    assert (first[3], second[3]) == (resumed, fresh)
 
 
 class TestExecution:

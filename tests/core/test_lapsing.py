@@ -14,6 +14,7 @@ from flowfabric.contracts.policy import ExecutionPolicy, TimeoutPolicy
 from flowfabric.contracts.states import AttemptLifecycle
 from flowfabric.core.commands import EndReclaimGraceArgs, ExpireLeaseArgs
 from flowfabric.core.events import Family
+from flowfabric.core.indexes import AGEING_MS_PER_DOUBLING
 from flowfabric.core.state import blocking_detail
 from tests.core import requests
 from tests.core.fences import refused_fences
@@ -81,14 +82,15 @@ class TestExpire:
         assert book.execution(execution_id).lease.ended_at == book.now
         assert book.names(Family.LEASE) == ["acquired", "expired"]
 
-    def test_it_is_claimable_by_lane_and_priority_and_stays_active(self, book):
+    def test_it_is_claimable_before_what_was_not_begun_and_stays_active(self, book):
         execution_id, _ = book.start()
-        [waiting] = [row for row in book.rows(book.create()) if row[0] == "eligible"]
         book.advance(TTL_MS)
+        [waiting] = [row for row in book.rows(book.create()) if row[0] == "eligible"]
         book.run(requests.mark_expired(execution_id))
         assert book.indexes(execution_id) == {"created", "active", "lapsed", "eligible"}
         [lapsed] = [row for row in book.rows(execution_id) if row[0] == "eligible"]
-        assert lapsed[1:3] == waiting[1:3]
+        assert lapsed[1] == waiting[1]
+        assert lapsed[2] == waiting[2] - AGEING_MS_PER_DOUBLING
 
     def test_the_attempts_stream_is_closed_and_its_time_stops(self, book):
         execution_id, _ = book.start(policy=TIMEOUT)

@@ -115,6 +115,18 @@ class TestClaim:
         execution = book.execution(execution_id)
         assert (execution.policy.max_replay_count, execution.attempt.policy_json) == (3, text)
 
+    def test_a_cap_that_comes_late_is_not_below_what_was_used_before(self, book):
+        execution_id = book.create()
+        for _ in range(2):
+            book.run(requests.cancel(execution_id))
+            book.run(requests.replay(execution_id))
+        book.run(requests.grant(execution_id))
+        book.run(requests.claim(execution_id, attempt_policy_json='{"max_replay_count": 1}'))
+        assert book.execution(execution_id).policy.max_replay_count == 2
+        book.run(requests.cancel(execution_id, source="flow_cascade"))
+        with book.refuses(errors.MaxReplaysExhausted):
+            book.run(requests.replay(execution_id))
+
     def test_a_policy_that_cannot_be_honoured_is_refused(self, book):
         execution_id = granted(book)
         with book.refuses(errors.InvalidPolicyJson):

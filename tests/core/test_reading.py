@@ -7,12 +7,16 @@ from flowfabric.contracts.reads import (
     AttemptSummary,
     DescribeExecutionArgs,
     ExecutionContext,
+    GetExecutionNamespaceArgs,
     GetExecutionResultArgs,
     LeaseSummary,
+    ReadCurrentAttemptIndexArgs,
     ReadExecutionContextArgs,
     ReadExecutionInfoArgs,
     ReadExecutionStateArgs,
     ReadStateVectorArgs,
+    ReadTotalAttemptCountArgs,
+    ResolveExecutionFlowIdArgs,
 )
 from flowfabric.contracts.runs import ReadRunArgs
 from flowfabric.contracts.states import PublicState
@@ -25,8 +29,15 @@ OPTIONAL = (
     ReadExecutionStateArgs,
     ReadStateVectorArgs,
     GetExecutionResultArgs,
+    GetExecutionNamespaceArgs,
+    ResolveExecutionFlowIdArgs,
 )
-REQUIRED = (ReadExecutionContextArgs, ReadRunArgs)
+REQUIRED = (
+    ReadExecutionContextArgs,
+    ReadRunArgs,
+    ReadCurrentAttemptIndexArgs,
+    ReadTotalAttemptCountArgs,
+)
 
 
 @pytest.mark.parametrize("command", OPTIONAL)

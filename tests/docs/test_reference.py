@@ -4,6 +4,8 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from docs import build
 from flowfabric import FlowFabric, errors
 from flowfabric.contracts.states import PublicState
+from flowfabric.engine.layers import operation_name
+from flowfabric.engine.scanners.duties import DUTIES
 from tests.project.tree import ROOT
 from tests.worker.stage import until_state, working
 
@@ -57,9 +61,34 @@ def test_a_stale_page_is_reported_and_left_alone(
 
 @pytest.mark.slow
 def test_every_operation_has_a_row_without_an_empty_cell() -> None:
-    found = rows(build.render_operations())
+    found = rows(build.render_operations().partition("## Other names")[0])
     assert [row[1] for row in found] == [f"`{command.__name__}`" for command in build.public_commands()]
     assert [row for row in found if not all(cell.strip("`") for cell in row)] == []
+
+
+def test_every_name_of_an_operation_is_answered_to() -> None:
+    names = build.operation_names()
+    operations = {operation_name(command) for command in build.public_commands()}
+    answered = operations | names["aliases"].keys() | names["duties"].keys() | names["functions"].keys()
+    assert set(names["names"]) - answered == set(names["missing"])
+    assert len(set(names["names"])) == len(names["names"])
+
+
+def test_what_answers_to_another_name_is_there() -> None:
+    names = build.operation_names()
+    assert set(names["aliases"].values()) <= {operation_name(one) for one in build.public_commands()}
+    assert set(names["duties"].values()) <= {duty.name for duty in DUTIES}
+    for place in names["functions"].values():
+        module, _, path = place.partition(":")
+        assert callable(attrgetter(path)(import_module(module)))
+
+
+def test_a_name_is_no_alias_of_something_else_once_it_is_an_operation() -> None:
+    names = build.operation_names()
+    operations = {operation_name(command) for command in build.public_commands()}
+    others = {*names["aliases"], *names["duties"], *names["functions"]}
+    assert others <= set(names["names"])
+    assert not others & operations
 
 
 def test_every_error_has_a_row_without_an_empty_cell_unless_it_is_a_family() -> None:

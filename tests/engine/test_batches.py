@@ -6,8 +6,9 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.executions import ChangePriorityArgs, CompleteExecutionArgs
+from flowfabric.contracts.limits import PAYLOAD_BYTES_MAX
 from flowfabric.core.registry import RULES
-from flowfabric.engine.engine import BATCH_MAX
+from flowfabric.engine.engine import BATCH_BYTES_MAX, BATCH_MAX
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, RecordingStore
 
@@ -32,9 +33,18 @@ class SlowStore(RecordingStore):
 
 
 async def test_commands_that_are_sent_together_share_one_commit(bed):
+    await bed.create()
+    bed.store.loads, bed.store.commits = 0, []
     await bed.engine.execute_many([bed.creation() for _ in range(50)])
     assert len(bed.store.commits) == 1
     assert bed.store.loads == 1
+
+
+async def test_large_payloads_are_spread_over_commits(bed):
+    largest = bytes(PAYLOAD_BYTES_MAX)
+    await bed.engine.execute_many([bed.creation(input_payload=largest) for _ in range(20)])
+    held = BATCH_BYTES_MAX // PAYLOAD_BYTES_MAX
+    assert [len(commit.changes) // 2 for commit in bed.store.commits] == [held, held, 20 - 2 * held]
 
 
 async def test_commands_that_come_while_a_commit_is_under_way_share_the_next():

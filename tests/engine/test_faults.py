@@ -5,10 +5,15 @@ import asyncio
 import pytest
 
 from flowfabric import errors
-from flowfabric.contracts.executions import ChangePriorityArgs, SetExecutionTagArgs
+from flowfabric.contracts.executions import (
+    ChangePriorityArgs,
+    ReplayExecutionArgs,
+    SetExecutionTagArgs,
+)
 from flowfabric.contracts.journal import RecordStepArgs
-from flowfabric.core.records import Execution, key_for
+from flowfabric.core.records import Execution, StreamMeta, key_for
 from flowfabric.core.registry import RULES
+from flowfabric.engine.commits import EARLIER_REQUESTS_MAX
 from flowfabric.engine.engine import CONFLICTS_MAX
 from flowfabric.stores.base import Conflict
 from flowfabric.stores.memory import MemoryStore
@@ -118,7 +123,8 @@ async def test_two_engines_over_one_store_both_make_their_change():
         await asyncio.gather(
             *(
                 bed.execute(
-                    SetExecutionTagArgs(execution_id=execution_id, key=f"{name}.n{number}", value="x")
+                    SetExecutionTagArgs(execution_id=execution_id, key=f"{name}.n{number}", value="x"),
+                    request_id=f"{name}-{number}",
                 )
                 for number in range(5)
                 for name, bed in (("ours", ours), ("theirs", theirs))
@@ -218,3 +224,36 @@ def test_which_errors_may_be_sent_again_is_fixed():
     assert {"contention", "store_unreachable", "store_timeout", "rate_limit_exceeded"} <= retryable
     assert retryable.isdisjoint({"invalid_input", "not_found", "conflict", "stale_lease", "store_corrupt"})
     assert all(code == code.lower() and " " not in code for code in errors.all_codes())
+
+
+async def test_a_request_is_remembered_although_others_came_after_it(bed):
+    claim = await bed.start()
+    first = await bed.execute(frame(claim), request_id="first")
+    for number in range(EARLIER_REQUESTS_MAX):
+        await bed.execute(frame(claim), request_id=f"other-{number}")
+    assert await bed.unchanging(frame(claim), request_id="first") == first
+
+
+async def test_a_record_remembers_a_bounded_number_of_requests(bed):
+    claim = await bed.start()
+    for number in range(3 * EARLIER_REQUESTS_MAX):
+        await bed.execute(frame(claim), request_id=f"frame-{number}")
+    stream = await bed.get(StreamMeta, f"{claim.execution_id}/0")
+    assert len(stream.earlier_requests) == EARLIER_REQUESTS_MAX
+
+
+async def test_the_answers_of_claims_and_completions_are_not_kept_beside_later_ones(bed):
+    """The work that a claim hands out is large."""
+    claim = await bed.start()
+    await bed.renew(claim)
+    await bed.complete(claim)
+    assert (await bed.execution(claim.execution_id)).earlier_requests == ()
+
+
+async def test_a_replay_that_is_asked_for_again_after_the_run_has_ended_is_made_once(bed):
+    claim = await bed.start()
+    await bed.complete(claim)
+    replay = ReplayExecutionArgs(execution_id=claim.execution_id)
+    await bed.execute(replay, request_id="replay")
+    await bed.complete(await bed.claim(claim.execution_id))
+    await bed.unchanging(replay, request_id="replay")

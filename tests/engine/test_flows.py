@@ -7,17 +7,21 @@ import pytest
 from flowfabric import errors
 from flowfabric.contracts.flows import (
     AckCancelMemberArgs,
+    AddExecutionToFlowArgs,
     DescribeFlowArgs,
     FlowCancelled,
     ListEdgesArgs,
+    ListFlowsArgs,
     OnSatisfied,
     OutgoingEdges,
     PartiallyCancelled,
     QuorumOfEdges,
 )
+from flowfabric.contracts.ids import flow_partition
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.records import Edge, Execution, FlowNode, Link, encode_record, flow_identity, key_for
-from flowfabric.core.rules.joins import EDGES_PER_DELIVERY
+from flowfabric.core.rules.delivering import PER_DELIVERY
+from flowfabric.core.rules.flows import MEMBERS_SHOWN_MAX
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.testing import Bed, ManualClock
@@ -44,6 +48,13 @@ async def test_a_broken_member_does_not_keep_the_others_from_being_cancelled(bed
     assert isinstance(await bed.execute(control.cancelling(wait=True)), FlowCancelled)
 
 
+async def test_a_broken_member_does_not_stop_the_duty_that_cancels(bed):
+    flow = await graph(bed, "ab")
+    bed.store._records[key_for(Execution, flow.ids["a"])] = (999, b"\xc1junk")
+    await bed.execute(flow.cancelling())
+    assert await bed.state(flow.ids["b"]) is PublicState.CANCELLED
+
+
 @pytest.mark.scenario("FLOW-026")
 @pytest.mark.parametrize("damage", ["gone", "other ends", "unknown"])
 async def test_a_corrupt_graph_is_never_passed_over(bed, damage):
@@ -64,13 +75,47 @@ async def test_a_corrupt_graph_is_never_passed_over(bed, damage):
 
 
 async def test_more_edges_than_one_commit_sees_to_are_resolved_in_pieces(bed):
-    names = "".join(chr(0x4E00 + number) for number in range(EDGES_PER_DELIVERY + 5))
+    names = "".join(chr(0x4E00 + number) for number in range(PER_DELIVERY + 5))
     flow = await graph(bed, f"a{names}")
     await flow.connect(" ".join(f"a{name}" for name in names))
     await flow.run("a")
     states = list((await flow.states()).values())
     assert states.count(PublicState.WAITING) == len(names)
     await bed.check()
+
+
+@pytest.mark.slow
+async def test_a_flow_of_many_members_is_cancelled_in_bounded_commits(bed):
+    flow = await graph(bed)
+    ids = [bed.new_execution_id() for _ in range(MEMBERS_SHOWN_MAX + 50)]
+    for start in range(0, len(ids), 210):
+        part = ids[start : start + 210]
+        await bed.engine.execute_many([bed.creation(execution_id=found) for found in part])
+        adding = [AddExecutionToFlowArgs(flow_id=flow.flow_id, execution_id=found) for found in part]
+        await bed.engine.execute_many(adding)
+    commits = []
+    commit = bed.engine.store.commit
+
+    async def noting(change):
+        commits.append(len(change.changes))
+        await commit(change)
+
+    bed.engine.store.commit = noting
+    answer = await bed.execute(flow.cancelling())
+    assert answer.member_count == len(ids)
+    assert answer.member_execution_ids == tuple(ids[:MEMBERS_SHOWN_MAX])
+    assert commits[0] == 2
+    await bed.settle()
+    assert {await bed.state(found) for found in ids} == {PublicState.CANCELLED}
+
+
+async def test_listing_the_flows_of_a_partition_reads_those_alone(bed):
+    flow = await graph(bed)
+    walked: list[str] = []
+    bed.engine.store.list_keys = walked.append
+    page = await bed.execute(ListFlowsArgs(partition=flow_partition(flow.flow_id)))
+    assert [found.flow_id for found in page.flows] == [flow.flow_id]
+    assert walked == []
 
 
 async def test_an_acknowledgement_takes_an_ended_member_off_the_list(bed):

@@ -2,8 +2,10 @@
 
 import asyncio
 
+from flowfabric import errors
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.notifier import Notifier, claimable_topic, due_topic, execution_topic
+from flowfabric.stores.base import Durability
 from flowfabric.stores.memory import MemoryStore
 
 
@@ -46,6 +48,39 @@ async def test_the_watch_goes_on_after_an_unexpected_fault(monkeypatch) -> None:
         with engine.notifier.subscribe(execution_topic("x")) as changes:
             store.changed.set()
             assert await changes.wait(5_000)
+
+
+async def test_what_commits_survive_is_asked_for_again(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("flowfabric.engine.engine.ATTEST_S", 0.001)
+    store = WeakenedStore()
+    async with Engine(store) as engine:
+        assert engine.durability == STRONG
+        async with asyncio.timeout(5):
+            while engine.durability == STRONG:
+                await asyncio.sleep(0.001)
+        assert engine.durability == WEAK
+    assert "survive level D0 now, and D2 before" in caplog.text
+
+
+STRONG = Durability(level="D2", store="memory", settings={})
+WEAK = Durability(level="D0", store="memory", settings={"synchronous_commit": "off"})
+
+
+class WeakenedStore(MemoryStore):
+    """A store whose owner lets commits survive less once it is open, and that is hard to reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[Durability | Exception] = [errors.StoreUnreachable("away"), ZeroDivisionError()]
+
+    async def open(self) -> Durability:
+        return STRONG
+
+    async def attest(self) -> Durability:
+        answer = self.answers.pop(0) if self.answers else WEAK
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def test_a_change_by_another_process_leaves_the_duties_alone() -> None:

@@ -205,6 +205,16 @@ class TestSummaries:
             for one in everywhere:
                 assert await bed.state(one) is state
 
+    async def test_a_rare_lane_is_looked_for_in_bounded_steps(self, bed, monkeypatch):
+        monkeypatch.setattr(listing, "PLACES_PER_CALL", 10)
+        wanted = await create_later(bed, 1, lane_id="few")
+        await create_later(bed, 25, lane_id="many")
+        wanted = [*await create_later(bed, 1, lane_id="few"), *wanted]
+        pages = await summaries(bed, lane_id="few", limit=2)
+        assert [one for page in pages for one in page] == wanted
+        assert len(pages) > 1
+        assert pages[0] == wanted[:1]
+
     async def test_small_pages_have_the_same_in_the_same_order(self, bed):
         expected = await self.one_of_each(bed)
         for state in expected:

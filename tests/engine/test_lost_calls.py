@@ -1,20 +1,71 @@
-"""Every call of a scenario fails once, before or after it took effect; asking again makes it right."""
+"""Every call of every scenario fails once, before or after it took effect.
+
+A read that fails never reaches the store, so reads are failed on the memory store only.
+"""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from flowfabric import errors
+from flowfabric.contracts.conditions import Single
+from flowfabric.contracts.cursors import StreamCursor
 from flowfabric.contracts.executions import (
+    CancelExecutionArgs,
+    ChangePriorityArgs,
     CompleteExecutionArgs,
+    DelayExecutionArgs,
     FailExecutionArgs,
-    PromoteDelayedArgs,
+    MoveToWaitingChildrenArgs,
     ReplayExecutionArgs,
+    SetExecutionTagArgs,
+    SetExecutionTagsArgs,
+    UpdateProgressArgs,
 )
-from flowfabric.contracts.keyring import SeedWaitpointHmacSecretArgs
+from flowfabric.contracts.flows import (
+    AddEdgesArgs,
+    AddExecutionToFlowArgs,
+    AnyOfEdges,
+    ApplyDependencyToChildArgs,
+    CancelFlowArgs,
+    CreateFlowArgs,
+    FlowCancellationPolicy,
+    GroupPolicy,
+    NewEdge,
+    SetEdgeGroupPolicyArgs,
+    SetFlowTagArgs,
+    StageDependencyEdgeArgs,
+    SubmitFlowArgs,
+)
+from flowfabric.contracts.journal import ReadJournalArgs, RecordSleepArgs, RecordStepArgs
+from flowfabric.contracts.keyring import RotateWaitpointHmacSecretArgs, SeedWaitpointHmacSecretArgs
+from flowfabric.contracts.leases import (
+    ClaimExecutionArgs,
+    ClaimResumedExecutionArgs,
+    IssueClaimGrantArgs,
+    IssueGrantAndClaimArgs,
+    IssueReclaimGrantArgs,
+    ReclaimExecutionArgs,
+    RenewLeaseArgs,
+    RevokeLeaseArgs,
+)
+from flowfabric.contracts.policy import ExecutionPolicy, TimeoutBehavior, TimeoutPolicy
+from flowfabric.contracts.signals import DeliverApprovalSignalArgs
+from flowfabric.contracts.streams import AppendFrameArgs, BestEffortMode, SummaryMode, TailFramesArgs
+from flowfabric.contracts.suspensions import (
+    CloseWaitpointArgs,
+    CreatePendingWaitpointArgs,
+    ResumeExecutionArgs,
+    ResumeTrigger,
+    UsePendingWaitpoint,
+)
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
-from flowfabric.testing import Bed, FaultyStore, differences
-from flowfabric.testing.conformance.scenarios import frame
+from flowfabric.testing.bed import INSTANCE, LANE, NAMESPACE, TTL_MS, WORKER
+from flowfabric.testing.clock import ClockedStore
 from flowfabric.testing.conformance.situations import (
+    KEY,
     KID,
     POLICY,
     RETRY_DELAY_MS,
@@ -23,87 +74,485 @@ from flowfabric.testing.conformance.situations import (
     signal,
     suspension,
 )
+from flowfabric.testing.faults import disturbed
+from tests.postgres import server
 
-COMMITS = 13
-"""How many commits the scenario makes."""
-
-
-class Client:
-    """Asks again, with the same request id, until it has an answer."""
-
-    def __init__(self, bed):
-        self.bed = bed
-        self.number = 0
-
-    async def ask(self, command):
-        self.number += 1
-        for _ in range(3):
-            try:
-                return await self.bed.execute(command, request_id=f"ask-{self.number}")
-            except errors.StoreUnreachable:
-                continue
-        raise AssertionError("the store came back, and the answer did not")
+DELAY_MS = 5_000
+places = itertools.count()
 
 
-async def live(bed):
-    """A life with most of what a life can have. Returns what the store holds afterwards."""
-    client = Client(bed)
-    await client.ask(SeedWaitpointHmacSecretArgs(kid=KID, secret_hex=SECRET_HEX))
-    creation = bed.creation(idempotency_key="once", policy=POLICY)
-    await client.ask(creation)
-    execution_id = creation.execution_id
-    claim = (await client.ask(bed.claiming(execution_id))).work
-    await client.ask(frame(claim))
-    place = Place(execution_id=execution_id, claim=claim)
-    details = (await client.ask(suspension(bed, place))).details
-    place.waitpoint_id, place.token = details.waitpoint_id, details.waitpoint_token
-    await client.ask(signal(bed, place))
-    claim = (await client.ask(bed.claiming(execution_id))).work
-    fields = {"execution_id": execution_id, "attempt_index": claim.attempt_index}
-    await client.ask(
-        FailExecutionArgs(**fields, fence=claim.fence, failure_reason="it broke", failure_category="error")
+async def created(caller, **fields):
+    """Create an execution. Returns its id."""
+    creation = caller.bed.creation(**fields)
+    return (await caller.ask(creation)).execution_id
+
+
+async def claimed(caller, execution_id):
+    """Claim what may be claimed."""
+    return (await caller.ask(caller.bed.claiming(execution_id))).work
+
+
+async def started(caller, **fields):
+    """Create an execution and claim it."""
+    return await claimed(caller, await created(caller, **fields))
+
+
+def held(claim):
+    """The fields of a command by the holder of a claim."""
+    return {
+        "execution_id": claim.execution_id,
+        "fence": claim.fence,
+        "attempt_index": claim.attempt_index,
+    }
+
+
+def owned(claim):
+    """The fields of a command that names the parts of the fence one by one."""
+    fence = claim.fence
+    return {
+        "execution_id": claim.execution_id,
+        "lease_id": fence.lease_id,
+        "lease_epoch": fence.lease_epoch,
+        "attempt_id": fence.attempt_id,
+    }
+
+
+def written(claim, payload, **fields):
+    """A frame of the holder's."""
+    return AppendFrameArgs(
+        **owned(claim),
+        attempt_index=claim.attempt_index,
+        frame_type="token",
+        payload=payload,
+        **fields,
     )
-    bed.clock.advance(RETRY_DELAY_MS)
-    await client.ask(PromoteDelayedArgs(execution_id=execution_id))
-    claim = (await client.ask(bed.claiming(execution_id))).work
-    await client.ask(CompleteExecutionArgs(execution_id=execution_id, attempt_index=1, fence=claim.fence))
-    await client.ask(ReplayExecutionArgs(execution_id=execution_id))
-    await bed.check()
-    return await bed.dump()
 
 
-class CountingStore(FaultyStore):
-    """Loses the commit with a given number, or its reply."""
-
-    def __init__(self, inner, number, way):
-        super().__init__(inner)
-        self.number = number
-        self.way = way
-        self.commits = 0
-
-    async def commit(self, commit):
-        self.commits += 1
-        if self.commits == self.number:
-            setattr(self, self.way, 1)
-        await super().commit(commit)
+def kept_for_worker(execution_id):
+    return {
+        "execution_id": execution_id,
+        "lane_id": LANE,
+        "worker_id": WORKER,
+        "worker_instance_id": INSTANCE,
+    }
 
 
-@pytest.mark.parametrize("way", ["lost_commits", "lost_replies"])
-@pytest.mark.parametrize("number", range(1, COMMITS + 1))
-@pytest.mark.parametrize(
-    "make_store", [MemoryStore, lambda: SqliteStore(":memory:")], ids=["memory", "sqlite"]
-)
-async def test_a_lost_call_leaves_what_no_lost_call_leaves(make_store, number, way):
-    async with Bed(MemoryStore()) as bed:
-        expected = await live(bed)
-    store = CountingStore(make_store(), number, way)
-    async with Bed(store) as bed:
-        assert not differences(await live(bed), expected)
-    assert store.commits == COMMITS + (way == "lost_commits")
+async def completed(caller, claim):
+    await caller.ask(CompleteExecutionArgs(**held(claim), result_payload=b"result"))
 
 
-async def test_the_scenario_makes_as_many_commits_as_are_lost_in_turn():
-    store = CountingStore(MemoryStore(), 0, "")
-    async with Bed(store) as bed:
-        await live(bed)
-    assert store.commits == COMMITS
+async def failed(caller, claim, category="error"):
+    await caller.ask(FailExecutionArgs(**held(claim), failure_reason="it broke", failure_category=category))
+
+
+async def with_key(caller):
+    await caller.ask(SeedWaitpointHmacSecretArgs(kid=KID, secret_hex=SECRET_HEX))
+
+
+async def suspended(caller, claim, **fields):
+    """Suspend what was claimed. Returns the place with its token."""
+    place = Place(execution_id=claim.execution_id, claim=claim)
+    details = (await caller.ask(suspension(caller.bed, place, **fields))).details
+    place.waitpoint_id, place.token = details.waitpoint_id, details.waitpoint_token
+    return place
+
+
+def edge(caller, upstream, downstream):
+    return NewEdge(
+        edge_id=caller.bed.new_id(),
+        upstream_execution_id=upstream,
+        downstream_execution_id=downstream,
+        data_passing_ref="input",
+    )
+
+
+async def submitted(caller, count, edges, groups=()):
+    """A sealed flow of so many members. Returns its id and theirs."""
+    bed = caller.bed
+    members = [bed.creation() for _ in range(count)]
+    ids = [member.execution_id for member in members]
+    flow = SubmitFlowArgs(
+        flow_id=bed.new_flow_id(),
+        flow_kind="dag",
+        namespace=NAMESPACE,
+        executions=tuple(members),
+        edges=tuple(edge(caller, ids[upstream], ids[downstream]) for upstream, downstream in edges),
+        groups=tuple(
+            GroupPolicy(downstream_execution_id=ids[place], policy=policy) for place, policy in groups
+        ),
+    )
+    await caller.ask(flow)
+    return flow.flow_id, ids
+
+
+# Scenarios
+
+
+async def creating_with_a_key_and_completing(caller):
+    await completed(caller, await started(caller, idempotency_key="once"))
+
+
+async def failing_and_retrying(caller):
+    claim = await started(caller, policy=POLICY)
+    await failed(caller, claim)
+    await caller.pass_time(RETRY_DELAY_MS)
+    await completed(caller, await claimed(caller, claim.execution_id))
+
+
+async def failing_for_good(caller):
+    await failed(caller, await started(caller, policy=POLICY), "permanent")
+
+
+async def waiting_for_a_signal(caller):
+    await with_key(caller)
+    claim = await started(caller)
+    place = await suspended(caller, claim)
+    await caller.ask(signal(caller.bed, place, idempotency_key="sent once"))
+    await completed(caller, await claimed(caller, claim.execution_id))
+
+
+async def waiting_in_vain(caller):
+    await with_key(caller)
+    claim = await started(caller)
+    timeout = TimeoutBehavior.AUTO_RESUME_WITH_TIMEOUT_SIGNAL
+    until = caller.bed.clock.now_ms + DELAY_MS
+    await suspended(caller, claim, timeout_at=until, timeout_behavior=timeout)
+    await caller.pass_time(DELAY_MS)
+    await completed(caller, await claimed(caller, claim.execution_id))
+
+
+async def a_signal_that_comes_early(caller):
+    await with_key(caller)
+    claim = await started(caller)
+    place = Place(execution_id=claim.execution_id, claim=claim)
+    pending = await caller.ask(
+        CreatePendingWaitpointArgs(
+            **owned(claim),
+            attempt_index=0,
+            waitpoint_id=caller.bed.new_id(),
+            waitpoint_key=KEY,
+            expires_in_ms=DELAY_MS,
+        )
+    )
+    place.waitpoint_id, place.token = pending.waitpoint_id, pending.waitpoint_token
+    await caller.ask(signal(caller.bed, place))
+    await caller.ask(
+        suspension(
+            caller.bed,
+            place,
+            waitpoints=(UsePendingWaitpoint(waitpoint_id=place.waitpoint_id),),
+            resume_condition=Single(waitpoint_key=KEY),
+        )
+    )
+    await completed(caller, claim)
+
+
+async def waitpoints_that_nobody_uses(caller):
+    await with_key(caller)
+    claim = await started(caller)
+    for close in (True, False):
+        waitpoint_id = caller.bed.new_id()
+        await caller.ask(
+            CreatePendingWaitpointArgs(
+                **owned(claim),
+                attempt_index=0,
+                waitpoint_id=waitpoint_id,
+                waitpoint_key=KEY,
+                expires_in_ms=DELAY_MS,
+            )
+        )
+        if close:
+            await caller.ask(CloseWaitpointArgs(execution_id=claim.execution_id, waitpoint_id=waitpoint_id))
+    await caller.pass_time(DELAY_MS)
+
+
+async def an_approval_after_a_rotation(caller):
+    await with_key(caller)
+    claim = await started(caller)
+    place = await suspended(caller, claim)
+    await caller.ask(RotateWaitpointHmacSecretArgs(new_kid="k2", new_secret_hex="cd" * 32, grace_ms=DELAY_MS))
+    await caller.ask(
+        DeliverApprovalSignalArgs(
+            execution_id=claim.execution_id,
+            lane_id=LANE,
+            waitpoint_id=place.waitpoint_id,
+            signal_name="approved",
+            idempotency_suffix="1",
+        )
+    )
+
+
+async def an_operator_resumes_and_cancels(caller):
+    await with_key(caller)
+    claim = await started(caller)
+    await suspended(caller, claim)
+    await caller.ask(
+        ResumeExecutionArgs(execution_id=claim.execution_id, trigger_type=ResumeTrigger.OPERATOR)
+    )
+    await suspended(caller, await claimed(caller, claim.execution_id))
+    await caller.ask(CancelExecutionArgs(execution_id=claim.execution_id, reason="unwanted"))
+
+
+async def sleeping(caller):
+    claim = await started(caller, delay_until=caller.bed.clock.now_ms)
+    until = caller.bed.clock.now_ms + DELAY_MS
+    await caller.ask(DelayExecutionArgs(**held(claim), delay_until=until))
+    await caller.pass_time(DELAY_MS)
+    await completed(caller, await claimed(caller, claim.execution_id))
+
+
+async def a_flow_of_three_in_a_row(caller):
+    _, ids = await submitted(caller, 3, [(0, 1), (1, 2)])
+    for execution_id in ids:
+        await completed(caller, await claimed(caller, execution_id))
+
+
+async def a_flow_in_which_one_is_enough(caller):
+    _, ids = await submitted(caller, 3, [(0, 2), (1, 2)], [(2, AnyOfEdges())])
+    await completed(caller, await claimed(caller, ids[1]))
+    await completed(caller, await claimed(caller, ids[2]))
+
+
+async def a_flow_whose_first_member_fails(caller):
+    _, ids = await submitted(caller, 3, [(0, 1), (1, 2)])
+    await failed(caller, await claimed(caller, ids[0]), "permanent")
+
+
+async def a_flow_built_piece_by_piece(caller):
+    bed = caller.bed
+    flow_id = bed.new_flow_id()
+    await caller.ask(CreateFlowArgs(flow_id=flow_id, flow_kind="dag", namespace=NAMESPACE))
+    upstream, downstream = [await created(caller) for _ in range(2)]
+    for member in (upstream, downstream):
+        await caller.ask(AddExecutionToFlowArgs(flow_id=flow_id, execution_id=member))
+    await caller.ask(
+        SetEdgeGroupPolicyArgs(flow_id=flow_id, downstream_execution_id=downstream, policy=AnyOfEdges())
+    )
+    ends = {
+        "flow_id": flow_id,
+        "edge_id": bed.new_id(),
+        "upstream_execution_id": upstream,
+        "downstream_execution_id": downstream,
+    }
+    staged = await caller.ask(StageDependencyEdgeArgs(**ends, expected_graph_revision=2))
+    await caller.ask(ApplyDependencyToChildArgs(**ends, graph_revision=staged.new_graph_revision))
+    await caller.ask(SetFlowTagArgs(flow_id=flow_id, key="owner.name", value="a"))
+    await caller.ask(AddEdgesArgs(flow_id=flow_id, seal=True))
+    await completed(caller, await claimed(caller, upstream))
+
+
+async def a_flow_that_is_cancelled(caller):
+    flow_id, ids = await submitted(caller, 3, [(0, 1)])
+    await claimed(caller, ids[0])
+    await caller.ask(
+        CancelFlowArgs(
+            flow_id=flow_id,
+            reason="unwanted",
+            cancellation_policy=FlowCancellationPolicy.CANCEL_ALL,
+            wait=True,
+        )
+    )
+
+
+async def a_flow_that_is_cancelled_in_the_background(caller):
+    flow_id, ids = await submitted(caller, 3, [(0, 1)])
+    await claimed(caller, ids[0])
+    await caller.ask(
+        CancelFlowArgs(
+            flow_id=flow_id,
+            reason="unwanted",
+            cancellation_policy=FlowCancellationPolicy.CANCEL_PENDING,
+        )
+    )
+
+
+async def a_flow_that_is_replayed(caller):
+    _, ids = await submitted(caller, 2, [(0, 1)])
+    await failed(caller, await claimed(caller, ids[0]), "permanent")
+    for execution_id in ids:
+        await caller.ask(ReplayExecutionArgs(execution_id=execution_id))
+    await completed(caller, await claimed(caller, ids[0]))
+    await completed(caller, await claimed(caller, ids[1]))
+
+
+async def waiting_for_children(caller):
+    bed = caller.bed
+    flow_id = bed.new_flow_id()
+    await caller.ask(CreateFlowArgs(flow_id=flow_id, flow_kind="dag", namespace=NAMESPACE))
+    parent = await started(caller)
+    child = await created(caller)
+    for member in (parent.execution_id, child):
+        await caller.ask(AddExecutionToFlowArgs(flow_id=flow_id, execution_id=member))
+    await caller.ask(AddEdgesArgs(flow_id=flow_id, edges=(edge(caller, child, parent.execution_id),)))
+    await caller.ask(MoveToWaitingChildrenArgs(**held(parent)))
+    await completed(caller, await claimed(caller, child))
+    await completed(caller, await claimed(caller, parent.execution_id))
+
+
+async def replaying(caller):
+    claim = await started(caller)
+    await completed(caller, claim)
+    await caller.ask(ReplayExecutionArgs(execution_id=claim.execution_id))
+    await completed(caller, await claimed(caller, claim.execution_id))
+
+
+async def losing_a_lease(caller):
+    claim = await started(caller)
+    await caller.ask(RenewLeaseArgs(**held(claim), lease_ttl_ms=2 * TTL_MS))
+    await caller.pass_time(2 * TTL_MS)
+    await completed(caller, await claimed(caller, claim.execution_id))
+
+
+async def revoking_and_reclaiming(caller):
+    claim = await started(caller)
+    await caller.ask(RevokeLeaseArgs(execution_id=claim.execution_id, reason="moved"))
+    place = kept_for_worker(claim.execution_id)
+    await caller.ask(IssueReclaimGrantArgs(**place, grant_ttl_ms=TTL_MS))
+    await caller.ask(
+        ReclaimExecutionArgs(
+            **place, lease_id=caller.bed.new_id(), attempt_id=caller.bed.new_id(), lease_ttl_ms=TTL_MS
+        )
+    )
+
+
+async def claiming_with_grants(caller):
+    execution_id = await created(caller)
+    place = kept_for_worker(execution_id)
+    await caller.ask(IssueClaimGrantArgs(**place, grant_ttl_ms=TTL_MS))
+    await caller.ask(
+        ClaimExecutionArgs(
+            **place,
+            lease_id=caller.bed.new_id(),
+            attempt_id=caller.bed.new_id(),
+            lease_ttl_ms=TTL_MS,
+            expected_attempt_index=0,
+        )
+    )
+
+
+async def claiming_at_once(caller):
+    execution_id = await created(caller)
+    await caller.ask(
+        IssueGrantAndClaimArgs(
+            **kept_for_worker(execution_id),
+            lease_id=caller.bed.new_id(),
+            attempt_id=caller.bed.new_id(),
+            lease_ttl_ms=TTL_MS,
+        )
+    )
+
+
+async def claiming_again_with_a_grant(caller):
+    claim = await started(caller)
+    await caller.ask(DelayExecutionArgs(**held(claim), delay_until=caller.bed.clock.now_ms))
+    place = kept_for_worker(claim.execution_id)
+    await caller.ask(IssueClaimGrantArgs(**place, grant_ttl_ms=TTL_MS))
+    await caller.ask(
+        ClaimResumedExecutionArgs(
+            **place, lease_id=caller.bed.new_id(), lease_ttl_ms=TTL_MS, current_attempt_index=0
+        )
+    )
+
+
+async def running_out_of_time(caller):
+    policy = ExecutionPolicy(
+        timeout_policy=TimeoutPolicy(attempt_timeout_ms=DELAY_MS, execution_deadline_ms=2 * DELAY_MS)
+    )
+    await started(caller, policy=policy)
+    await created(caller, policy=policy)
+    await caller.pass_time(3 * DELAY_MS)
+
+
+async def writing_frames(caller):
+    claim = await started(caller)
+    await caller.ask(written(claim, b"first"))
+    await caller.ask(written(claim, b"last", retention_maxlen=1))
+    await caller.ask(written(claim, b'{"a":1}', mode=SummaryMode()))
+    await caller.ask(written(claim, b"live", mode=BestEffortMode(ttl_ms=1_000)))
+    await caller.pass_time(DELAY_MS)
+    await caller.ask(
+        TailFramesArgs(execution_id=claim.execution_id, attempt_index=0, after=StreamCursor("0-0"))
+    )
+    await completed(caller, claim)
+
+
+async def writing_frames_side_by_side(caller):
+    claim = await started(caller)
+    await caller.ask_at_once([written(claim, b"%d" % number) for number in range(5)])
+    await caller.ask_at_once([written(claim, b'{"a":%d}' % n, mode=SummaryMode()) for n in range(3)])
+
+
+async def recording_steps(caller):
+    claim = await started(caller, policy=POLICY)
+    for ordinal in range(2):
+        await caller.ask(RecordStepArgs(**held(claim), name="step", ordinal=ordinal, value=b"1"))
+    wake_at = caller.bed.clock.now_ms + DELAY_MS
+    await caller.ask(RecordSleepArgs(**held(claim), name="sleep", ordinal=0, wake_at=wake_at))
+    await caller.ask(ReadJournalArgs(execution_id=claim.execution_id))
+    await failed(caller, claim)
+
+
+async def labelling_side_by_side(caller):
+    claim = await started(caller)
+    execution_id = claim.execution_id
+    waiting = await created(caller)
+    await caller.ask_at_once(
+        [
+            SetExecutionTagArgs(execution_id=execution_id, key="owner.name", value="first"),
+            SetExecutionTagsArgs(execution_id=execution_id, tags={"owner.name": "second"}),
+            ChangePriorityArgs(execution_id=waiting, new_priority=1),
+            ChangePriorityArgs(execution_id=waiting, new_priority=2),
+        ]
+    )
+    await caller.ask(UpdateProgressArgs(**owned(claim), progress_pct=50, progress_message="half"))
+
+
+SCENARIOS = [
+    creating_with_a_key_and_completing,
+    failing_and_retrying,
+    failing_for_good,
+    waiting_for_a_signal,
+    waiting_in_vain,
+    a_signal_that_comes_early,
+    waitpoints_that_nobody_uses,
+    an_approval_after_a_rotation,
+    an_operator_resumes_and_cancels,
+    sleeping,
+    a_flow_of_three_in_a_row,
+    a_flow_in_which_one_is_enough,
+    a_flow_whose_first_member_fails,
+    a_flow_built_piece_by_piece,
+    a_flow_that_is_cancelled,
+    a_flow_that_is_cancelled_in_the_background,
+    a_flow_that_is_replayed,
+    waiting_for_children,
+    replaying,
+    losing_a_lease,
+    revoking_and_reclaiming,
+    claiming_with_grants,
+    claiming_at_once,
+    claiming_again_with_a_grant,
+    running_out_of_time,
+    writing_frames,
+    writing_frames_side_by_side,
+    recording_steps,
+    labelling_side_by_side,
+]
+
+STORES: dict[str, Callable[[Path], ClockedStore]] = {
+    "memory": lambda path: MemoryStore(),
+    "sqlite": lambda path: SqliteStore(":memory:"),
+    "postgres": lambda path: server().store(path / str(next(places)), listen=False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("store", STORES)
+async def test_a_lost_call_leaves_what_no_lost_call_leaves(tmp_path, store, scenario):
+    found = {}
+    reads_too = store == "memory"
+    async for fault in disturbed(lambda: STORES[store](tmp_path), scenario, commits_only=not reads_too):
+        if fault.differences:
+            found[f"{fault.call} {fault.number} {fault.way}"] = fault.differences
+    assert not found

@@ -53,6 +53,20 @@ async def test_work_behind_many_granted_executions_is_found(bed):
     assert found.grant.execution_id == behind[1]
 
 
+async def test_work_behind_more_granted_executions_than_one_search_looks_at_is_found_next(bed, monkeypatch):
+    monkeypatch.setattr(scheduler, "PAGES_MAX", 2)
+    monkeypatch.setattr(scheduler, "PAGE_ROWS", 2)
+    for _ in range(6):
+        await grant_to_another(bed, await bed.create())
+    behind = [await bed.create() for _ in range(2)]
+    assert [await claim_batch(bed, 1) for _ in range(3)] == [[], [], behind[:1]]
+    args = ClaimForWorkerArgs(**WORKER_FIELDS, lane_id=LANE, grant_ttl_ms=1_000)
+    assert await bed.execute(args) == NoWork()
+    found = await bed.execute(args)
+    assert isinstance(found, WorkGranted)
+    assert found.grant.execution_id == behind[1]
+
+
 async def test_nothing_is_granted_where_nothing_waits_for_this_worker(bed):
     await grant_to_another(bed, await bed.create())
     await bed.create(lane_id="another")
@@ -71,7 +85,7 @@ async def test_no_more_is_claimed_than_was_asked_for(bed):
 
 
 async def test_work_is_found_behind_more_scopes_than_one_page_has(bed, monkeypatch):
-    monkeypatch.setattr(scheduler, "SCOPES_PER_PAGE", 2)
+    monkeypatch.setattr(scheduler, "SCOPES_PER_READ", 2)
     for number in range(5):
         needs = RoutingRequirements(required_capabilities=(f"can-{number}",))
         await bed.create(policy=ExecutionPolicy(routing_requirements=needs))

@@ -15,14 +15,15 @@ from pathlib import Path
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.testing.model import Coverage, Failed, kinds_without_generator, run_model
 from flowfabric.testing.model.run import MakeStore
-from tests.postgres import server
+from tests import postgres, valkey
 
 STEPS = 50_000
 PROGRESS_STEPS = 5_000
 
 STORES: dict[str, MakeStore] = {
     "sqlite": lambda path: SqliteStore(str(path / "work.db"), synchronous="NORMAL"),
-    "postgres": lambda path: server().store(path, listen=False),
+    "postgres": lambda path: postgres.server().store(path, listen=False),
+    "valkey": lambda path: valkey.server().store(path),
 }
 
 

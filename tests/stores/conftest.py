@@ -1,6 +1,6 @@
 """Stores, each empty and open."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.stores.sqlite.driver import ApswDriver, Driver, StandardDriver
-from tests.postgres import server
+from tests import postgres, valkey
 
 DRIVERS: dict[str, type[ApswDriver] | type[StandardDriver]] = {"apsw": ApswDriver, "sqlite3": StandardDriver}
 
@@ -20,8 +20,9 @@ MAKERS: dict[str, Callable[[str], Any]] = {
     "sqlite in memory": lambda path: SqliteStore(":memory:"),
     "sqlite": SqliteStore,
     "sqlite over sqlite3": lambda path: SqliteStore(path, driver=StandardDriver()),
-    "postgres": lambda path: server().store(path),
-    "postgres behind a pooler": lambda path: server().store(path, pooler=True),
+    "postgres": lambda path: postgres.server().store(path),
+    "postgres behind a pooler": lambda path: postgres.server().store(path, pooler=True),
+    "valkey": lambda path: valkey.server().store(path),
 }
 
 
@@ -32,6 +33,14 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await made.open()
     yield made
     await made.close()
+
+
+@pytest.fixture
+def spare() -> Iterator[valkey.Server]:
+    """A Valkey server of the test's own, to be configured, flushed and killed."""
+    made = valkey.Server()
+    yield made
+    made.remove()
 
 
 @pytest.fixture(params=list(DRIVERS))

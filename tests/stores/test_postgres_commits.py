@@ -224,7 +224,7 @@ class TestConnections:
         assert len(store._connections._idle) == 2
 
     async def test_waiting_for_a_connection_ends(self, open_store: OpenStore) -> None:
-        store = await open_store(connections_max=1, listen=False, timeout_ms=100)
+        store = await open_store(connections_max=1, listen=False, timeout_ms=500)
         async with store._connections.use():
             with pytest.raises(errors.StoreTimeout):
                 await store.now()

@@ -82,7 +82,7 @@ class TestRefusals:
         ("setting", "error", "words"),
         [
             ("default_transaction_isolation = 'serializable'", errors.StoreUnusable, "read committed"),
-            ("default_transaction_read_only = on", errors.StoreUnreachable, "Connect to the primary"),
+            ("default_transaction_read_only = on", errors.StoreUnreachable, "read only by default"),
         ],
     )
     async def test_a_database_with_other_defaults(
@@ -258,6 +258,7 @@ class TestWhatFaultsMean:
             (asyncpg.CannotConnectNowError("starting"), errors.StoreUnreachable),
             (asyncpg.TooManyConnectionsError("full"), errors.StoreUnreachable),
             (asyncpg.ReadOnlySQLTransactionError("standby"), errors.StoreUnreachable),
+            (asyncpg.TargetServerAttributeNotMatched("none"), errors.StoreUnreachable),
             (asyncpg.ConnectionDoesNotExistError("gone"), errors.StoreUnreachable),
             (asyncpg.InterfaceError("closed"), errors.StoreUnreachable),
             (ConnectionResetError("gone"), errors.StoreUnreachable),

@@ -33,7 +33,7 @@ def test_memory_names_a_store_in_this_process():
         ("", "must look like sqlite:///work.db"),
         ("work.db", "must look like sqlite:///work.db"),
         ("sqlite:work.db", "must look like sqlite:///work.db"),
-        ("mysql://host/db", "the scheme must be sqlite, postgresql or memory"),
+        ("mysql://host/db", "the scheme must be sqlite, postgresql, valkey or memory"),
         ("sqlite://", "name a file, as in sqlite:///work.db"),
         ("sqlite:///", "name a file, as in sqlite:///work.db"),
         ("sqlite://work.db", "name a file, as in sqlite:///work.db"),

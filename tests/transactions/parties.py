@@ -14,7 +14,7 @@ import apsw
 import asyncpg
 import psycopg
 
-from flowfabric import FlowFabric, Run
+from flowfabric import Flow, FlowFabric, FlowRun, Run
 from flowfabric.stores.postgres import migrate as migrate_database
 from flowfabric.stores.sqlite import SqliteStore, migrate
 from flowfabric.stores.sqlite.driver import ApswDriver, StandardDriver
@@ -61,6 +61,10 @@ class Party:
         answer = self.app.within(self.connection).submit_many(handler, values, **options)
         runs: list[Run[Any]] = await finished(answer)
         return runs
+
+    async def submit_flow(self, flow: Flow, **options: Any) -> FlowRun:
+        run: FlowRun = await finished(self.app.within(self.connection).submit_flow(flow, **options))
+        return run
 
     async def signal(self, run: Run[Any] | str, name: str, payload: Any = None, **options: Any) -> Any:
         return await finished(self.app.within(self.connection).signal(run, name, payload, **options))

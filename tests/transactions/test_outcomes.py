@@ -5,15 +5,25 @@ from typing import Any
 
 import pytest
 
+import flowfabric.run as run_module
 from flowfabric import FlowFabric, Run, errors
 from flowfabric.codec import Unencodable
 from flowfabric.contracts.states import PublicState
+from flowfabric.engine import engine
+from flowfabric.worker import worker
 from tests.transactions.conftest import with_handlers
 from tests.transactions.parties import Party, Place
 from tests.worker.stage import until_state, working
 
-PROMPT_S = 0.9
-"""Quicker than the look that everyone who waits takes once in a second."""
+PATIENCE_S = 20.0
+NEVER_MS = 600_000
+
+
+@pytest.fixture
+def only_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody who waits looks by itself in time, so whoever moves was woken."""
+    for module, name in ((engine, "WATCH_MS"), (worker, "SAFETY_POLL_MS"), (run_module, "SAFETY_POLL_MS")):
+        monkeypatch.setattr(module, name, NEVER_MS)
 
 
 async def exists(run: Run[Any]) -> bool:
@@ -58,12 +68,14 @@ async def test_an_app_that_was_never_started_can_submit(place: Place, app: FlowF
         await run.state()
 
 
-async def test_a_waiting_worker_is_woken_by_the_commit(app: FlowFabric, party: Party) -> None:
+async def test_a_waiting_worker_is_woken_by_the_commit(
+    only_woken: None, app: FlowFabric, party: Party
+) -> None:
     async with working(app):
         await party.begin()
         run = await party.submit("double", 7)
         await party.commit()
-        assert await run.result(timeout=PROMPT_S) == 14
+        assert await run.result(timeout=PATIENCE_S) == 14
 
 
 async def test_a_delay_counts_from_the_submission(party: Party) -> None:
@@ -124,7 +136,7 @@ async def test_a_refused_submission_leaves_the_transaction_as_it_was(party: Part
     assert await exists(run)
 
 
-async def test_a_signal_is_delivered_by_the_commit(app: FlowFabric, party: Party) -> None:
+async def test_a_signal_is_delivered_by_the_commit(only_woken: None, app: FlowFabric, party: Party) -> None:
     async with working(app):
         run = await app.submit("approval")
         await until_state(run, PublicState.SUSPENDED)
@@ -132,7 +144,7 @@ async def test_a_signal_is_delivered_by_the_commit(app: FlowFabric, party: Party
         await party.signal(run, "review", "yes")
         assert await run.state() is PublicState.SUSPENDED
         await party.commit()
-        assert await run.result(timeout=PROMPT_S) == "yes"
+        assert await run.result(timeout=PATIENCE_S) == "yes"
 
 
 async def test_a_signal_that_is_rolled_back_never_was(app: FlowFabric, party: Party) -> None:
@@ -143,7 +155,7 @@ async def test_a_signal_that_is_rolled_back_never_was(app: FlowFabric, party: Pa
         await party.signal(run.execution_id, "review", "no")
         await party.roll_back()
         await run.signal("review", "yes")
-        assert await run.result(timeout=5) == "yes"
+        assert await run.result(timeout=PATIENCE_S) == "yes"
 
 
 async def test_a_signal_that_nothing_waits_for_is_refused_and_the_transaction_goes_on(
@@ -165,6 +177,18 @@ async def test_an_input_without_a_json_form_is_refused_and_the_transaction_goes_
         await party.submit_many("double", [1, object()])
     await party.commit()
     assert await party.orders() == [7]
+
+
+async def test_a_flow_is_submitted_by_the_commit(app: FlowFabric, party: Party) -> None:
+    flow = app.flow("doubled")
+    flow.add("double", 7, after=flow.add("double", 1, name="first"), name="second")
+    async with working(app):
+        await party.begin()
+        run = await party.submit_flow(flow)
+        with pytest.raises(errors.FlowNotFound):
+            await run.state()
+        await party.commit()
+        assert await run.result(timeout=PATIENCE_S) == {"second": 14}
 
 
 async def test_one_execution_is_named_only_where_one_is_submitted(party: Party) -> None:

@@ -6,7 +6,18 @@ from typing import Any, assert_type
 import apsw
 import psycopg
 
-from flowfabric import ExponentialBackoff, FlowFabric, PublishedWaitpoint, ReceivedSignal, Run, SyncTask, Task
+from flowfabric import (
+    ExponentialBackoff,
+    FlowFabric,
+    Member,
+    PublishedWaitpoint,
+    ReceivedSignal,
+    Run,
+    SyncTask,
+    Task,
+    any_of,
+    quorum,
+)
 
 ff = FlowFabric("memory://")
 
@@ -86,6 +97,20 @@ async def within(
     assert_type(ff.within(file).submit(plain, 5), Run[bytes])
     assert_type(ff.within(apsw.Connection(":memory:")).submit_many(plain, [5]), list[Run[bytes]])
     ff.within(awaited).submit(bare, lanes="x")  # type: ignore[call-overload]
+
+
+async def flows() -> None:
+    """Members and their runs result in what the handlers do."""
+    flow = ff.flow("kind")
+    first = flow.add(bare, Document())
+    second = flow.add(plain, 5, after=[first], priority=5)
+    assert_type(second, Member[bytes])
+    assert_type(flow.add("by name", after=any_of(first, second, cancel_remaining=False)), Member[Any])
+    flow.add(configured, after=quorum(2, [first, second]), name="third")
+    run = await ff.submit_flow(flow, idempotency_key="today")
+    assert_type(await run.member(first).result(), str)
+    assert_type(run.member("third"), Run[Any])
+    flow.add(bare, lanes="x")  # type: ignore[call-overload]
 
 
 async def calls() -> None:

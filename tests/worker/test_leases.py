@@ -9,6 +9,7 @@ import pytest
 from flowfabric import FixedBackoff, FlowFabric, Run, RunCancelled
 from flowfabric.contracts.leases import RenewLeaseArgs, RevokeLeaseArgs
 from flowfabric.contracts.states import PublicState
+from flowfabric.contracts.streams import ReadFramesArgs
 from flowfabric.core.records import Execution, key_for
 from flowfabric.errors import StoreUnreachable
 from flowfabric.interrupts import LeaseLostInterrupt
@@ -152,6 +153,23 @@ async def test_a_store_that_fails_for_a_moment_is_not_the_handlers_failure() -> 
             run = await app.submit(stepping)
             assert await run.result(timeout=10) == [1, 2]
         assert (await record_of(app, run)).retry_count == 0
+
+
+async def test_frames_written_side_by_side_are_written_once_although_their_replies_are_lost() -> None:
+    store = FaultyStore(MemoryStore())
+    async with FlowFabric(store=store) as app:
+
+        @app.handler
+        async def writing(task: Task) -> None:
+            await task.emit("first")
+            store.lost_replies = 3
+            await asyncio.gather(*(task.emit("token", str(number)) for number in range(40)))
+
+        async with working(app):
+            run = await app.submit(writing)
+            await run.result(timeout=10)
+        page = await app.engine.execute(ReadFramesArgs(execution_id=run.execution_id, attempt_index=0))
+    assert [frame.payload for frame in page.frames] == [b"", *(b"%d" % number for number in range(40))]
 
 
 async def test_a_worker_survives_faults_while_it_claims(caplog: pytest.LogCaptureFixture) -> None:

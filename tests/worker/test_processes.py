@@ -1,4 +1,4 @@
-"""Workers in processes of their own on one file: killed, stopped, woken and drained."""
+"""Workers in processes of their own on one store: killed, stopped, woken and drained."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,21 @@ from flowfabric.contracts.executions import ReplayExecutionArgs
 from flowfabric.contracts.journal import ReadJournalArgs
 from flowfabric.contracts.states import PublicState
 from flowfabric.testing import dump
+from tests import valkey
 from tests.worker.stage import ended, until
 
 pytestmark = pytest.mark.realtime
 
 SCENES = Path(__file__).with_name("scenes.py")
 TTL_MS = 1_200
+URLS: dict[str, Callable[[Path], str]] = {
+    "sqlite": lambda folder: f"sqlite:///{folder}/work.db?synchronous=NORMAL",
+    "valkey": lambda folder: valkey.server().url(prefix=valkey.prefix_of(folder)),
+}
 
 
 class Processes:
-    """Worker processes on one file, and an app of the test's own on the same one."""
+    """Worker processes on one store, and an app of the test's own on the same one."""
 
     def __init__(self, folder: Path, app: FlowFabric) -> None:
         self.folder = folder
@@ -64,9 +69,9 @@ class Processes:
             await process.wait()
 
 
-@pytest.fixture
-async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
-    app = FlowFabric(f"sqlite:///{tmp_path}/work.db?synchronous=NORMAL")
+@pytest.fixture(params=list(URLS))
+async def processes(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Processes]:
+    app = FlowFabric(URLS[request.param](tmp_path))
     await app.start(scanners=False)
     started = Processes(tmp_path, app)
     yield started

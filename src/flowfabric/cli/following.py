@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from flowfabric.cli.exits import OK, UsageError
-from flowfabric.cli.output import print_json, print_note, printable, shown_time
+from flowfabric.cli.output import print_json, print_note, printable
 from flowfabric.cli.session import open_engine, run
 from flowfabric.contracts.events import (
     FROM_NOW,
@@ -20,6 +20,7 @@ from flowfabric.contracts.events import (
     TagEvent,
     TailEventsArgs,
 )
+from flowfabric.core.instants import shown_time
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import shutil
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from flowfabric.contracts.wire import to_wire
+from flowfabric.core.instants import shown_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 GAP: Final = "  "
 COLUMN_WIDTH_MIN: Final = 8
-_STEPS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"))
 
 
 def print_json(value: Any) -> None:
@@ -116,31 +115,6 @@ def shown_payload(data: bytes | None, size: int | None = None) -> str:
     except UnicodeDecodeError:
         return f"<{len(data)} bytes>"
     return text if size is None else shorten(text, size)
-
-
-def shown_time(at_ms: int | None) -> str:
-    """An instant in UTC.
-
-    >>> shown_time(1_760_000_000_123)
-    '2025-10-09 08:53:20.123Z'
-    """
-    if at_ms is None:
-        return ""
-    return datetime.fromtimestamp(at_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S.") + f"{at_ms % 1_000:03d}Z"
-
-
-def shown_duration(length_ms: int) -> str:
-    """A length of time in its two largest units.
-
-    >>> shown_duration(3_725_000), shown_duration(4_200), shown_duration(90)
-    ('1h 2m', '4s', '90ms')
-    """
-    rest, words = length_ms, []
-    for size, unit in _STEPS:
-        if rest >= size:
-            words.append(f"{rest // size}{unit}")
-            rest %= size
-    return " ".join(words[:2]) or f"{length_ms}ms"
 
 
 def shown_age(at_ms: int, now_ms: int) -> str:

@@ -46,6 +46,9 @@ STATES: Final = (
 FAMILIES: Final = ("completion", "lease", "signal", "tag", "execution", "operator")
 
 
+ROLES: Final = ("read", "submit", "worker", "signal", "operator", "admin")
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
@@ -84,9 +87,22 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(
         title="verbs", dest="verb", metavar="VERB", required=True, parser_class=Parser
     )
-    for add in (_worker, _submit, _list, _show, _tail, _events, _cancel, _replay, _approve, _signal, _token):
+    for add in (
+        _worker,
+        _submit,
+        _list,
+        _show,
+        _explain,
+        _tail,
+        _events,
+        _cancel,
+        _replay,
+        _approve,
+        _signal,
+        _token,
+    ):
         add(verbs)
-    for add in (_audit, _retention, _migrate, _keys):
+    for add in (_flow, _lane, _workers, _audit, _retention, _migrate, _keys, _server, _new_token):
         add(verbs)
     return parser
 
@@ -98,13 +114,9 @@ class _Version(argparse.Action):
         super().__init__(nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
+        from flowfabric.version import installed_version
 
-        try:
-            found = version("flowfabric")
-        except PackageNotFoundError:
-            found = "not installed"
-        print(f"{PROGRAM} {found}")
+        print(f"{PROGRAM} {installed_version()}")
         raise SystemExit(0)
 
 
@@ -215,6 +227,32 @@ def _show(verbs: Any) -> None:
     )
 
 
+def _explain(verbs: Any) -> None:
+    _id(
+        _verb(
+            verbs,
+            "explain",
+            "say why one execution does not run, and what would change it",
+            "explaining:explain",
+        )
+    )
+
+
+def _workers(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "workers", "list workers, or take the work of a dead one away", "workers:manage_workers"
+    )
+    add = parser.add_argument
+    add("action", choices=("list", "dead"), metavar="ACTION", help="list, or dead to mark one as dead")
+    add(
+        "instance", metavar="INSTANCE", nargs="?", help="the instance id of the dead worker, as list shows it"
+    )
+    add("--lane", metavar="NAME", help="list only workers that claim from this lane")
+    add("--limit", type=values.positive, metavar="N", default=50, help="how many at most (50)")
+    add("--cursor", metavar="CURSOR", help="continue behind a list that said there is more")
+    add("--reason", default="marked by an operator", metavar="TEXT", help="why it is dead, for the record")
+
+
 def _tail(verbs: Any) -> None:
     parser = _verb(
         verbs, "tail", "print frames as they are written, until the execution ends", "tailing:tail"
@@ -299,6 +337,41 @@ def _token(verbs: Any) -> None:
     )
 
 
+def _lane(verbs: Any) -> None:
+    parser = _verb(verbs, "lane", "list lanes, or pause, resume, drain or disable some", "lanes:manage_lanes")
+    add = parser.add_argument
+    add(
+        "action",
+        choices=("list", "pause", "resume", "drain", "disable"),
+        metavar="ACTION",
+        help="list; pause: give no work to workers; drain: take no new work; disable: neither; "
+        "resume: both again",
+    )
+    add("lanes", metavar="NAME", nargs="*", help="the lanes to act on")
+    add("--reason", default="", metavar="TEXT", help="why, for the record and for those who wait")
+    add("--limit", type=values.positive, metavar="N", default=100, help="how many to list at most (100)")
+    add("--cursor", metavar="NAME", help="list the lanes behind this one")
+
+
+def _flow(verbs: Any) -> None:
+    parser = _verb(verbs, "flow", "submit, list, show or cancel flows", "flows:manage_flows")
+    add = parser.add_argument
+    actions = ("submit", "list", "show", "members", "cancel")
+    add("action", choices=actions, metavar="ACTION", help="submit, list, show, members or cancel")
+    add("subject", metavar="SUBJECT", nargs="?", help="the file to submit (- for standard input), or the id")
+    add("--idempotency-key", metavar="KEY", help="submitting again with this key finds the first flow")
+    add("--limit", type=values.positive, metavar="N", default=50, help="how many at most (50)")
+    add("--cursor", metavar="CURSOR", help="continue behind a list that said there is more")
+    add("--reason", default="cancelled by an operator", metavar="TEXT", help="why, for the record")
+    add(
+        "--policy",
+        choices=("cancel_all", "cancel_pending", "cancel_flow_only"),
+        metavar="POLICY",
+        default="cancel_all",
+        help="which members to cancel: cancel_all, cancel_pending or cancel_flow_only (cancel_all)",
+    )
+
+
 def _audit(verbs: Any) -> None:
     parser = _verb(verbs, "audit", "check the invariants of everything stored", "auditing:run_audit")
     parser.add_argument("--everywhere", action="store_true", help="all namespaces, not only this one")
@@ -339,3 +412,35 @@ def _keys(verbs: Any) -> None:
         default=86_400_000,
         help="old tokens stay valid so long (1d)",
     )
+
+
+def _server(verbs: Any) -> None:
+    parser = _verb(verbs, "server", "serve the store over HTTP", "serving:serve")
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a TOML file with settings; flags and environment win over it")
+    add("--listen", metavar="ADDRESS", help="where to listen (127.0.0.1:9090)")
+    add("--tokens", metavar="FILE", help="the tokens that are let in; see `new-token`")
+    add(
+        "--insecure",
+        action="store_const",
+        const="on",
+        help="listen to other machines although no token is set",
+    )
+
+
+def _new_token(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "new-token", "make a token for the server; it is shown only this once", "serving:make_token"
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", help="whose it is, for the record")
+    add(
+        "--role",
+        dest="roles",
+        action="append",
+        choices=ROLES,
+        metavar="ROLE",
+        required=True,
+        help=f"what it may do; may be repeated: {', '.join(ROLES)}",
+    )
+    add("--everywhere", action="store_true", help="for all namespaces, not only this one")

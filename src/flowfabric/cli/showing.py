@@ -12,12 +12,14 @@ from flowfabric.cli.output import (
     print_fields,
     print_json,
     print_table,
+    printable,
     shown_age,
     shown_payload,
-    shown_time,
 )
 from flowfabric.cli.session import open_engine, run
 from flowfabric.cli.submitting import run_to_wire
+from flowfabric.contracts.explaining import ExplainExecutionArgs, Explanation
+from flowfabric.contracts.history import AttemptInfo, ListAttemptsArgs
 from flowfabric.contracts.journal import JournalEntry, ReadJournalArgs
 from flowfabric.contracts.reads import (
     DescribeExecutionArgs,
@@ -26,10 +28,10 @@ from flowfabric.contracts.reads import (
     ReadExecutionInfoArgs,
 )
 from flowfabric.contracts.runs import ReadRunArgs, RunView
-from flowfabric.contracts.states import BlockingReason, LifecyclePhase, OwnershipState
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, PendingWaitpointInfo
 from flowfabric.core.events import StoredEvent
-from flowfabric.core.records import Attempt, Execution, PastAttempt, Suspension, key_for
+from flowfabric.core.instants import shown_time
+from flowfabric.core.records import Execution, key_for
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -52,9 +54,8 @@ class Portrait(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: ExecutionSnapshot
     view: RunView
     required_capabilities: tuple[str, ...]
-    attempts: tuple[Attempt, ...]
-    blocked_until: int | None
-    suspension_timeout_at: int | None
+    attempts: tuple[AttemptInfo, ...]
+    explanation: Explanation
     waitpoints: tuple[PendingWaitpointInfo, ...]
     journal: tuple[JournalEntry, ...]
     timeline: tuple[StoredEvent, ...]
@@ -83,7 +84,8 @@ async def gather(engine: Engine, execution_id: ExecutionId) -> Portrait:
     """
     info = await engine.execute(ReadExecutionInfoArgs(execution_id=execution_id))
     snapshot = await engine.execute(DescribeExecutionArgs(execution_id=execution_id))
-    if info is None or snapshot is None:
+    explanation = await engine.execute(ExplainExecutionArgs(execution_id=execution_id))
+    if info is None or snapshot is None or explanation is None:
         raise errors.ExecutionNotFound(execution_id)
     execution = await _load_execution(engine, execution_id)
     waitpoints = await engine.execute(ListPendingWaitpointsArgs(execution_id=execution_id))
@@ -94,9 +96,8 @@ async def gather(engine: Engine, execution_id: ExecutionId) -> Portrait:
         snapshot=snapshot,
         view=await engine.execute(ReadRunArgs(execution_id=execution_id)),
         required_capabilities=execution.required_capabilities,
-        attempts=await _latest_attempts(engine, execution),
-        blocked_until=max((b.until_ms for b in execution.blockers if b.until_ms is not None), default=None),
-        suspension_timeout_at=await _suspension_timeout(engine, execution),
+        attempts=await _latest_attempts(engine, execution_id, snapshot.total_attempt_count),
+        explanation=explanation,
         waitpoints=waitpoints.entries,
         journal=journal.entries,
         timeline=await _latest_events(engine, execution_id),
@@ -111,26 +112,10 @@ async def _load_execution(engine: Engine, execution_id: str) -> Execution:
     return execution
 
 
-async def _latest_attempts(engine: Engine, execution: Execution) -> tuple[Attempt, ...]:
-    if execution.attempt is None:
-        return ()
-    latest = execution.attempt.attempt_index
-    earlier = range(max(0, latest - ATTEMPTS_SHOWN + 1), latest)
-    loaded = await engine.store.load(
-        [key_for(PastAttempt, f"{execution.execution_id}/{index}") for index in earlier]
-    )
-    past = [record.attempt for _, _, record in loaded.rows if isinstance(record, PastAttempt)]
-    return (*past, execution.attempt)
-
-
-async def _suspension_timeout(engine: Engine, execution: Execution) -> int | None:
-    if execution.suspension_id is None:
-        return None
-    loaded = await engine.store.load(
-        [key_for(Suspension, f"{execution.execution_id}/{execution.suspension_id}")]
-    )
-    suspension = loaded.rows[0][2]
-    return suspension.timeout_at if isinstance(suspension, Suspension) else None
+async def _latest_attempts(engine: Engine, execution_id: str, count: int) -> tuple[AttemptInfo, ...]:
+    cursor = count - ATTEMPTS_SHOWN - 1 if count > ATTEMPTS_SHOWN else None
+    ask = ListAttemptsArgs(execution_id=execution_id, cursor=cursor, limit=ATTEMPTS_SHOWN)
+    return (await engine.execute(ask)).attempts
 
 
 async def _latest_events(engine: Engine, execution_id: str) -> tuple[StoredEvent, ...]:
@@ -139,62 +124,13 @@ async def _latest_events(engine: Engine, execution_id: str) -> tuple[StoredEvent
     return tuple(found[-EVENTS_SHOWN:])
 
 
-def waiting_sentence(portrait: Portrait) -> str:
-    """What the execution waits for now."""
-    info, snapshot = portrait.info, portrait.snapshot
-    match info.state_vector.lifecycle_phase:
-        case LifecyclePhase.TERMINAL:
-            return f"It has ended: {info.public_state}."
-        case LifecyclePhase.ACTIVE:
-            return _active_sentence(portrait)
-        case LifecyclePhase.SUSPENDED:
-            return _suspended_sentence(portrait)
-    reason = info.state_vector.blocking_reason
-    if reason is BlockingReason.WAITING_FOR_WORKER:
-        return _worker_sentence(portrait)
-    if portrait.blocked_until is not None:
-        return f"It waits until {shown_time(portrait.blocked_until)} ({_words(reason)})."
-    detail = f": {snapshot.blocking_detail}" if snapshot.blocking_detail else ""
-    return f"It is {_words(reason)}{detail}."
-
-
-def _active_sentence(portrait: Portrait) -> str:
-    lease = portrait.snapshot.current_lease
-    if lease is not None and portrait.info.state_vector.ownership_state is OwnershipState.LEASED:
-        left = shown_age(lease.expires_at, portrait.now)
-        verb = "ended" if lease.expires_at <= portrait.now else "ends"
-        return f"It runs on {lease.worker_instance_id}, whose lease {verb} {left}."
-    return "Its worker has lost the lease; it waits for another worker to take it over."
-
-
-def _suspended_sentence(portrait: Portrait) -> str:
-    until = portrait.suspension_timeout_at
-    deadline = "" if until is None else f", until {shown_time(until)}"
-    wanted = sorted({name for waitpoint in portrait.waitpoints for name in waitpoint.required_signal_names})
-    if wanted:
-        return f"It waits for the signal {' or '.join(repr(name) for name in wanted)}{deadline}."
-    if portrait.waitpoints:
-        return f"It waits for a signal{deadline}."
-    return f"It is {_words(portrait.info.state_vector.blocking_reason)}{deadline}."
-
-
-def _worker_sentence(portrait: Portrait) -> str:
-    required = portrait.required_capabilities
-    offer = f" that offers {', '.join(required)}" if required else ""
-    return f"It waits for a worker on lane {portrait.info.lane_id!r}{offer}."
-
-
-def _words(code: str) -> str:
-    return code.replace("_", " ")
-
-
 def portrait_to_wire(portrait: Portrait) -> dict[str, Any]:
     """The JSON document of ``show``."""
     return {
         "execution": portrait.info,
         "snapshot": portrait.snapshot,
         "run": run_to_wire(portrait.view),
-        "waits_for": waiting_sentence(portrait),
+        "explanation": portrait.explanation,
         "required_capabilities": list(portrait.required_capabilities),
         "attempts": list(portrait.attempts),
         "waitpoints": list(portrait.waitpoints),
@@ -222,7 +158,9 @@ def _event_fields(stored: StoredEvent) -> dict[str, Any]:
 
 def _print_portrait(portrait: Portrait) -> None:
     print_fields(_main_fields(portrait))
-    print(f"\n{waiting_sentence(portrait)}")
+    print(f"\n{printable(portrait.explanation.sentence)}")
+    if portrait.explanation.would_change_it:
+        print(printable(portrait.explanation.would_change_it))
     _print_section(
         "attempts", ["#", "TYPE", "STATE", "STARTED", "ENDED", "WORKER", "FAILURE"], _attempt_rows(portrait)
     )
@@ -283,7 +221,7 @@ def _attempt_rows(portrait: Portrait) -> list[list[str]]:
         [
             str(attempt.attempt_index),
             attempt.attempt_type,
-            attempt.state,
+            attempt.attempt_state,
             shown_time(attempt.started_at),
             shown_time(attempt.ended_at),
             attempt.worker_instance_id,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flowfabric.cli.exits import OK
-from flowfabric.cli.output import print_json, printable, shown_payload, shown_time
+from flowfabric.cli.output import print_json, printable, shown_payload
 from flowfabric.cli.session import open_engine, run
+from flowfabric.core.instants import shown_time
 from flowfabric.run import Run
 
 if TYPE_CHECKING:

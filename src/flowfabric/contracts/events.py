@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from flowfabric.contracts.base import Command, Outcome
+from flowfabric.contracts.base import Command, Outcome, Value
 from flowfabric.contracts.ids import (
     Amount,
     AttemptId,
@@ -86,7 +86,7 @@ class TagChange(StrEnum):
     CLEARED = "cleared"
 
 
-class FeedEvent(Outcome):
+class FeedEvent(Value):
     """What all events tell."""
 
     cursor: EventCursor

@@ -24,8 +24,15 @@ from flowfabric.contracts.ids import (
     Text,
     TimestampMs,
 )
-from flowfabric.contracts.limits import EDGES_PER_REQUEST_MAX, MEMBERS_PER_REQUEST_MAX, PAGE_ROWS_MAX, U32_MAX
+from flowfabric.contracts.limits import (
+    EDGES_PER_REQUEST_MAX,
+    MEMBERS_PER_REQUEST_MAX,
+    PAGE_ROWS_MAX,
+    SUBMIT_BYTES_MAX,
+    U32_MAX,
+)
 from flowfabric.contracts.partitions import PartitionIndex
+from flowfabric.contracts.states import PublicState
 from flowfabric.errors import InvalidInput
 
 SUCCESS_ONLY = "success_only"
@@ -158,14 +165,17 @@ class FlowCancellationPolicy(StrEnum):
 
 
 class FlowCancelled(Outcome, tag="Cancelled"):
-    """The flow is cancelled, and so are all members that its policy cancels."""
+    """The flow is cancelled, and so are all members that its policy cancels.
+
+    At most the first thousand members are named.
+    """
 
     cancellation_policy: str
     member_execution_ids: tuple[str, ...]
 
 
 class CancellationScheduled(Outcome, tag="CancellationScheduled"):
-    """The flow is cancelled; its members are being cancelled."""
+    """The flow is cancelled; its members are being cancelled. The first thousand are named."""
 
     cancellation_policy: str
     member_count: Count32
@@ -173,7 +183,10 @@ class CancellationScheduled(Outcome, tag="CancellationScheduled"):
 
 
 class PartiallyCancelled(Outcome, tag="PartiallyCancelled"):
-    """The flow is cancelled; some members could not be cancelled yet and are tried again."""
+    """The flow is cancelled; some members could not be cancelled yet and are tried again.
+
+    The first thousand members are named, and all that could not be cancelled.
+    """
 
     cancellation_policy: str
     member_execution_ids: tuple[str, ...]
@@ -194,14 +207,16 @@ class CancelFlowArgs(Command[CancelFlowResult]):
 
 
 class FlowCancelStarted(Outcome, tag="Cancelled"):
-    """This call has cancelled the flow. These are all its members."""
+    """This call has cancelled the flow. These are its first thousand members."""
 
     cancellation_policy: str
     member_execution_ids: tuple[str, ...]
+    member_count: Count32 = 0
+    """How many members there are in all."""
 
 
 class FlowAlreadyEnded(Outcome, tag="AlreadyTerminal"):
-    """The flow had ended before; this is what is stored about it."""
+    """The flow had ended before; this is what is stored about it, and its first thousand members."""
 
     stored_cancellation_policy: str | None
     stored_cancel_reason: str | None
@@ -235,7 +250,11 @@ class AckCancelMemberArgs(Command[CancelMemberAcknowledged]):
 
 
 class EdgeStaged(Outcome, tag="Staged"):
-    """The edge is in the graph. It counts once it is applied to its downstream."""
+    """The edge is in the graph and holds its downstream back.
+
+    The end of its upstream counts once the edge is applied. Stage all edges of a join before the
+    first is applied, so that it is not decided by some of them.
+    """
 
     edge_id: EdgeId
     new_graph_revision: Amount
@@ -344,7 +363,8 @@ AddEdgesResult: TypeAlias = EdgesAdded
 class AddEdgesArgs(Command[AddEdgesResult]):
     """Add edges and the policies of their joins, all or none; ``seal`` closes the graph for good.
 
-    Only a sealed flow ends by itself, because only then it is known that no member follows.
+    Only a sealed flow ends by itself, because only then it is known that no member follows. It has
+    completed if every member that no other depends on has succeeded, and else it has failed.
     """
 
     flow_id: FlowId
@@ -384,16 +404,27 @@ class SubmitFlowArgs(Command[SubmitFlowResult]):
     seal: bool = True
 
     def validate(self) -> None:
-        """Refuse what is named twice, and idempotency keys: the flow's id is that of the request."""
+        """Refuse what is named twice, what is too large, and idempotency keys.
+
+        The flow's id is that of the request.
+        """
         _require_distinct("executions", [execution.execution_id for execution in self.executions])
         _require_distinct("edges", [edge.edge_id for edge in self.edges])
         _require_distinct("groups", [group.downstream_execution_id for group in self.groups])
+        payload_bytes = 0
         for execution in self.executions:
             execution.validate()
+            payload_bytes += len(execution.input_payload)
             if execution.idempotency_key:
                 raise InvalidInput(
                     field="executions", value=execution.execution_id, rule="without idempotency keys"
                 )
+        if payload_bytes > SUBMIT_BYTES_MAX:
+            raise InvalidInput(
+                field="executions",
+                value=f"{payload_bytes} bytes of input",
+                rule=f"at most {SUBMIT_BYTES_MAX} in all; build larger flows step by step",
+            )
 
 
 class EdgeGroupPolicySet(Outcome, tag="Set"):
@@ -516,15 +547,44 @@ class FlowSnapshot(Value):
     cancellation_policy: str | None = None
     tags: dict[str, str] = msgspec.field(default_factory=dict)
     edge_groups: tuple[EdgeGroupSnapshot, ...] = ()
+    """The joins of the first 1,000 members; ``list_flow_members`` has all of them, page by page."""
     sealed: bool = False
     outcomes: dict[str, int] = msgspec.field(default_factory=dict)
     """How many members have ended in which way."""
 
 
 class DescribeFlowArgs(Command[FlowSnapshot | None]):
-    """Read one flow with its joins; ``None`` when it does not exist."""
+    """Read one flow with the joins of its first thousand members; ``None`` when it does not exist."""
 
     flow_id: FlowId
+
+
+class FlowMemberInfo(Value):
+    """One member of a flow, and the join before it."""
+
+    position: Amount
+    execution_id: ExecutionId
+    execution_kind: str
+    public_state: PublicState
+    cancel_requested: bool = False
+    """True while the cancelled flow has still to cancel this member."""
+    join: EdgeGroupSnapshot | None = None
+    """None for a member without incoming edges."""
+
+
+class ListFlowMembersPage(Value):
+    """Members in the order in which they were added."""
+
+    members: tuple[FlowMemberInfo, ...]
+    next_cursor: Amount | None = None
+
+
+class ListFlowMembersArgs(Command[ListFlowMembersPage | None]):
+    """List the members of a flow after a position; ``None`` when the flow does not exist."""
+
+    flow_id: FlowId
+    cursor: Amount | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ROWS_MAX)] = _PAGE
 
 
 class FlowStatus(StrEnum):

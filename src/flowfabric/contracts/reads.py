@@ -17,13 +17,15 @@ from flowfabric.contracts.ids import (
     LaneId,
     LeaseEpoch,
     LeaseId,
+    Name,
     Namespace,
     OptionalName,
     TimestampMs,
     WaitpointId,
     WorkerInstanceId,
 )
-from flowfabric.contracts.limits import EXPIRED_LEASES_PAGE_MAX, PAGE_ROWS_MAX
+from flowfabric.contracts.lanes import LaneInfo
+from flowfabric.contracts.limits import EXEC_CORE_FIELDS_MAX, EXPIRED_LEASES_PAGE_MAX, PAGE_ROWS_MAX
 from flowfabric.contracts.partitions import PartitionIndex
 from flowfabric.contracts.states import BlockingReason, PublicState, StateVector
 
@@ -141,6 +143,43 @@ class ReadExecutionContextArgs(Command[ExecutionContext]):
     execution_id: ExecutionId
 
 
+class ReadCurrentAttemptIndexArgs(Command[int]):
+    """Read the index of the current attempt; 0 before the first claim."""
+
+    execution_id: ExecutionId
+
+
+class ReadTotalAttemptCountArgs(Command[int]):
+    """Read how many attempts an execution has had."""
+
+    execution_id: ExecutionId
+
+
+class GetExecutionNamespaceArgs(Command[str | None]):
+    """Read the namespace of an execution; ``None`` when it does not exist."""
+
+    execution_id: ExecutionId
+
+
+class ResolveExecutionFlowIdArgs(Command[str | None]):
+    """Read the flow that an execution belongs to; ``None`` when it is in none, or does not exist."""
+
+    execution_id: ExecutionId
+
+
+class ExecCoreFields(Value):
+    """Fields of an execution as text; ``None`` for one that is not set, or that there is not."""
+
+    fields: dict[str, str | None]
+
+
+class ReadExecCoreFieldsArgs(Command[ExecCoreFields | None]):
+    """Read fields of an execution by their names; ``None`` when it does not exist."""
+
+    execution_id: ExecutionId
+    fields: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=EXEC_CORE_FIELDS_MAX)]
+
+
 # Lists
 
 
@@ -183,7 +222,8 @@ class ListExecutionSummariesArgs(Command[ListExecutionsResult]):
     """List executions with what a list shows, filtered by lane and state when given.
 
     Without a state the newest come first; with one, the order in which that state is worked off,
-    and for ended executions the latest end first.
+    and for ended executions the latest end first. One call looks at about 5,000 executions at most,
+    so a page of a rare lane may be short, or empty, and have a cursor to go on with all the same.
     """
 
     lane_id: LaneId | None = None
@@ -216,14 +256,16 @@ class ListSuspendedArgs(Command[ListSuspendedPage]):
 
 
 class ListLanesPage(Value):
-    """Lane names in order."""
+    """Lane names in order, and what operators have said about these lanes."""
 
     lanes: tuple[LaneId, ...]
     next_cursor: LaneId | None = None
+    details: tuple[LaneInfo, ...] = ()
+    """One for each lane; for a caller without a namespace, one for each that has a lane of the name."""
 
 
 class ListLanesArgs(Command[ListLanesPage]):
-    """List lanes after a cursor."""
+    """List the lanes that have executions, ended ones included, or were set by an operator."""
 
     cursor: LaneId | None = None
     limit: PageLimit = _PAGE

@@ -48,9 +48,9 @@ T = TypeVar("T")
 _Struct = type[msgspec.Struct]
 
 # Structs that are nothing but their one field on the wire.
-_BARE: dict[_Struct, str] = {WaitpointToken: "value", StreamCursor: "value"}
+BARE: dict[_Struct, str] = {WaitpointToken: "value", StreamCursor: "value"}
 # Variants whose content is their one field: {"ByName": "approve"}.
-_NEWTYPES: dict[_Struct, str] = {
+NEWTYPES: dict[_Struct, str] = {
     ByName: "name",
     Composite: "body",
     WorkGranted: "grant",
@@ -62,7 +62,7 @@ _EXTERNAL = "type"
 
 _ALL = ("*",)
 # Optional fields that are left out when unset; all others print as null.
-_OMITTED: dict[_Struct, tuple[str, ...]] = {
+OMITTED: dict[_Struct, tuple[str, ...]] = {
     ExecutionPolicy: _ALL,
     RetryPolicy: _ALL,
     TimeoutPolicy: _ALL,
@@ -77,7 +77,7 @@ _OMITTED: dict[_Struct, tuple[str, ...]] = {
     FrameAppended: ("summary_version",),
 }
 # Numbers that the contract writes as strings of digits.
-_DIGITS: dict[_Struct, tuple[str, ...]] = {
+DIGITS: dict[_Struct, tuple[str, ...]] = {
     ExecutionInfo: ("created_at", "started_at", "completed_at"),
     ExecutionSummary: ("created_at",),
     LeaseWasRevoked: ("lease_epoch",),
@@ -152,21 +152,21 @@ def _snake_case(tag: str) -> str:
 
 def _struct_to_wire(value: msgspec.Struct) -> Any:
     kind = type(value)
-    if kind in _BARE:
-        return getattr(value, _BARE[kind])
-    if kind in _NEWTYPES:
-        return {_tag(kind): to_wire(getattr(value, _NEWTYPES[kind]))}
+    if kind in BARE:
+        return getattr(value, BARE[kind])
+    if kind in NEWTYPES:
+        return {_tag(kind): to_wire(getattr(value, NEWTYPES[kind]))}
     fields = _frame_fields(value) if isinstance(value, StreamFrame) else _fields(value)
     if kind.__struct_config__.tag is None:
         return fields
-    if not _is_external(kind):
+    if not is_external(kind):
         return {kind.__struct_config__.tag_field: _tag(kind), **fields}
     return {_tag(kind): fields} if kind.__struct_fields__ else _tag(kind)
 
 
 def _fields(value: msgspec.Struct) -> dict[str, Any]:
     kind = type(value)
-    omitted, digits = _OMITTED.get(kind, ()), _DIGITS.get(kind, ())
+    omitted, digits = OMITTED.get(kind, ()), DIGITS.get(kind, ())
     fields = {}
     for name in kind.__struct_fields__:
         item = getattr(value, name)
@@ -188,7 +188,8 @@ def _tag(kind: _Struct) -> str:
     return str(kind.__struct_config__.tag)
 
 
-def _is_external(kind: _Struct) -> bool:
+def is_external(kind: _Struct) -> bool:
+    """Whether a variant is written as its name around its fields."""
     return kind.__struct_config__.tag_field == _EXTERNAL and kind not in _INTERNALLY_TAGGED
 
 
@@ -273,7 +274,7 @@ def _union_reader(members: tuple[Any, ...]) -> _Reader:
 def _variant_reader(kinds: tuple[_Struct, ...]) -> _Reader:
     by_tag = {_tag(kind): kind for kind in kinds}
     tag_field = kinds[0].__struct_config__.tag_field
-    external = _is_external(kinds[0])
+    external = is_external(kinds[0])
 
     def read_variant(raw: Any) -> Any:
         if not external:
@@ -285,7 +286,7 @@ def _variant_reader(kinds: tuple[_Struct, ...]) -> _Reader:
         kind = by_tag.get(tag) if isinstance(tag, str) else None
         if kind is None:
             raise msgspec.ValidationError(f"Expected one of {', '.join(by_tag)}")
-        fields = {_NEWTYPES[kind]: content} if kind in _NEWTYPES else content
+        fields = {NEWTYPES[kind]: content} if kind in NEWTYPES else content
         native = _struct_reader(kind)(fields)
         return {**native, tag_field: tag} if isinstance(native, dict) else native
 
@@ -294,15 +295,15 @@ def _variant_reader(kinds: tuple[_Struct, ...]) -> _Reader:
 
 @cache
 def _struct_reader(kind: _Struct) -> _Reader:
-    if kind in _BARE:
-        field = _BARE[kind]
+    if kind in BARE:
+        field = BARE[kind]
         return lambda raw: {field: raw}
     if kind is ExecutionPolicy:
         return _read_policy
     if kind is StreamFrame:
         return _read_frame
     hints = get_type_hints(kind, include_extras=True)
-    digits = _DIGITS.get(kind, ())
+    digits = DIGITS.get(kind, ())
 
     def read_struct(raw: Any) -> Any:
         if not isinstance(raw, dict):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.contracts.states import LifecyclePhase, TerminalOutcome, WaitpointState
 from flowfabric.core import indexes
 from flowfabric.core.events import Family
@@ -25,6 +26,7 @@ from flowfabric.core.records import (
     FlowNode,
     FlowProgress,
     JournalRecord,
+    Lane,
     Message,
     PastAttempt,
     Payload,
@@ -32,6 +34,8 @@ from flowfabric.core.records import (
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerDeath,
+    WorkerRegistration,
     key_for,
 )
 from flowfabric.core.rules.creation import reservation_identity
@@ -41,6 +45,8 @@ from flowfabric.core.rules.joins import (
     PENDING,
     SATISFIED,
     counted_as,
+    is_lost_sink,
+    is_short,
     open_dependencies,
     verdict_of,
 )
@@ -374,7 +380,7 @@ class HeldFlow(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, EdgeGroup]
     edges: dict[str, Edge]
     told: frozenset[str]
-    """The members about which a message is on its way."""
+    """The members about which a message is on its way, and the flow if there is one about it."""
 
 
 def check_flow(held: HeldFlow) -> Iterator[Violation]:
@@ -432,7 +438,10 @@ def _graph_is_acyclic(held: HeldFlow) -> Iterator[str]:
 
 
 def _edges_counted_once(held: HeldFlow) -> Iterator[str]:
-    """The counts of a join are those of its edges."""
+    """The counts of a join are those of its edges, and the flow knows how many joins are short of edges."""
+    short = sum(is_short(group) for group in held.groups.values())
+    if held.flow.short_joins != short:
+        yield f"{held.flow.short_joins} joins are short of edges, not {short}"
     for name, group in held.groups.items():
         edges = [edge for edge in held.edges.values() if edge.downstream_execution_id == name]
         states = [edge.state for edge in edges]
@@ -466,8 +475,16 @@ def _one_verdict(held: HeldFlow) -> Iterator[str]:
         ended = child.phase is LifecyclePhase.TERMINAL
         if group.state == IMPOSSIBLE and not ended:
             yield f"{name} is {child.phase} although its join is impossible"
-        if group.total and not ended and child.unresolved_dependencies != open_dependencies(group):
+        if not ended and child.unresolved_dependencies != open_dependencies(group):
             yield f"{name} waits for {child.unresolved_dependencies} of {open_dependencies(group)}"
+        if child.phase is LifecyclePhase.RUNNABLE and _is_held(child) is not bool(
+            child.unresolved_dependencies
+        ):
+            yield f"{name} has {child.unresolved_dependencies} open dependencies and {child.blockers}"
+
+
+def _is_held(child: Execution) -> bool:
+    return any(blocker.kind is BlockerKind.DEPENDENCIES for blocker in child.blockers)
 
 
 def _cancelled_with_its_members(held: HeldFlow) -> Iterator[str]:
@@ -476,7 +493,7 @@ def _cancelled_with_its_members(held: HeldFlow) -> Iterator[str]:
         execution = None if member is None else held.executions.get(member.execution_id)
         if held.flow.cancelled_at is None or member is None or execution is None:
             continue
-        waits = member.cancel_requested_at is not None
+        waits = member.cancel_requested_at is not None or held.flow.identity in held.told
         ended = execution.phase is LifecyclePhase.TERMINAL
         if not ended and not waits and cancels(held.flow, execution):
             yield f"{execution.execution_id} is {execution.phase} and nobody cancels it"
@@ -486,14 +503,34 @@ def _members_counted_once(held: HeldFlow) -> Iterator[str]:
     """The flow's progress is the sum of how its members are counted."""
     counted = [member.counted for member in held.members if member is not None and member.counted]
     outcomes = {word: counted.count(word) for word in counted}
-    if held.progress is None or held.progress.outcomes != outcomes:
-        yield f"its progress is not {outcomes}"
+    lost_sinks = sum(member.lost_sink for member in held.members if member is not None)
+    if held.progress is None or (held.progress.outcomes, held.progress.lost_sinks) != (outcomes, lost_sinks):
+        yield f"its progress is not {outcomes} with {lost_sinks} lost sinks"
     for member in held.members:
         execution = None if member is None else held.executions.get(member.execution_id)
         if member is None or execution is None or member.execution_id in held.told:
             continue
         if member.counted != counted_as(execution):
             yield f"{member.execution_id} is counted as {member.counted!r}, not {counted_as(execution)!r}"
+        if member.lost_sink != is_lost_sink(execution, held.nodes.get(member.execution_id)):
+            yield f"{member.execution_id} is counted among the lost sinks: {member.lost_sink}"
+
+
+def _closed_graph_stays(held: HeldFlow) -> Iterator[str]:
+    """A graph that is sealed, or whose flow was cancelled, has got no edge since."""
+    ends = [instant for instant in (held.flow.sealed_at, held.flow.cancelled_at) if instant is not None]
+    for edge in held.edges.values():
+        if ends and edge.created_at > min(ends):
+            yield f"edge {edge.edge_id} is of {edge.created_at}, the graph was closed at {min(ends)}"
+
+
+def _one_namespace(held: HeldFlow) -> Iterator[str]:
+    """A flow, its members and its edges belong to one namespace."""
+    own = held.flow.namespace
+    parts = (*held.executions.values(), *held.edges.values(), *([held.progress] if held.progress else ()))
+    for part in parts:
+        if part.namespace != own:
+            yield f"in {own!r}, {part.key} in {part.namespace!r}"
 
 
 FLOW_INVARIANTS: Final[dict[str, Callable[[HeldFlow], Iterable[str]]]] = {
@@ -505,6 +542,8 @@ FLOW_INVARIANTS: Final[dict[str, Callable[[HeldFlow], Iterable[str]]]] = {
     "one_verdict": _one_verdict,
     "cancelled_with_its_members": _cancelled_with_its_members,
     "members_counted_once": _members_counted_once,
+    "closed_graph_stays": _closed_graph_stays,
+    "one_namespace": _one_namespace,
 }
 """What holds for one flow, by name."""
 
@@ -530,6 +569,21 @@ def check_keyring(ring: Keyring) -> Iterator[Violation]:
     for key in ring.keys:
         if (key.kid == ring.current_kid) is (key.expires_at is not None):
             yield _violation("kid_ring", ring, f"{key.kid!r} expires at {key.expires_at}")
+
+
+def check_worker(worker: WorkerRegistration) -> Iterator[Violation]:
+    """A worker on record claims from some lane and counts as alive for its own time after a heartbeat."""
+    if worker.expires_at != min(worker.last_heartbeat_at + worker.ttl_ms, SAFE_INTEGER_MAX):
+        detail = f"heard of at {worker.last_heartbeat_at}, alive until {worker.expires_at}"
+        yield _violation("worker_is_sound", worker, detail)
+    if not worker.registered_at <= worker.last_heartbeat_at:
+        yield _violation(
+            "worker_is_sound", worker, f"registered at {worker.registered_at}, after it was heard of"
+        )
+    if not worker.lanes or list(worker.capabilities) != sorted(set(worker.capabilities)):
+        yield _violation(
+            "worker_is_sound", worker, f"lanes {worker.lanes}, capabilities {worker.capabilities}"
+        )
 
 
 def check_owned(record: Record, owner: Execution | None) -> Iterator[Violation]:
@@ -584,6 +638,12 @@ _OWNERS: Final[dict[str, type[Record]]] = {
     indexes.DUE_LIVE_FRAMES: StreamMeta,
     indexes.DUE_MESSAGE: Message,
     indexes.DUE_MEMBER_CANCEL: FlowMember,
+    indexes.LANES: Lane,
+    indexes.FLOWS: Flow,
+    indexes.WORKERS: WorkerRegistration,
+    indexes.WORKER_LANES: WorkerRegistration,
+    indexes.DUE_WORKER: WorkerRegistration,
+    indexes.DUE_WORKER_DEATH: WorkerDeath,
 }
 
 
@@ -620,6 +680,8 @@ def owner_id(record: Record) -> str | None:
     if isinstance(record, Dedup):
         return record.scope.partition("/")[0] if record.scope.startswith("{fp:") else None
     if isinstance(record, (Execution, Reservation)):
+        return None
+    if isinstance(record, Message) and record.about == "cancelled":
         return None
     found: Any = getattr(record, "execution_id", None)
     return found if isinstance(found, str) else None

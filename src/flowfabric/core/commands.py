@@ -194,3 +194,49 @@ class CancelFlowMemberArgs(Command[FlowMemberSettled]):
     """Cancel one member of a cancelled flow."""
 
     member_id: str
+
+
+class WorkerSettled(Outcome, tag="Settled"):
+    """The worker was taken off the record (``expired``), is alive (``kept``), or is not on it (``gone``)."""
+
+    action: str
+
+
+class ExpireWorkerArgs(Command[WorkerSettled]):
+    """Take a worker off the record that was silent for too long."""
+
+    worker_identity: str
+
+
+class WorkerLeaseSettled(Outcome, tag="Settled"):
+    """The dead worker's lease was ``revoked``, is ``kept``, or was ``gone`` already."""
+
+    action: str
+
+
+class RevokeDeadWorkersLeaseArgs(Command[WorkerLeaseSettled]):
+    """Take one lease from a worker that is dead, unless it is newer than the death."""
+
+    execution_id: ExecutionId
+    worker_instance_id: str
+    died_at: int
+    reason: str
+    silent_ms: int | None = None
+
+
+class WorkerDeathSettled(Outcome, tag="Settled"):
+    """The death was acted upon: so many leases were revoked."""
+
+    revoked_leases: int
+
+
+class SettleWorkerDeathArgs(Command[WorkerDeathSettled]):
+    """Revoke all leases of a dead worker, then forget the death."""
+
+    death_id: str
+
+
+class ForgetWorkerDeathArgs(Command[WorkerSettled]):
+    """Remove the record of a death when all leases are revoked."""
+
+    death_id: str

@@ -97,6 +97,32 @@ def is_met(condition: ResumeCondition, satisfiers: Satisfiers, path: str = ROOT)
     return all(is_met(member, satisfiers, place) for place, member in _members(body, path))
 
 
+class Unmet(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that signals can satisfy and have not satisfied yet."""
+
+    path: str
+    waitpoint_keys: tuple[str, ...]
+    signal_name: str | None
+    """None if a signal of any name counts."""
+    received: int
+    needed: int
+
+
+def unmet_nodes(condition: ResumeCondition, satisfiers: Satisfiers) -> Iterator[Unmet]:
+    """What the condition still waits for, depth first."""
+    for path, node in signal_nodes(condition):
+        received, needed = len(satisfiers.get(path, ())), 1 if isinstance(node, Single) else node.n
+        if received < needed:
+            matcher = node.matcher
+            yield Unmet(
+                path=path,
+                waitpoint_keys=_keys_of(node),
+                signal_name=matcher.name if isinstance(matcher, ByName) else None,
+                received=received,
+                needed=needed,
+            )
+
+
 def required_signal_names(condition: ResumeCondition, waitpoint_key: str) -> tuple[str, ...]:
     """The names that count on one waitpoint; none at all means that every name does."""
     if isinstance(condition, OperatorOnly):

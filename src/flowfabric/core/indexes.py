@@ -3,32 +3,38 @@
 A row is ``(index, scope, sort, member)``. A store keeps the rows of an index ordered by scope,
 sort and member, and updates them from the difference between a record's old and new rows.
 
-``eligible`` holds what a worker may claim, in claiming order: priority first, then creation.
-Its scope ends with the capabilities that the work requires, so a worker reads only the scopes it
-can serve, and work it cannot run never stands in its way.
+``eligible`` holds what a worker may claim, in claiming order: the more urgent first, where waiting
+makes urgent. Its scope ends with the capabilities that the work requires, so a worker reads only
+the scopes it can serve, and work it cannot run never stands in its way.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from flowfabric.contracts.ids import flow_partition
+from flowfabric.contracts.limits import PRIORITY_MAX
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import (
     Dedup,
     Execution,
+    Flow,
     FlowMember,
     FlowProgress,
     JournalRecord,
+    Lane,
     Message,
     Record,
     Reservation,
     StreamMeta,
     Suspension,
     Waitpoint,
+    WorkerDeath,
+    WorkerRegistration,
     kept_until,
 )
 from flowfabric.core.state import PUBLIC_OF_OUTCOME, first_blocker
-from flowfabric.core.vocabulary import BlockerKind, LeaseState
+from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,9 +44,15 @@ IndexRow = tuple[str, str, int, str]
 SEPARATOR: Final = "\x1f"
 """Joins the parts of a scope. Control characters are refused in every name."""
 
-PRIORITY_MAX: Final = 9_000
-_PRIORITY_STEP: Final = 1 << 42
-"""More milliseconds than any creation time has, so that priority always comes first."""
+EVERYWHERE: Final = ""
+"""Stands for all namespaces in a scope; no namespace is named like that."""
+
+AGEING_MS_PER_DOUBLING: Final = 2 * 3_600_000
+"""How much more waiting makes up for a priority (plus one) that is half as high.
+
+Priority 1 goes before what has waited up to two hours longer at priority 0, priority 9000 before
+what has waited up to a day and two hours longer. So nothing waits for ever behind more urgent work.
+"""
 
 FOREVER: Final = 9_999_999_999_999
 """Sorts a suspended execution without a timeout behind all others."""
@@ -55,7 +67,12 @@ TERMINAL: Final = "terminal"
 WORKER_LEASES: Final = "worker_leases"
 LAPSED: Final = "lapsed"
 WAITPOINTS: Final = "waitpoints"
+LANES: Final = "lanes"
 JOURNAL: Final = "journal"
+WORKERS: Final = "workers"
+WORKER_LANES: Final = "worker_lanes"
+
+FLOWS: Final = "flows"
 
 DUE_DELAY: Final = "due_delay"
 DUE_LEASE: Final = "due_lease"
@@ -75,6 +92,9 @@ RETENTION: Final = "retention"
 OWN_SCOPE: Final = "own"
 FLOW_SCOPE: Final = "flow"
 
+DUE_WORKER: Final = "due_worker"
+DUE_WORKER_DEATH: Final = "due_worker_death"
+
 PRIMARY: Final = frozenset({ELIGIBLE, DELAYED, BLOCKED, ACTIVE, SUSPENDED, TERMINAL})
 """Every execution has exactly one row in one of these; a lapsed lease adds one in ``eligible``."""
 
@@ -83,7 +103,11 @@ NAMES: Final = PRIMARY | {
     WORKER_LEASES,
     LAPSED,
     WAITPOINTS,
+    LANES,
     JOURNAL,
+    FLOWS,
+    WORKERS,
+    WORKER_LANES,
     DUE_DELAY,
     DUE_LEASE,
     DUE_RECLAIM,
@@ -97,6 +121,8 @@ NAMES: Final = PRIMARY | {
     DUE_MESSAGE,
     DUE_MEMBER_CANCEL,
     RETENTION,
+    DUE_WORKER,
+    DUE_WORKER_DEATH,
 }
 """Every index there is."""
 
@@ -106,9 +132,32 @@ def scope_of(*parts: str) -> str:
     return SEPARATOR.join(parts)
 
 
-def claim_order(priority: int, created_at: int) -> int:
-    """The sort value of ``eligible``: higher priority first, then older first."""
-    return (PRIORITY_MAX - priority) * _PRIORITY_STEP + created_at
+def head_start_ms(priority: int) -> int:
+    """How much waiting a priority is worth: a fixed amount for each doubling, even steps between.
+
+    >>> [head_start_ms(priority) // 3_600_000 for priority in (0, 1, 3, 7, 9000)]
+    [0, 2, 4, 6, 26]
+    """
+    doublings = (priority + 1).bit_length() - 1
+    rest = priority + 1 - (1 << doublings)
+    return AGEING_MS_PER_DOUBLING * doublings + (AGEING_MS_PER_DOUBLING * rest >> doublings)
+
+
+HEAD_START_MS_MAX: Final = head_start_ms(PRIORITY_MAX) + AGEING_MS_PER_DOUBLING
+"""The head start of begun work at the highest priority: no work waits longer than this for others
+that became eligible later."""
+
+
+def claim_order(priority: int, eligible_since: int, *, begun: bool = False) -> int:
+    """The sort value of ``eligible``: an instant, brought forward by what is urgent about the work.
+
+    It stands still while work waits, so ageing costs nothing: what comes later has a later value,
+    and sooner or later even the most urgent that comes stands behind. Work that was begun, and
+    resumes or has lost its worker, has the head start of one doubling, so that it does not wait
+    for the whole queue again at each of its waits.
+    """
+    head_start = head_start_ms(priority) + (AGEING_MS_PER_DOUBLING if begun else 0)
+    return eligible_since + HEAD_START_MS_MAX - head_start
 
 
 def index_rows(record: Record) -> set[IndexRow]:
@@ -118,8 +167,19 @@ def index_rows(record: Record) -> set[IndexRow]:
 
 
 def eligible_scope(execution: Execution) -> str:
-    """Where workers look for this execution."""
-    return scope_of(execution.namespace, execution.lane_id, ",".join(execution.required_capabilities))
+    """Where workers look for this execution.
+
+    Each capability is ended by the separator, which sorts before all that a name may hold. So the
+    scopes of a lane have the order of their lists of capabilities, as a walk over them needs it.
+    """
+    return scope_of(execution.namespace, execution.lane_id, *execution.required_capabilities, "")
+
+
+def _eligible_row(execution: Execution) -> IndexRow:
+    # What is eligible became so by its latest transition.
+    begun = execution.continuation is Continuation.RESUME or execution.phase is LifecyclePhase.ACTIVE
+    order = claim_order(execution.priority, execution.last_transition_at, begun=begun)
+    return ELIGIBLE, eligible_scope(execution), order, execution.execution_id
 
 
 def _execution_rows(execution: Execution) -> set[IndexRow]:
@@ -158,14 +218,7 @@ def _runnable_rows(execution: Execution, lane: str, member: str) -> set[IndexRow
     blocker = first_blocker(execution)
     rows: set[IndexRow] = set()
     if blocker is None:
-        return {
-            (
-                ELIGIBLE,
-                eligible_scope(execution),
-                claim_order(execution.priority, execution.created_at),
-                member,
-            )
-        }
+        return {_eligible_row(execution)}
     if blocker.kind is BlockerKind.TIME:
         rows.add((DELAYED, lane, blocker.until_ms or 0, member))
     else:
@@ -191,14 +244,7 @@ def _active_rows(execution: Execution, lane: str, member: str) -> set[IndexRow]:
         return rows
     rows.add((LAPSED, "", lease.expires_at, member))
     if lease.reclaimable_at is None:
-        rows.add(
-            (
-                ELIGIBLE,
-                eligible_scope(execution),
-                claim_order(execution.priority, execution.created_at),
-                member,
-            )
-        )
+        rows.add(_eligible_row(execution))
     else:
         rows.add((DUE_RECLAIM, "", lease.reclaimable_at, member))
     return rows
@@ -246,6 +292,15 @@ def _message_rows(message: Message) -> set[IndexRow]:
     return {(DUE_MESSAGE, "", message.due_at, message.identity)}
 
 
+def _flow_rows(flow: Flow) -> set[IndexRow]:
+    """One row for those who see one namespace, and one for those who see all."""
+    partition = str(flow_partition(flow.flow_id))
+    return {
+        (FLOWS, scope_of(namespace, partition), 0, flow.identity)
+        for namespace in (flow.namespace, EVERYWHERE)
+    }
+
+
 def _member_rows(member: FlowMember) -> set[IndexRow]:
     if member.cancel_requested_at is None:
         return set()
@@ -258,6 +313,26 @@ def _progress_rows(progress: FlowProgress) -> set[IndexRow]:
     return {(RETENTION, FLOW_SCOPE, progress.retention_from, progress.identity)}
 
 
+def _lane_rows(lane: Lane) -> set[IndexRow]:
+    return {(LANES, scope_of(lane.namespace, lane.lane_id, lane.state), lane.changed_at, lane.identity)}
+
+
+def _worker_rows(worker: WorkerRegistration) -> set[IndexRow]:
+    member = worker.identity
+    rows: set[IndexRow] = {
+        (WORKERS, worker.namespace, worker.registered_at, member),
+        (DUE_WORKER, "", worker.expires_at, member),
+    }
+    if not worker.draining:
+        for lane_id in worker.lanes:
+            rows.add((WORKER_LANES, scope_of(worker.namespace, lane_id), worker.registered_at, member))
+    return rows
+
+
+def _worker_death_rows(death: WorkerDeath) -> set[IndexRow]:
+    return {(DUE_WORKER_DEATH, "", death.died_at, death.identity)}
+
+
 _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     Execution: _execution_rows,
     Suspension: _suspension_rows,
@@ -267,6 +342,10 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     JournalRecord: _journal_rows,
     StreamMeta: _stream_rows,
     Message: _message_rows,
+    Flow: _flow_rows,
     FlowMember: _member_rows,
     FlowProgress: _progress_rows,
+    Lane: _lane_rows,
+    WorkerRegistration: _worker_rows,
+    WorkerDeath: _worker_death_rows,
 }

@@ -17,11 +17,13 @@ import msgspec
 
 from flowfabric.contracts.flows import AllOfEdges, EdgeDependencyPolicy, EdgeGroupState
 from flowfabric.contracts.ids import flow_partition
+from flowfabric.contracts.partitions import Partition, partition_index
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
     BlockingReason,
+    LaneState,
     LifecyclePhase,
     TerminalOutcome,
 )
@@ -52,6 +54,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """True for records that hold payloads: stores keep them apart from the small ones."""
 
     last_request: LastRequest | None = None
+    earlier_requests: tuple[LastRequest, ...] = ()
+    """Those before it whose commands would act anew if they were repeated, the latest last."""
 
     @property
     def key(self) -> Key:
@@ -532,6 +536,8 @@ class Flow(Record):
     graph_revision: int = 0
     node_count: int = 0
     edge_count: int = 0
+    short_joins: int = 0
+    """How many joins ask for more successes than they have upstreams so far."""
     sealed_at: int | None = None
     """From then on the graph takes no members and no edges."""
     tags: dict[str, str] = {}
@@ -553,17 +559,20 @@ def flow_identity(flow_id: str) -> str:
 
 
 class FlowProgress(Record):
-    """How many members of a flow have ended in which way."""
+    """How the members of a flow have ended."""
 
     KIND = "flow_progress"
 
     flow_id: str
     namespace: str
     outcomes: dict[str, int] = {}
+    """How many members have ended in which way."""
     counted_at: int | None = None
     """When a member was counted last."""
     retention_from: int | None = None
     """When its retention begins to count at the earliest; moved on when it was looked at too early."""
+    lost_sinks: int = 0
+    """How many members that no other depends on have ended without success."""
 
     @property
     def identity(self) -> str:
@@ -580,6 +589,8 @@ class FlowMember(Record):
     execution_id: str
     counted: str = ""
     """As what the member is counted in the flow's progress; empty until it has ended."""
+    lost_sink: bool = False
+    """Whether the member is counted as one of the lost sinks."""
     cancel_requested_at: int | None = None
     """Set while the cancelled flow has still to cancel this member."""
 
@@ -662,18 +673,67 @@ class Message(Record):
     KIND = "message"
 
     execution_id: str
-    """The member it is about."""
+    """The member it is about; the identity of the flow if it is about a whole flow."""
     about: str
-    """``changed``: it ended, or runs again. ``unneeded``: a join does not wait for it any more."""
+    """``changed``: it ended, or runs again. ``unneeded``: a join does not wait for it any more.
+    ``cancelled``: the members of the flow are to be cancelled."""
     cause: str
     """Makes the identity unique."""
     due_at: int
     position: int = 0
-    """How many of the outgoing edges were seen to before."""
+    """How many of the outgoing edges, or of the flow's members, were seen to before."""
 
     @property
     def identity(self) -> str:
         return f"{self.execution_id}/{self.cause}/{self.position}"
+
+
+class WorkerRegistration(Record):
+    """A worker that has said that it is there, and what it offers."""
+
+    KIND = "worker"
+
+    namespace: str
+    worker_id: str
+    worker_instance_id: str
+    lanes: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    """Sorted."""
+    ttl_ms: int
+    registered_at: int
+    last_heartbeat_at: int
+    expires_at: int
+    concurrency: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    draining: bool = False
+
+    @property
+    def identity(self) -> str:
+        return worker_identity(self.namespace, self.worker_instance_id)
+
+
+class WorkerDeath(Record):
+    """A worker whose leases are to be revoked. It is removed when that is done."""
+
+    KIND = "worker_death"
+
+    namespace: str
+    worker_instance_id: str
+    died_at: int
+    reason: str
+    silent_ms: int | None = None
+    """Set when the worker was only silent: a lease that was renewed within this time shows that it lives."""
+
+    @property
+    def identity(self) -> str:
+        return f"{worker_identity(self.namespace, self.worker_instance_id)}/{self.died_at}"
+
+
+def worker_identity(namespace: str, worker_instance_id: str) -> str:
+    """The identity of one worker. Both names may hold any mark that separates others."""
+    name = f"{len(namespace)}/{namespace}/{worker_instance_id}"
+    return f"{{fp:{partition_index(name.encode())}}}:{name}"
 
 
 class SigningKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -711,6 +771,31 @@ class Keyring(Record):
 
 KEYRING_ID: Final = "{fp:0}:waitpoint"
 
+
+class Lane(Record):
+    """What an operator has said about a lane. A lane without a record is active."""
+
+    KIND = "lane"
+
+    namespace: str
+    lane_id: str
+    state: LaneState
+    changed_at: int
+    changed_by: str = ""
+    reason: str = ""
+
+    @property
+    def identity(self) -> str:
+        return lane_identity(self.namespace, self.lane_id)
+
+
+@lru_cache(1_024)
+def lane_identity(namespace: str, lane_id: str) -> str:
+    """The identity of one lane's record. Both names may hold any mark that separates others."""
+    name = f"{len(namespace)}/{namespace}/{lane_id}"
+    return f"{Partition(index=partition_index(name.encode())).key}:{name}"
+
+
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 RECORD_TYPES: Final[dict[str, type[Record]]] = {
@@ -735,7 +820,10 @@ RECORD_TYPES: Final[dict[str, type[Record]]] = {
         Edge,
         EdgeGroup,
         Message,
+        WorkerRegistration,
+        WorkerDeath,
         Keyring,
+        Lane,
     )
 }
 

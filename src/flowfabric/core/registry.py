@@ -24,7 +24,16 @@ R = TypeVar("R")
 class Rule:
     """A command type with the function that decides it."""
 
-    __slots__ = ("command_type", "decide", "is_query", "outcome_decoder", "reads", "result_type", "subject")
+    __slots__ = (
+        "acts_anew",
+        "command_type",
+        "decide",
+        "is_query",
+        "outcome_decoder",
+        "reads",
+        "result_type",
+        "subject",
+    )
 
     def __init__(
         self,
@@ -34,17 +43,22 @@ class Rule:
         reads: Callable[[Any], tuple[Key, ...]],
         *,
         is_query: bool,
+        acts_anew: bool,
     ) -> None:
         self.command_type = command_type
         self.decide = decide
         self.subject = subject
         self.reads = reads
         self.is_query = is_query
+        self.acts_anew = acts_anew
         self.result_type = result_type_of(command_type)
         self.outcome_decoder = msgspec.msgpack.Decoder(self.result_type)
 
 
 RULES: Final[dict[type[Command[Any]], Rule]] = {}
+
+ACTING_ANEW: Final[set[str]] = set()
+"""The names of the commands whose rules are registered with ``acts_anew``."""
 
 
 def result_type_of(command_type: type[Command[Any]]) -> Any:
@@ -76,6 +90,7 @@ def rule(
     subject: Callable[[C], Key | None] = execution_subject,
     reads: Callable[[C], tuple[Key, ...]] = no_reads,
     query: bool = False,
+    acts_anew: bool = False,
 ) -> Callable[[Callable[[Work, C], R]], Callable[[Work, C], R]]:
     """Register the decorated function as the rule of ``command_type``.
 
@@ -85,11 +100,15 @@ def rule(
             outcome whenever the rule changes it.
         reads: keys that the rule is sure to read, so that they are loaded together.
         query: True if the rule never changes anything, so that it need not wait for a commit.
+        acts_anew: True if the command has an effect again when it is repeated after another one.
+            Then its answer is kept for some time beside those of later commands.
     """
 
     def register(decide: Callable[[Work, C], R]) -> Callable[[Work, C], R]:
         assert command_type not in RULES, f"{command_type.__name__} already has a rule"
-        RULES[command_type] = Rule(command_type, decide, subject, reads, is_query=query)
+        RULES[command_type] = Rule(command_type, decide, subject, reads, is_query=query, acts_anew=acts_anew)
+        if acts_anew:
+            ACTING_ANEW.add(command_type.__name__)
         return decide
 
     return register

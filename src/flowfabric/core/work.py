@@ -8,7 +8,7 @@ leaves no trace. That makes running a rule again harmless, and needs no ``await`
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -17,7 +17,7 @@ from flowfabric.contracts.handles import BackendTag
 from flowfabric.core.records import AnyRecord, Execution, Key, Record, key_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from flowfabric.core.events import Event
 
@@ -59,23 +59,52 @@ class Trim(msgspec.Struct, frozen=True, array_like=True):
     keep: int
 
 
+class Remembered(Protocol):
+    """Records that were loaded for earlier batches and may be relied on without loading them.
+
+    A commit still compares their versions, so one that has changed meanwhile is a conflict. A rule
+    must not refuse because of such a record, for a refusal commits nothing.
+    """
+
+    def recall(self, key: Key) -> tuple[int, Record | None] | None:
+        """The version and the record, or None when it has to be loaded."""
+
+    def learn(self, rows: Sequence[tuple[Key, int, Record | None]]) -> None:
+        """Take note of what was loaded."""
+
+
 class WorkingSet:
     """The records of one batch: what was loaded, and what its commands have made of it."""
 
-    __slots__ = ("current", "loaded", "now", "versions")
+    __slots__ = ("_remembered", "current", "loaded", "now", "versions")
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: Remembered | None = None) -> None:
+        self._remembered = remembered
         self.now = 0
         self.loaded: dict[Key, Record | None] = {}
         self.versions: dict[Key, int] = {}
         self.current: dict[Key, Record | None] = {}
 
-    def put_loaded(self, now: int, rows: Iterable[tuple[Key, int, Record | None]]) -> None:
+    def put_loaded(self, now: int, rows: Sequence[tuple[Key, int, Record | None]]) -> None:
         """Take in what a store returned. Version 0 stands for «no such record»."""
         self.now = max(self.now, now)
         for key, version, record in rows:
             self.loaded[key] = record
             self.versions[key] = version
+        if self._remembered is not None:
+            self._remembered.learn(rows)
+
+    def recall(self, key: Key) -> Record | None:
+        """A record that was not loaded for this batch, if one from an earlier batch will do.
+
+        Raises:
+            Missing: it has to be loaded.
+        """
+        found = None if self._remembered is None else self._remembered.recall(key)
+        if found is None:
+            raise Missing(key)
+        self.versions[key], self.loaded[key] = found
+        return found[1]
 
     def clear(self) -> None:
         """Forget everything, so that it is loaded again."""
@@ -109,13 +138,10 @@ class Work:
         if key in self.writes:
             return self.writes[key]
         self.reads.add(key)
-        current = self._set.current
+        current, loaded = self._set.current, self._set.loaded
         if key in current:
             return current[key]
-        try:
-            return self._set.loaded[key]
-        except KeyError:
-            raise Missing(key) from None
+        return loaded[key] if key in loaded else self._set.recall(key)
 
     def read(self, record_type: type[AnyRecord], identity: str) -> AnyRecord | None:
         """The record of this type with this identity, or None. Do not change it: ``edit`` it."""
@@ -135,6 +161,15 @@ class Work:
         if missing:
             raise Missing(*missing)
         return found
+
+    def load(self, *keys: Key) -> None:
+        """Have records of several types loaded together that are going to be read one by one."""
+        missing = [key for key in keys if not self._is_loaded(key)]
+        if missing:
+            raise Missing(*missing)
+
+    def _is_loaded(self, key: Key) -> bool:
+        return key in self.writes or key in self._set.current or key in self._set.loaded
 
     def edit(self, record: AnyRecord) -> AnyRecord:
         """A copy of the record that may be changed and will be committed."""
@@ -183,6 +218,16 @@ class Work:
     def changed(self) -> bool:
         """True if there is anything to commit."""
         return bool(self.writes or self.events or self.appends or self.trims)
+
+    def require_namespace(self, namespace: str) -> None:
+        """Refuse a command that names another namespace than the caller's.
+
+        Raises:
+            InvalidInput: it does.
+        """
+        bound = self.envelope.namespace
+        if bound is not None and namespace != bound:
+            raise errors.InvalidInput(field="namespace", value=namespace, rule=f"must be {bound!r}")
 
     def execution(self, execution_id: str) -> Execution:
         """The execution with this id, in the caller's namespace.

@@ -2,8 +2,10 @@
 
 from flowfabric.core import rules
 from flowfabric.engine import (
+    backend,
     claiming,
     creating,
+    explaining,
     feeds,
     flows,
     journal,
@@ -11,11 +13,14 @@ from flowfabric.engine import (
     retention,
     scheduler,
     streams,
+    workers,
 )
 
 __all__ = [
+    "backend",
     "claiming",
     "creating",
+    "explaining",
     "feeds",
     "flows",
     "journal",
@@ -24,4 +29,5 @@ __all__ = [
     "rules",
     "scheduler",
     "streams",
+    "workers",
 ]

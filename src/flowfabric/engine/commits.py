@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from flowfabric.core.indexes import IndexRow, index_rows
 from flowfabric.core.records import Execution, Key, LastRequest, Record
+from flowfabric.core.registry import ACTING_ANEW
 from flowfabric.stores.base import Change, Commit
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from flowfabric.contracts.base import Command
     from flowfabric.core.registry import Rule
     from flowfabric.core.work import Trim, Work, WorkingSet
+
+EARLIER_REQUESTS_MAX: Final = 8
+"""How many answers a record keeps besides the last one. A task has no more frames than these on
+their way at a time, so each of them is written once however many replies are lost."""
 
 _encode_outcome = msgspec.msgpack.Encoder().encode
 
@@ -27,12 +32,20 @@ def repeated_outcome(rule: Rule, command: Command[Any], work: Work) -> Any:
     """
     key = rule.subject(command)
     subject = None if key is None else work.peek(key)
-    last = None if subject is None else subject.last_request
-    if subject is None or last is None or last.request_id != work.envelope.request_id:
+    answered = None if subject is None else _answered(subject, work.envelope.request_id)
+    if subject is None or answered is None:
         return None
-    if last.operation != type(command).__name__ or _is_foreign(subject, work):
+    if answered.operation != type(command).__name__ or _is_foreign(subject, work):
         return None
-    return rule.outcome_decoder.decode(last.outcome)
+    return rule.outcome_decoder.decode(answered.outcome)
+
+
+def _answered(subject: Record, request_id: str) -> LastRequest | None:
+    """What a record remembers of this request."""
+    last = subject.last_request
+    if last is not None and last.request_id == request_id:
+        return last
+    return next((found for found in subject.earlier_requests if found.request_id == request_id), None)
 
 
 def _is_foreign(subject: Record, work: Work) -> bool:
@@ -48,12 +61,18 @@ def _is_foreign(subject: Record, work: Work) -> bool:
 
 
 def remember_outcome(rule: Rule, command: Command[Any], work: Work, outcome: Any) -> None:
-    """Keep request id and outcome in the subject, if the rule changed it."""
+    """Keep request id and outcome in the subject, if the rule changed it.
+
+    The answer that was there before goes, unless its command would act anew when it is repeated.
+    """
     key = rule.subject(command)
     if key is None:
         return
     subject = work.writes.get(key)
     if subject is not None:
+        before = subject.last_request
+        if before is not None and before.operation in ACTING_ANEW:
+            subject.earlier_requests = (*subject.earlier_requests, before)[-EARLIER_REQUESTS_MAX:]
         subject.last_request = LastRequest(
             work.envelope.request_id, _encode_outcome(outcome), type(command).__name__
         )

@@ -19,6 +19,7 @@ import itertools
 import logging
 import random
 import secrets
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 import msgspec
@@ -34,8 +35,10 @@ from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it r
 from flowfabric.engine.commits import affected_by, build_commit, remember_outcome, repeated_outcome
 from flowfabric.engine.deliveries import owed_by
 from flowfabric.engine.feeds import Feed
+from flowfabric.engine.lanes import KnownLanes
 from flowfabric.engine.notifier import Notifier, topics_of
 from flowfabric.engine.operations import operation_for
+from flowfabric.engine.turns import Turns
 from flowfabric.stores.base import Conflict
 
 if TYPE_CHECKING:
@@ -51,12 +54,17 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 BATCH_MAX: Final = 256
+BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
+"""How many bytes of payloads go into one batch; one command may have more. All others wait while a
+store writes them, and a commit of all the largest payloads would outlast the store's patience."""
 CONFLICTS_MAX: Final = 8
 ROUNDS_MAX: Final = 1_100
-"""How often the rules of one batch may ask for records that are not loaded yet. A walk over the
-graph of a flow may ask once for each member on its way."""
+"""How often the rules of one batch may ask for records that are not loaded yet. One that makes many
+records may ask once for each."""
 DELIVERY_ROUNDS_MAX: Final = 8
 """How many steps of what a commit owes are done before it is answered; a scanner does the rest."""
+ATTEST_S: Final = 60
+"""How often the store is asked again what an acknowledged commit survives."""
 WATCH_MS: Final = 1_000
 """How long one look for changes by other processes takes at most, and the pause after a fault."""
 
@@ -194,13 +202,15 @@ class Engine:
         for layer in layers:
             self._door = layer(self._door)
         self.notifier = Notifier()
+        self.lanes = KnownLanes()
+        self.turns = Turns()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
         self._queue: list[Ticket] = []
         self._questions: list[Question] = []
         self._asking: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._closing = False
         self._delivering = False
         self._owed: list[Command[Any]] = []
@@ -216,7 +226,10 @@ class Engine:
         # process would be given the answers of another, leases among them.
         self._request_prefix = secrets.token_hex(8)
         self.notifier.open()
-        self._watch = asyncio.create_task(self._watch_store(), name="flowfabric watch")
+        self._watches = [
+            asyncio.create_task(self._watch_store(), name="flowfabric watch"),
+            asyncio.create_task(self._watch_durability(), name="flowfabric durability"),
+        ]
         return self.durability
 
     async def stop(self) -> None:
@@ -225,10 +238,10 @@ class Engine:
         if self._pump is not None:
             await asyncio.wait([self._pump])  # unlike a plain await, it never cancels the pump
         self.notifier.close()
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-            self._watch = None
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches = []
         await self.store.close()
 
     async def _watch_store(self) -> None:
@@ -243,6 +256,34 @@ class Engine:
             except Exception:  # a watch that ended unseen would leave everyone here asleep
                 log.exception("looking for changes by other processes failed unexpectedly")
                 await asyncio.sleep(WATCH_MS / 1_000)
+
+    async def _watch_durability(self) -> None:
+        """Keep ``durability`` true: the owner of a server may change what commits survive."""
+        while True:
+            await asyncio.sleep(ATTEST_S)
+            try:
+                await self.attest()
+            except errors.StoreError as error:
+                log.warning("cannot learn what a commit survives, trying again: %s", error)
+            except Exception:  # a watch that ended unseen would leave the old answer standing
+                log.exception("learning what a commit survives failed unexpectedly")
+
+    async def attest(self) -> Durability:
+        """Ask the store again what an acknowledged commit survives, and report a change.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        before, self.durability = self.durability, await self.store.attest()
+        if before is not None and before.level != self.durability.level:
+            log.error(
+                "acknowledged commits survive level %s now, and %s before: the settings of the store were "
+                "changed (%s). Change them back, or restart to be refused or to accept it.",
+                self.durability.level,
+                before.level,
+                self.durability.settings,
+            )
+        return self.durability
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -451,14 +492,15 @@ class Engine:
     async def _run_batches(self) -> None:
         try:
             while self._queue:
-                batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+                size = _batch_size(self._queue)
+                batch, self._queue = self._queue[:size], self._queue[size:]
                 await self._run_batch(batch)
         finally:
             self._pump = None
 
     async def _run_batch(self, batch: list[Ticket]) -> None:
         """Load, decide and commit until every ticket of the batch has its answer."""
-        working_set = WorkingSet()
+        working_set = WorkingSet(self.lanes)
         try:
             while batch:
                 await decide_batch(self.store, batch, working_set)
@@ -528,6 +570,7 @@ class Engine:
 
     async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
         """Commit the tickets that the conflict did not touch; return the others, to run again."""
+        self.lanes.forget(conflict.keys)
         affected = affected_by(conflict.keys, [ticket.work for ticket in batch])
         again = [ticket for ticket, touched in zip(batch, affected, strict=True) if touched]
         rest = [ticket for ticket, touched in zip(batch, affected, strict=True) if not touched]
@@ -542,6 +585,32 @@ class Engine:
         patience_ms = max((ticket.conflicts for ticket in again), default=0)
         await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
         return again
+
+
+def _batch_size(queue: list[Ticket]) -> int:
+    """How many of the tickets fit into one batch."""
+    payload_bytes = 0
+    for size, ticket in enumerate(queue[:BATCH_MAX]):
+        payload_bytes += sum(
+            len(getattr(ticket.command, field) or b"") for field in _payload_fields(type(ticket.command))
+        )
+        if size and payload_bytes > BATCH_BYTES_MAX:
+            return size
+    return min(len(queue), BATCH_MAX)
+
+
+@cache
+def _payload_fields(command_type: type[Command[Any]]) -> tuple[str, ...]:
+    """The fields that hold bytes."""
+    found = msgspec.inspect.type_info(command_type)
+    assert isinstance(found, msgspec.inspect.StructType)
+    return tuple(field.name for field in found.fields if _holds_bytes(field.type))
+
+
+def _holds_bytes(found: msgspec.inspect.Type) -> bool:
+    if isinstance(found, msgspec.inspect.UnionType):
+        return any(_holds_bytes(one) for one in found.types)
+    return isinstance(found, msgspec.inspect.BytesType)
 
 
 def _check_name(field: str, name: str) -> None:

@@ -18,18 +18,17 @@ from flowfabric.contracts.flows import (
     PartiallyCancelled,
 )
 from flowfabric.core.commands import CancelFlowMemberArgs
-from flowfabric.core.records import Flow, FlowProgress, flow_identity, key_for
+from flowfabric.core.indexes import EVERYWHERE, FLOWS, scope_of
+from flowfabric.core.records import Flow, FlowMember, FlowProgress, flow_identity, key_for
 from flowfabric.core.rules.flows import CANCELLING
 from flowfabric.core.rules.graph import CANCELLED, COMPLETED, FAILED, flow_state
 from flowfabric.engine.listing import load_records
 from flowfabric.engine.operations import operation
+from flowfabric.stores.base import split_tag
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
-
-MEMBERS_SHOWN_MAX: Final = 1_000
-"""How many members the answer names when the flow had ended before."""
 
 MEMBERS_PER_BATCH: Final = 256
 
@@ -57,14 +56,14 @@ async def cancel_flow(engine: Engine, args: CancelFlowArgs, envelope: Envelope) 
     policy, members = str(args.cancellation_policy), answer.member_execution_ids
     if isinstance(answer, FlowAlreadyEnded):
         stored = answer.stored_cancellation_policy or policy
-        return FlowCancelled(cancellation_policy=stored, member_execution_ids=members[:MEMBERS_SHOWN_MAX])
+        return FlowCancelled(cancellation_policy=stored, member_execution_ids=members)
     if args.cancellation_policy not in CANCELLING or not members:
         return FlowCancelled(cancellation_policy=policy, member_execution_ids=members)
     if not args.wait:
         return CancellationScheduled(
-            cancellation_policy=policy, member_count=len(members), member_execution_ids=members
+            cancellation_policy=policy, member_count=answer.member_count, member_execution_ids=members
         )
-    failed = await _cancel_members(engine, args.flow_id, members)
+    failed = await _cancel_members(engine, args.flow_id, answer.member_count)
     if failed:
         return PartiallyCancelled(
             cancellation_policy=policy, member_execution_ids=members, failed_member_execution_ids=failed
@@ -72,44 +71,35 @@ async def cancel_flow(engine: Engine, args: CancelFlowArgs, envelope: Envelope) 
     return FlowCancelled(cancellation_policy=policy, member_execution_ids=members)
 
 
-async def _cancel_members(engine: Engine, flow_id: str, members: tuple[str, ...]) -> tuple[str, ...]:
+async def _cancel_members(engine: Engine, flow_id: str, count: int) -> tuple[str, ...]:
     """Cancel all members that are still to be cancelled. Returns those that could not be."""
     failed: list[str] = []
-    for start in range(0, len(members), MEMBERS_PER_BATCH):
-        batch = members[start : start + MEMBERS_PER_BATCH]
-        answers = await engine.execute_unbounded(
-            [
-                CancelFlowMemberArgs(member_id=f"{flow_identity(flow_id)}/{start + place}")
-                for place in range(len(batch))
-            ],
-            actor=f"flow {flow_id}",
-        )
+    places = [f"{flow_identity(flow_id)}/{position}" for position in range(count)]
+    for start in range(0, count, MEMBERS_PER_BATCH):
+        batch = places[start : start + MEMBERS_PER_BATCH]
+        commands = [CancelFlowMemberArgs(member_id=place) for place in batch]
+        answers = await engine.execute_unbounded(commands, actor=f"flow {flow_id}")
         failed += [
-            member for member, answer in zip(batch, answers, strict=True) if isinstance(answer, Exception)
+            place for place, answer in zip(batch, answers, strict=True) if isinstance(answer, Exception)
         ]
-    return tuple(failed)
+    members = await load_records(engine, [key_for(FlowMember, place) for place in failed])
+    return tuple(member.execution_id for member in members if isinstance(member, FlowMember))
 
 
 @operation(ListFlowsArgs)
 async def list_flows(engine: Engine, args: ListFlowsArgs, envelope: Envelope) -> ListFlowsPage:
     """The flows of one partition in the order of their ids."""
-    prefix = key_for(Flow, f"{{fp:{args.partition}}}:")
-    after = None if args.cursor is None else prefix + args.cursor
-    found: list[FlowSummary] = []
-    while len(found) <= args.limit:
-        keys = await engine.store.list_keys(prefix, after=after, limit=args.limit + 1)
-        found += await _summaries(engine, keys, envelope.namespace)
-        if len(keys) <= args.limit:
-            break
-        after = keys[-1]
-    page, more = found[: args.limit], len(found) > args.limit
-    return ListFlowsPage(flows=tuple(page), next_cursor=page[-1].flow_id if more and page else None)
+    scope = scope_of(envelope.namespace or EVERYWHERE, str(args.partition))
+    after = None if args.cursor is None else (0, f"{{fp:{args.partition}}}:{args.cursor}")
+    rows = await engine.store.read_index(FLOWS, scope, after=after, limit=args.limit + 1)
+    shown = [identity for _, identity in rows[: args.limit]]
+    last = split_tag(shown[-1])[0] if shown and len(rows) > len(shown) else None
+    return ListFlowsPage(flows=tuple(await _summaries(engine, shown)), next_cursor=last)
 
 
-async def _summaries(engine: Engine, keys: list[str], namespace: str | None) -> list[FlowSummary]:
-    flows = await load_records(engine, keys)
-    progress_keys = [key_for(FlowProgress, key.partition("/")[2]) for key in keys]
-    progresses = await load_records(engine, progress_keys)
+async def _summaries(engine: Engine, identities: list[str]) -> list[FlowSummary]:
+    flows = await load_records(engine, [key_for(Flow, identity) for identity in identities])
+    progresses = await load_records(engine, [key_for(FlowProgress, identity) for identity in identities])
     return [
         FlowSummary(
             flow_id=flow.flow_id,
@@ -118,5 +108,4 @@ async def _summaries(engine: Engine, keys: list[str], namespace: str | None) -> 
         )
         for flow, progress in zip(flows, progresses, strict=True)
         if isinstance(flow, Flow) and isinstance(progress, FlowProgress) and flow.removing_since is None
-        if namespace is None or flow.namespace == namespace
     ]

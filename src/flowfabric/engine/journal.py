@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
@@ -25,18 +26,24 @@ async def read_journal(engine: Engine, args: ReadJournalArgs, envelope: Envelope
     Raises:
         ExecutionNotFound: there is no such execution.
     """
-    loaded = await engine.store.load([key_for(Execution, args.execution_id)])
+    # The generation stands in the execution. Nearly always it is the first one.
+    first = scope_of(args.execution_id, "0")
+    loaded, rows = await asyncio.gather(
+        engine.store.load([key_for(Execution, args.execution_id)]),
+        engine.store.read_index(JOURNAL, first, limit=PAGE_ENTRIES),
+    )
     execution = loaded.rows[0][2]
     if not isinstance(execution, Execution) or envelope.namespace not in (None, execution.namespace):
         raise errors.ExecutionNotFound(execution_id=args.execution_id)
     scope = scope_of(execution.execution_id, str(execution.journal_generation))
+    if scope != first:
+        rows = await engine.store.read_index(JOURNAL, scope, limit=PAGE_ENTRIES)
     entries: list[JournalEntry] = []
-    after: tuple[int, str] | None = None
-    while rows := await engine.store.read_index(JOURNAL, scope, after=after, limit=PAGE_ENTRIES):
+    while rows:
         entries += await _load_entries(engine, [identity for _, identity in rows])
-        after = rows[-1]
         if len(rows) < PAGE_ENTRIES:
             break
+        rows = await engine.store.read_index(JOURNAL, scope, after=rows[-1], limit=PAGE_ENTRIES)
     return JournalPage(entries=tuple(entries), generation=execution.journal_generation)
 
 

@@ -31,8 +31,9 @@ from flowfabric.contracts.reads import (
 )
 from flowfabric.contracts.states import LifecyclePhase, PublicState
 from flowfabric.core import indexes
-from flowfabric.core.indexes import SEPARATOR
-from flowfabric.core.records import Execution, Suspension, key_for
+from flowfabric.core.indexes import SEPARATOR, scope_of
+from flowfabric.core.records import Execution, Lane, Suspension, key_for, lane_identity
+from flowfabric.core.rules.lanes import GIVES_NO_WORK, lane_info, under_lane
 from flowfabric.core.state import public_state
 from flowfabric.core.vocabulary import BlockerKind, LeaseState
 from flowfabric.engine.cursors import format_cursor, parse_cursor
@@ -40,7 +41,7 @@ from flowfabric.engine.operations import operation
 from flowfabric.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope
@@ -50,11 +51,17 @@ Row = tuple[int, str]
 """The sort value and the member of an index row."""
 Scope = tuple[str, str]
 """An index and one of its scopes."""
+Group = tuple[str, str]
+"""A namespace and a lane of it."""
 
-P = TypeVar("P")
+P = TypeVar("P", str, Row)
+"""A place in what is read: a key, or an index row."""
 T = TypeVar("T")
 
 SCOPES_PER_READ: Final = 1_000
+PLACES_PER_READ: Final = 1_000
+PLACES_PER_CALL: Final = 5_000
+"""How many executions one call looks at for those that its filters let through."""
 
 INDEXES_OF_STATE: Final[dict[PublicState, tuple[str, ...]]] = {
     PublicState.WAITING: (indexes.ELIGIBLE, indexes.BLOCKED),
@@ -66,7 +73,10 @@ INDEXES_OF_STATE: Final[dict[PublicState, tuple[str, ...]]] = {
 }
 """Where the executions of a public state have their rows; all others have theirs in ``terminal``."""
 
-LANE_INDEXES: Final = tuple(sorted(indexes.PRIMARY))
+LANE_INDEXES: Final = (*sorted(indexes.PRIMARY), indexes.LANES)
+
+_LAST: Final = "\U0010ffff"
+"""Sorts behind all that a scope may have after the name of its lane."""
 
 BLOCKERS_OF_STATE: Final = {
     PublicState.WAITING: (BlockerKind.OPERATOR, BlockerKind.LANE, BlockerKind.ROUTE),
@@ -125,41 +135,56 @@ async def list_execution_summaries(
     engine: Engine, args: ListExecutionSummariesArgs, envelope: Envelope
 ) -> ListExecutionsResult:
     """Executions with what a list shows."""
-    scopes = await _scopes_of_summaries(engine, args, envelope.namespace)
+    lanes = await _lanes_set(engine, envelope.namespace, args.lane_id)
+    scopes = await _scopes_of_summaries(engine, args, envelope.namespace, _closed(lanes))
     descending = args.public_state is None or args.public_state not in INDEXES_OF_STATE
 
     async def keep(rows: list[Row]) -> list[tuple[Row, ExecutionSummary]]:
         executions = await load_executions(engine, [member for _, member in rows], envelope.namespace)
-        shown = {found.execution_id: summary_of(found) for found in executions if _matches(found, args)}
+        seen = [under_lane(found, lanes.get((found.namespace, found.lane_id))) for found in executions]
+        shown = {found.execution_id: summary_of(found) for found in seen if _matches(found, args)}
         return [(row, shown[row[1]]) for row in rows if row[1] in shown]
 
-    read = _merged(engine, scopes, descending=descending)
-    page, more = await fill_page(read, keep, parse_cursor(args.cursor), args.limit)
+    read = merged(engine, scopes, descending=descending)
+    page, more, stopped_at = await walk_page(
+        read, keep, parse_cursor(args.cursor), args.limit, PLACES_PER_CALL
+    )
+    last = page[-1][0] if more and page else stopped_at
     return ListExecutionsResult(
         executions=tuple(summary for _, summary in page),
         total_returned=len(page),
-        next_cursor=format_cursor(page[-1][0]) if more and page else None,
+        next_cursor=None if last is None else format_cursor(last),
     )
 
 
 async def _scopes_of_summaries(
-    engine: Engine, args: ListExecutionSummariesArgs, namespace: str | None
+    engine: Engine, args: ListExecutionSummariesArgs, namespace: str | None, closed: frozenset[Group]
 ) -> list[Scope]:
-    """The scopes that hold the executions of the state that is asked for, and maybe others."""
+    """The scopes that hold the executions of the state that is asked for, and maybe others.
+
+    All that could be claimed sooner or later is ``waiting`` in a lane that is closed to workers.
+    """
     state = args.public_state
     if state is None:
-        created = [namespace] if namespace is not None else await _scopes_in(engine, indexes.CREATED, None)
+        created = [namespace] if namespace is not None else await scopes_in(engine, indexes.CREATED, None)
         return [(indexes.CREATED, scope) for scope in created]
+    held = INDEXES_OF_STATE.get(state, (indexes.TERMINAL,))
+    if closed and state is PublicState.WAITING:
+        held = (*held, indexes.DELAYED)
     return [
         (index, scope)
-        for index in INDEXES_OF_STATE.get(state, (indexes.TERMINAL,))
-        for scope in await _scopes_in(engine, index, namespace, args.lane_id)
-        if _may_hold(index, scope, state)
+        for index in held
+        for scope in await scopes_in(engine, index, namespace, args.lane_id)
+        if _may_hold(index, scope, state, closed)
     ]
 
 
-def _may_hold(index: str, scope: str, state: PublicState) -> bool:
+def _may_hold(index: str, scope: str, state: PublicState, closed: frozenset[Group]) -> bool:
     """Whether executions of this state can have rows in this scope."""
+    if index in (indexes.DELAYED, indexes.BLOCKED) and _group_of(scope) in closed:
+        return state is PublicState.WAITING
+    if index == indexes.DELAYED:
+        return state is PublicState.DELAYED
     if index == indexes.TERMINAL:
         return scope.split(SEPARATOR)[2] == state
     if index == indexes.BLOCKED:
@@ -197,13 +222,13 @@ async def list_suspended(engine: Engine, args: ListSuspendedArgs, envelope: Enve
         InvalidInput: the cursor's execution has no suspension that the caller could have seen.
     """
     after = None if args.cursor is None else await _suspended_row(engine, args.cursor, envelope.namespace)
-    scopes = await _scopes_in(engine, indexes.SUSPENDED, envelope.namespace)
+    scopes = await scopes_in(engine, indexes.SUSPENDED, envelope.namespace)
     tag = "" if args.partition is None else f"{{fp:{args.partition}}}:"
 
     async def keep(rows: list[Row]) -> list[Row]:
         return [row for row in rows if row[1].startswith(tag)]
 
-    read = _merged(engine, [(indexes.SUSPENDED, scope) for scope in scopes])
+    read = merged(engine, [(indexes.SUSPENDED, scope) for scope in scopes])
     page, more = await fill_page(read, keep, after, args.limit)
     reasons = await _suspension_reasons(engine, [member for _, member in page])
     entries = tuple(
@@ -244,21 +269,80 @@ async def _suspension_reasons(engine: Engine, ids: list[str]) -> dict[str, str]:
 
 @operation(ListLanesArgs)
 async def list_lanes(engine: Engine, args: ListLanesArgs, envelope: Envelope) -> ListLanesPage:
-    """Every lane that has executions, ended ones included."""
-    names = {
-        scope.split(SEPARATOR)[1]
-        for index in LANE_INDEXES
-        for scope in await _scopes_in(engine, index, envelope.namespace)
-    }
-    lanes = [name for name in sorted(names) if args.cursor is None or name > args.cursor]
-    page = tuple(lanes[: args.limit])
-    return ListLanesPage(lanes=page, next_cursor=page[-1] if len(lanes) > len(page) and page else None)
+    """Every lane that has executions, ended ones included, or that an operator has set."""
+    found: set[Group] = set()
+    for namespace in await _namespaces(engine, envelope.namespace):
+        for index in LANE_INDEXES:
+            found |= await _lanes_in(engine, index, namespace, args.cursor, args.limit)
+    names = sorted({name for _, name in found})
+    page = tuple(names[: args.limit])
+    groups = sorted((group for group in found if group[1] in page), key=lambda group: group[::-1])
+    lanes = await _load_lanes(engine, groups)
+    return ListLanesPage(
+        lanes=page,
+        next_cursor=page[-1] if len(names) > len(page) and page else None,
+        details=tuple(lane_info(*group, lanes.get(group)) for group in groups),
+    )
+
+
+async def _namespaces(engine: Engine, namespace: str | None) -> list[str]:
+    """The namespace that the caller is bound to, or all that have lanes."""
+    if namespace is not None:
+        return [namespace]
+    set_by_operators = {_group_of(scope)[0] for scope in await scopes_in(engine, indexes.LANES, None)}
+    return sorted(set_by_operators | set(await scopes_in(engine, indexes.CREATED, None)))
+
+
+async def _lanes_in(engine: Engine, index: str, namespace: str, cursor: str | None, limit: int) -> set[Group]:
+    """More than ``limit`` lanes of an index behind a name, if there are so many.
+
+    The scopes of one lane are skipped, however many it has.
+    """
+    found: set[Group] = set()
+    after = None if cursor is None else scope_of(namespace, cursor, _LAST)
+    while len(found) <= limit:
+        scopes = await engine.store.index_scopes(
+            index, namespace + SEPARATOR, after=after, limit=SCOPES_PER_READ
+        )
+        found |= {_group_of(scope) for scope in scopes}
+        if len(scopes) < SCOPES_PER_READ:
+            break
+        after = scope_of(*_group_of(scopes[-1]), _LAST)
+    return found
+
+
+def _group_of(scope: str) -> Group:
+    namespace, lane_id = scope.split(SEPARATOR)[:2]
+    return namespace, lane_id
+
+
+async def _load_lanes(engine: Engine, groups: Iterable[Group]) -> dict[Group, Lane]:
+    """What operators have said about some lanes."""
+    keys = [key_for(Lane, lane_identity(*group)) for group in groups]
+    records = await load_records(engine, keys) if keys else []
+    return {(lane.namespace, lane.lane_id): lane for lane in records if isinstance(lane, Lane)}
+
+
+async def _lanes_set(engine: Engine, namespace: str | None, lane_id: str | None = None) -> dict[Group, Lane]:
+    """What operators have said about any lane, of one namespace or of all."""
+    scopes = await scopes_in(engine, indexes.LANES, namespace, lane_id)
+    return await _load_lanes(engine, [_group_of(scope) for scope in scopes])
+
+
+def _closed(lanes: dict[Group, Lane]) -> frozenset[Group]:
+    """Those of the lanes that give no work."""
+    return frozenset(group for group, lane in lanes.items() if lane.state in GIVES_NO_WORK)
 
 
 @operation(ScanEligibleArgs)
 async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelope) -> EligibleExecutions:
-    """What waits for a worker, in claiming order. Lapsed leases that wait for a reclaim are left out."""
-    scopes = await _scopes_in(engine, indexes.ELIGIBLE, envelope.namespace, args.lane_id)
+    """What waits for a worker, in claiming order; nothing in a lane that is paused or disabled.
+
+    Lapsed leases that wait for a reclaim are left out.
+    """
+    closed = _closed(await _lanes_set(engine, envelope.namespace, args.lane_id))
+    found = await scopes_in(engine, indexes.ELIGIBLE, envelope.namespace, args.lane_id)
+    scopes = [scope for scope in found if _group_of(scope) not in closed]
     tag = "" if args.partition is None else f"{args.partition.key}:"
 
     async def keep(rows: list[Row]) -> list[ExecutionId]:
@@ -266,7 +350,7 @@ async def scan_eligible(engine: Engine, args: ScanEligibleArgs, envelope: Envelo
         executions = await load_executions(engine, ids, envelope.namespace)
         return [found.execution_id for found in executions if found.phase is LifecyclePhase.RUNNABLE]
 
-    read = _merged(engine, [(indexes.ELIGIBLE, scope) for scope in scopes])
+    read = merged(engine, [(indexes.ELIGIBLE, scope) for scope in scopes])
     page, _ = await fill_page(read, keep, None, args.limit)
     return EligibleExecutions(executions=tuple(page))
 
@@ -324,17 +408,41 @@ async def fill_page(
     It reads on until the page is full or nothing is left: what is not kept, such as rows of other
     namespaces, makes no page short.
     """
+    found, more, _ = await walk_page(read, keep, after, limit)
+    return found, more
+
+
+async def walk_page(
+    read: Callable[[P | None, int], Awaitable[list[P]]],
+    keep: Callable[[list[P]], Awaitable[list[T]]],
+    after: P | None,
+    limit: int,
+    places_max: int | None = None,
+) -> tuple[list[T], bool, P | None]:
+    """Like ``fill_page``, but looks at no more than so many places.
+
+    What is kept seldom is looked for in ever larger steps.
+
+    Returns:
+        What was kept, whether there is more for certain, and the place behind which to go on if the
+        page is not full because the bound was reached.
+    """
     found: list[T] = []
+    step, looked_at = limit + 1, 0
     while len(found) <= limit:
-        places = await read(after, limit + 1)
+        places = await read(after, step)
         found += await keep(places)
-        if len(places) <= limit:
+        looked_at += len(places)
+        if len(places) < step:
             break
         after = places[-1]
-    return found[:limit], len(found) > limit
+        if places_max is not None and looked_at >= places_max and len(found) <= limit:
+            return found, False, after
+        step = min(2 * step, max(PLACES_PER_READ, limit + 1))
+    return found[:limit], len(found) > limit, None
 
 
-def _merged(
+def merged(
     engine: Engine, scopes: list[Scope], *, descending: bool = False
 ) -> Callable[[Row | None, int], Awaitable[list[Row]]]:
     """How to read several scopes as if they were one."""
@@ -349,7 +457,7 @@ def _merged(
     return read
 
 
-async def _scopes_in(
+async def scopes_in(
     engine: Engine, index: str, namespace: str | None, lane_id: str | None = None
 ) -> list[str]:
     """Every scope of an index, of one namespace or of all, of one lane or of all."""

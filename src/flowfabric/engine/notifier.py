@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Self
 
 from flowfabric.core.events import Family
-from flowfabric.core.indexes import ELIGIBLE, SEPARATOR
+from flowfabric.core.indexes import ELIGIBLE, LANES, SEPARATOR
+from flowfabric.core.records import Flow, FlowProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,13 +24,18 @@ NEAR_MS: Final = 5_000
 
 
 def claimable_topic(namespace: str, lane_id: str) -> str:
-    """Woken when work in this lane becomes claimable."""
+    """Woken when work in this lane becomes claimable, or the lane itself is changed."""
     return f"claimable/{namespace}{SEPARATOR}{lane_id}"
 
 
 def execution_topic(execution_id: str) -> str:
     """Woken when anything happens to this execution, its stream included."""
     return f"execution/{execution_id}"
+
+
+def flow_topic(flow_id: str) -> str:
+    """Woken when this flow changes, or one of its members has ended."""
+    return f"flow/{flow_id}"
 
 
 def ended_topic(execution_id: str) -> str:
@@ -53,10 +59,16 @@ def topics_of(commit: Commit) -> set[str]:
     topics.update(
         ended_topic(event.execution_id) for event in commit.events if event.family is Family.COMPLETION
     )
+    topics.update(
+        flow_topic(change.record.flow_id)
+        for change in commit.changes
+        if isinstance(change.record, (Flow, FlowProgress))
+    )
     topics.update(execution_topic(frame.stream.partition("/")[0]) for frame in commit.appends)
     for index, scope, sort, _ in commit.rows_added:
-        if index == ELIGIBLE:
-            topics.add(f"claimable/{scope.rpartition(SEPARATOR)[0]}")
+        if index in (ELIGIBLE, LANES):
+            namespace, lane_id = scope.split(SEPARATOR)[:2]
+            topics.add(claimable_topic(namespace, lane_id))
         elif index.startswith("due_") and sort < commit.now + NEAR_MS:
             topics.add(due_topic(index))
     if commit.events:

@@ -1,14 +1,16 @@
 """Finding work for a worker: reads what is claimable, then claims it, in one commit.
 
 Only scopes that the worker can serve are read, so work that needs other capabilities neither
-blocks nor slows it, and lanes without work cost nothing. What another worker took meanwhile, or
-holds a grant for, is passed over; the search goes on behind it.
+blocks nor slows it, and lanes without work cost nothing (see ``reach``). Lanes and namespaces share
+the claims (see ``turns``). What another worker took meanwhile, or holds a grant for, is passed
+over; the search goes on behind it.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
+from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -27,9 +29,10 @@ from flowfabric.contracts.leases import (
 )
 from flowfabric.contracts.partitions import Partition
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs, ClaimCandidateResult
-from flowfabric.core.indexes import ELIGIBLE, SEPARATOR, scope_of
-from flowfabric.core.records import Execution, key_for
+from flowfabric.core.indexes import ELIGIBLE, SEPARATOR
+from flowfabric.core.records import Execution, Lane, key_for, lane_identity
 from flowfabric.engine.operations import operation
+from flowfabric.engine.reach import Reach
 from flowfabric.minting import new_attempt_id, new_lease_id
 
 if TYPE_CHECKING:
@@ -44,10 +47,18 @@ PAGES_MAX: Final = 8
 """How many pages of candidates one call looks at when others turn out to be taken."""
 PAGE_ROWS: Final = 64
 """How many candidates every page but the first has; the first has as many as are wanted."""
-SCOPES_PER_PAGE: Final = 1_000
+SCOPES_PER_READ: Final = 32
+SCOPES_MAX: Final = 64
+"""About how many scopes one call looks at; with more of them, the next call looks at others."""
+SCOPE_READS_MAX: Final = 64
+"""How many reads one call makes to find these scopes, most of them one."""
 
 PASSED_OVER: Final = (errors.StateRefusal, errors.NotFound, errors.Contention, errors.CapabilityMismatch)
 """Refusals that say: not this one, try the next."""
+
+
+Group = tuple[str, LaneId]
+"""A namespace and a lane of it."""
 
 
 class Candidate(NamedTuple):
@@ -55,60 +66,105 @@ class Candidate(NamedTuple):
 
     order: int
     execution_id: ExecutionId
-    lane_id: LaneId
+    group: Group
     scope: str
 
 
 class Search:
-    """Walks over what is claimable for one worker, the most urgent first."""
+    """Walks over what is claimable for one worker, most urgent first and all lanes in turn."""
 
     def __init__(
         self, engine: Engine, namespace: str | None, lanes: Iterable[LaneId], capabilities: Collection[str]
     ) -> None:
         self._engine = engine
-        self._namespace = namespace or ""
-        self._lanes = tuple(lanes)
-        self._capabilities = frozenset(capabilities)
+        self._reach = Reach(namespace, lanes, capabilities)
+        self._worker = (namespace, self._reach.lanes, self._reach.capabilities)
+        self._scopes: dict[str, Group] | None = None
         self._behind: dict[str, tuple[int, str]] = {}
 
     async def next(self, limit: int) -> list[Candidate]:
-        """The next candidates; fewer than ``limit`` when there are no more."""
-        pages = [
-            await self._page(lane, scope, limit) for lane in self._lanes for scope in await self._scopes(lane)
-        ]
-        found = list(islice(heapq.merge(*pages), limit))
-        for candidate in found:
-            self._behind[candidate.scope] = (candidate.order, candidate.execution_id)
+        """The next candidates, in the order to claim them; fewer than ``limit`` if there are no more."""
+        if self._scopes is None:
+            self._scopes = await self._open_scopes()
+        pages: dict[Group, list[list[Candidate]]] = {}
+        for scope, group in self._scopes.items():
+            page = await self._page(scope, group, limit)
+            if page:
+                pages.setdefault(group, []).append(page)
+        waiting = {group: deque(heapq.merge(*own)) for group, own in pages.items()}
+        chosen = self._share(waiting, limit)
+        self._behind.update((one.scope, (one.order, one.execution_id)) for one in chosen)
+        return chosen
+
+    def give_up(self) -> None:
+        """Let the next search go on behind what this one has looked at in vain."""
+        self._engine.turns.keep_passed(self._behind)
+
+    def _share(self, waiting: dict[Group, deque[Candidate]], limit: int) -> list[Candidate]:
+        """The first candidates of all groups, each group's in its own order."""
+        found: list[Candidate] = []
+        heads = {group: candidates[0][:2] for group, candidates in waiting.items()}
+        while heads and len(found) < limit:
+            group = self._engine.turns.choose(self._worker, heads)
+            found.append(waiting[group].popleft())
+            if waiting[group]:
+                heads[group] = waiting[group][0][:2]
+            else:
+                del heads[group]
         return found
 
-    async def _scopes(self, lane: LaneId) -> list[str]:
-        """The lane's scopes whose requirements the worker meets."""
-        prefix = scope_of(self._namespace, lane) + SEPARATOR
+    async def _page(self, scope: str, group: Group, limit: int) -> list[Candidate]:
+        if scope not in self._behind:
+            passed = self._engine.turns.take_passed(scope)
+            if passed is not None:
+                self._behind[scope] = passed
+        rows = await self._engine.store.read_index(
+            ELIGIBLE, scope, after=self._behind.get(scope), limit=limit
+        )
+        return [Candidate(order, execution_id, group, scope) for order, execution_id in rows]
+
+    async def _open_scopes(self) -> dict[str, Group]:
+        """The scopes to look at, without those of lanes that give no work."""
+        scopes = {scope: _group_of(scope) for scope in await self._walk()}
+        keys = {group: key_for(Lane, lane_identity(*group)) for group in set(scopes.values())}
+        doubtful = self._engine.lanes.closed(keys.values())
+        if not doubtful:
+            return scopes
+        self._engine.lanes.learn((await self._engine.store.load(doubtful)).rows)
+        closed = set(self._engine.lanes.closed(doubtful))
+        return {scope: group for scope, group in scopes.items() if keys[group] not in closed}
+
+    async def _walk(self) -> list[str]:
+        """The scopes within reach; where there are very many, another part of them each time."""
+        place = self._engine.turns.take_place(self._worker)
+        found = await self._walk_from(place or self._reach.start)
+        return found if found or place is None else await self._walk_from(self._reach.start)
+
+    async def _walk_from(self, place: str | None) -> list[str]:
         found: list[str] = []
-        after: str | None = None
-        while True:
-            scopes = await self._engine.store.index_scopes(
-                ELIGIBLE, prefix, after=after, limit=SCOPES_PER_PAGE
+        for _ in range(SCOPE_READS_MAX):
+            page = await self._engine.store.index_scopes(
+                ELIGIBLE, self._reach.prefix, after=place, limit=SCOPES_PER_READ
             )
-            found += [scope for scope in scopes if self._capabilities.issuperset(_required(scope))]
-            if len(scopes) < SCOPES_PER_PAGE:
+            found += [scope for scope in page if self._reach.serves(scope)]
+            place = self._reach.behind(page[-1]) if len(page) == SCOPES_PER_READ else None
+            if place is None:
                 return found
-            after = scopes[-1]
+            if len(found) >= SCOPES_MAX:
+                break
+        assert place is not None
+        self._engine.turns.keep_place(self._worker, place)
+        return found
 
-    async def _page(self, lane: LaneId, scope: str, limit: int) -> list[Candidate]:
-        behind = self._behind.get(scope)
-        rows = await self._engine.store.read_index(ELIGIBLE, scope, after=behind, limit=limit)
-        return [Candidate(order, execution_id, lane, scope) for order, execution_id in rows]
 
-
-def _required(scope: str) -> list[str]:
-    required = scope.rpartition(SEPARATOR)[2]
-    return required.split(",") if required else []
+def _group_of(scope: str) -> Group:
+    namespace, lane_id, _ = scope.split(SEPARATOR, 2)
+    return namespace, lane_id
 
 
 @operation(ClaimBatchArgs)
 async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) -> ClaimBatchResult:
-    """Claim up to ``limit`` executions for one worker, the most urgent of all its lanes first.
+    """Claim up to ``limit`` executions for one worker, the most urgent first and all lanes in turn.
 
     A fault after some were claimed ends the search and is left to the next call: what was claimed
     would otherwise wait for its lease to lapse.
@@ -138,6 +194,7 @@ async def _claim_found(
         if len(page) < size or len(claims) == args.limit:
             return
         size = max(args.limit - len(claims), PAGE_ROWS)
+    search.give_up()
 
 
 def _take(answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]) -> None:
@@ -151,7 +208,7 @@ def _take(answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedW
 def _claim_of(candidate: Candidate, args: ClaimBatchArgs) -> ClaimCandidateArgs:
     return ClaimCandidateArgs(
         execution_id=candidate.execution_id,
-        lane_id=candidate.lane_id,
+        lane_id=candidate.group[1],
         worker_id=args.worker_id,
         worker_instance_id=args.worker_instance_id,
         worker_capabilities=args.worker_capabilities,
@@ -174,7 +231,8 @@ async def claim_for_worker(
             if await _grant(engine, candidate, args, envelope):
                 return WorkGranted(grant=await _grant_of(engine, candidate.execution_id))
         if len(candidates) < PAGE_ROWS:
-            break
+            return NoWork()
+    search.give_up()
     return NoWork()
 
 

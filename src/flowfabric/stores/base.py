@@ -139,6 +139,15 @@ class Store(Ledger, Protocol):
             StoreError: the store cannot be reached, is corrupt, or is newer than this program.
         """
 
+    async def attest(self) -> Durability:
+        """Read back again what an acknowledged commit survives; a server's owner may have changed it.
+
+        Unlike opening, this does not refuse less than was required.
+
+        Raises:
+            StoreError: the store is not open, or cannot be reached.
+        """
+
     async def close(self) -> None:
         """Let go of the store. Closing twice is harmless."""
 

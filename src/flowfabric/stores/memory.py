@@ -44,6 +44,9 @@ class MemoryStore:
         self._last_commit = 0
 
     async def open(self) -> Durability:
+        return await self.attest()
+
+    async def attest(self) -> Durability:
         return Durability(level="D0", store="memory", settings={})
 
     async def close(self) -> None:

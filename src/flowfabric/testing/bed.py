@@ -33,7 +33,7 @@ from flowfabric.testing.clock import ManualClock
 from flowfabric.testing.dump import Dump, differences, dump
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.states import PublicState, StateVector
@@ -139,6 +139,10 @@ class Bed:
     ) -> R:
         """What ``Engine.execute`` does."""
         return await self.engine.execute(command, request_id=request_id, namespace=namespace, actor=actor)
+
+    async def execute_many(self, commands: Sequence[Command[R]]) -> list[R | Exception]:
+        """What ``Engine.execute_many`` does."""
+        return await self.engine.execute_many(commands)
 
     async def refused(self, command: Command[Any], **options: Any) -> errors.FlowFabricError:
         """The error with which a command is refused. Makes sure that nothing changed."""

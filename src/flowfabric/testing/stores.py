@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowfabric import errors
 from flowfabric.stores.base import Conflict
@@ -35,6 +35,9 @@ class StoreAround:
 
     async def open(self) -> Durability:
         return await self.inner.open()
+
+    async def attest(self) -> Durability:
+        return await self.inner.attest()
 
     async def close(self) -> None:
         await self.inner.close()
@@ -116,12 +119,13 @@ class StoreAround:
 
 
 class RecordingStore(StoreAround):
-    """Remembers every commit that was applied, and counts the loads."""
+    """Remembers every commit that was applied, and counts the loads and the reads of indexes."""
 
     def __init__(self, inner: ClockedStore) -> None:
         super().__init__(inner)
         self.commits: list[Commit] = []
         self.loads = 0
+        self.index_reads = 0
 
     async def load(self, keys: Iterable[Key]) -> Loaded:
         self.loads += 1
@@ -130,6 +134,14 @@ class RecordingStore(StoreAround):
     async def commit(self, commit: Commit) -> None:
         await self.inner.commit(commit)
         self.commits.append(commit)
+
+    async def read_index(self, index: str, scope: str, **options: Any) -> list[tuple[int, str]]:
+        self.index_reads += 1
+        return await self.inner.read_index(index, scope, **options)
+
+    async def index_scopes(self, index: str, prefix: str, **options: Any) -> list[str]:
+        self.index_reads += 1
+        return await self.inner.index_scopes(index, prefix, **options)
 
 
 class FaultyStore(StoreAround):

@@ -19,10 +19,12 @@ from msgspec import Meta
 from flowfabric import errors
 from flowfabric.contracts.check import check
 from flowfabric.contracts.leases import ClaimBatchArgs, LeaseTtlMs
-from flowfabric.contracts.limits import CLAIM_BATCH_MAX
+from flowfabric.contracts.limits import CLAIM_BATCH_MAX, WORKER_TTL_MS
+from flowfabric.contracts.workers import RegisterWorkerArgs
 from flowfabric.engine.notifier import claimable_topic
 from flowfabric.minting import new_uuid4
 from flowfabric.worker.heartbeat import Heartbeat, HeldLease, Stop
+from flowfabric.worker.registration import Registration
 from flowfabric.worker.runner import Runner
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class Worker:
         self._namespace = namespace
         self._claim_args = self._make_claim_args(handlers)
         self._heartbeat = Heartbeat(engine, namespace, self.options.lease_ttl_ms)
+        self._registration = Registration(engine, self._make_registration())
         self._runner = Runner(engine, handlers, namespace, self._heartbeat)
         self._running: set[asyncio.Task[None]] = set()
         self._busy = 0
@@ -99,17 +102,22 @@ class Worker:
         """Work until ``stop`` is called, then drain. Cancelling it gives everything back at once."""
         topics = [claimable_topic(self._namespace, lane) for lane in self.options.lanes]
         heartbeat = asyncio.create_task(self._heartbeat.run(), name="flowfabric heartbeat")
+        registration = asyncio.create_task(self._registration.run(), name="flowfabric registration")
         try:
             with self._engine.notifier.subscribe(*topics) as changes:
                 self._wake = changes.event
                 while not self._stopping.is_set():
                     await self._fill_slots()
                     await changes.wait(SAFETY_POLL_MS)
+                self._registration.drain()
                 await self._drain(changes)
         finally:
             try:
                 await self._give_back()
+                registration.cancel()
+                await self._registration.leave()
             finally:
+                registration.cancel()
                 heartbeat.cancel()
                 for task in self._running:
                     task.cancel()
@@ -214,6 +222,21 @@ class Worker:
         )
         check(command)
         return command
+
+    def _make_registration(self) -> RegisterWorkerArgs:
+        options = self.options
+        return RegisterWorkerArgs(
+            worker_id=options.worker_id,
+            worker_instance_id=self.instance_id,
+            namespace=self._namespace,
+            lanes=options.lanes,
+            capabilities=options.capabilities,
+            # Not shorter than a lease: silence takes work away no earlier than its lease would.
+            ttl_ms=max(options.lease_ttl_ms, WORKER_TTL_MS),
+            concurrency=options.concurrency,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
 
 
 def _checked(options: WorkerOptions) -> WorkerOptions:

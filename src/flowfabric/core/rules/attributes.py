@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
 
-@rule(ChangePriorityArgs)
+@rule(ChangePriorityArgs, acts_anew=True)
 def change_priority(work: Work, args: ChangePriorityArgs) -> ChangePriorityResult:
     """Give waiting work another place in the queue, also while it is delayed or blocked.
 
@@ -83,7 +83,7 @@ def update_progress(work: Work, args: UpdateProgressArgs) -> UpdateProgressResul
     return ProgressUpdated()
 
 
-@rule(SetExecutionTagsArgs)
+@rule(SetExecutionTagsArgs, acts_anew=True)
 def set_execution_tags(work: Work, args: SetExecutionTagsArgs) -> SetExecutionTagsResult:
     """Add or replace tags. An ended execution can be tagged too.
 
@@ -94,7 +94,7 @@ def set_execution_tags(work: Work, args: SetExecutionTagsArgs) -> SetExecutionTa
     return _merge_tags(work, args.execution_id, args.tags)
 
 
-@rule(SetExecutionTagArgs)
+@rule(SetExecutionTagArgs, acts_anew=True)
 def set_execution_tag(work: Work, args: SetExecutionTagArgs) -> SetExecutionTagsResult:
     """Add or replace one tag.
 

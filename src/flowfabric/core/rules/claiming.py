@@ -28,6 +28,7 @@ from flowfabric.core.records import Execution, Lease, Payload, key_for
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.graph import refuse_cancelled_flow
 from flowfabric.core.rules.journal import journal_resumption
+from flowfabric.core.rules.lanes import refuse_claim_in_lane
 from flowfabric.core.rules.transitions import end_attempt, end_execution, grant_lease, open_attempt
 from flowfabric.core.state import is_eligible
 from flowfabric.core.vocabulary import Continuation, LeaseState
@@ -125,7 +126,7 @@ def adopt_policy(execution: Execution, handler: ExecutionPolicy | None) -> None:
     A deadline that comes with it counts from the creation, as one given at the creation does.
     """
     had_timeouts = execution.policy is not None and execution.policy.timeout_policy is not None
-    execution.policy = merge_policies(execution.policy, handler)
+    execution.policy = merge_policies(execution.policy, _sparing(execution, handler))
     timeouts = None if execution.policy is None else execution.policy.timeout_policy
     if had_timeouts or timeouts is None or timeouts.execution_deadline_ms is None:
         return
@@ -134,9 +135,27 @@ def adopt_policy(execution: Execution, handler: ExecutionPolicy | None) -> None:
         execution.deadline_at = min(deadline_at, SAFE_INTEGER_MAX)
 
 
+def _sparing(execution: Execution, handler: ExecutionPolicy | None) -> ExecutionPolicy | None:
+    """The handler's policy without a cap below what was used before the handler came along.
+
+    What was allowed then stays within the caps on record; nothing more is allowed by it.
+    """
+    if handler is None:
+        return None
+    retries, reclaims = handler.retry_policy, handler.max_reclaim_count
+    if retries is not None and retries.max_retries < execution.retry_count:
+        retries = replace(retries, max_retries=execution.retry_count)
+    return replace(
+        handler,
+        retry_policy=retries,
+        max_reclaim_count=None if reclaims is None else max(reclaims, execution.reclaim_count),
+        max_replay_count=max(handler.max_replay_count, execution.replay_count),
+    )
+
+
 def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Open the attempt that is due (first, retry or replay) and lease it."""
-    refuse_cancelled_flow(work, execution)
+    _refuse_held_back(work, execution)
     open_attempt(
         work,
         execution,
@@ -154,7 +173,7 @@ def start_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease
 
 def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Continue the interrupted attempt under a new lease. What it waited for goes to the journal."""
-    refuse_cancelled_flow(work, execution)
+    _refuse_held_back(work, execution)
     journal_resumption(work, execution)
     assert execution.attempt is not None
     timeout_ms = execution.attempt.timeout_ms
@@ -173,7 +192,7 @@ def resume_attempt(work: Work, execution: Execution, claimant: Claimant) -> Leas
 
 def reclaim_attempt(work: Work, execution: Execution, claimant: Claimant) -> Lease:
     """Take a lapsed lease over: the old attempt is interrupted for good, a new one begins."""
-    refuse_cancelled_flow(work, execution)
+    _refuse_held_back(work, execution)
     lapsed = execution.lease
     assert lapsed is not None
     end_attempt(
@@ -211,6 +230,16 @@ def fail_at_reclaim_cap(work: Work, execution: Execution) -> None:
         failure_reason="max_reclaims_exceeded",
         failure_category="infra_crash",
     )
+
+
+def _refuse_held_back(work: Work, execution: Execution) -> None:
+    """Refuse what its flow or its lane keeps from workers.
+
+    Raises:
+        ExecutionNotEligible: the flow was cancelled, or the lane is paused or disabled.
+    """
+    refuse_cancelled_flow(work, execution)
+    refuse_claim_in_lane(work, execution)
 
 
 def _lease_to(

@@ -33,6 +33,7 @@ from flowfabric.core.commands import (
 from flowfabric.core.events import Family
 from flowfabric.core.records import Execution, Key, Payload, Reservation, key_for
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.lanes import find_lane, refuse_submission_in_lane, under_lane
 from flowfabric.core.rules.transitions import add_blocker, publish, publish_tags, time_blocker
 from flowfabric.core.state import public_state
 
@@ -57,10 +58,11 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
 
     Raises:
         InvalidInput: the namespace is not the caller's, or the id is in use in another one.
+        LaneClosed: the lane is draining or disabled.
         Contention: the idempotency key is not bound to this execution any more, or an execution
             with this id is being removed.
     """
-    _require_namespace(work, args.namespace)
+    work.require_namespace(args.namespace)
     existing = work.read(Execution, args.execution_id)
     if existing is not None and existing.removing_since is not None:
         raise errors.Contention(execution_id=args.execution_id, removing_since=existing.removing_since)
@@ -68,6 +70,8 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
         raise errors.InvalidInput(field="execution_id", value=args.execution_id, rule="is in use")
     if existing is not None:
         return ExecutionDuplicate(execution_id=args.execution_id)
+    lane = find_lane(work, args.namespace, args.lane_id)
+    refuse_submission_in_lane(lane)
     _require_reserved(work, args)
     policy = args.policy
     execution = Execution(
@@ -95,13 +99,8 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
     work.add(Payload(execution_id=args.execution_id, data=args.input_payload))
     publish(work, execution, Family.EXECUTION, "created", lane_id=args.lane_id, kind=args.execution_kind)
     publish_tags(work, execution, "attached", args.tags)
-    return ExecutionCreated(execution_id=args.execution_id, public_state=public_state(execution))
-
-
-def _require_namespace(work: Work, namespace: str) -> None:
-    bound = work.envelope.namespace
-    if bound is not None and namespace != bound:
-        raise errors.InvalidInput(field="namespace", value=namespace, rule=f"must be {bound!r}")
+    shown = under_lane(execution, lane)
+    return ExecutionCreated(execution_id=args.execution_id, public_state=public_state(shown))
 
 
 def _require_reserved(work: Work, args: CreateExecutionArgs) -> None:
@@ -179,7 +178,7 @@ def _reservation_subject(args: ReserveIdempotencyKeyArgs) -> str:
 @rule(ReserveIdempotencyKeyArgs, subject=no_subject, reads=lambda args: (_reservation_subject(args),))
 def reserve_idempotency_key(work: Work, args: ReserveIdempotencyKeyArgs) -> KeyReserved:
     """Bind the key, or answer with the execution that it is bound to already."""
-    _require_namespace(work, args.namespace)
+    work.require_namespace(args.namespace)
     identity = reservation_identity(args.namespace, args.idempotency_key)
     bound = work.read(Reservation, identity)
     if bound is not None and bound.expires_at > work.now:

@@ -10,7 +10,7 @@ The rules this module keeps:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from flowfabric import errors
 from flowfabric.contracts.flows import (
@@ -40,7 +40,7 @@ from flowfabric.contracts.flows import (
     StageDependencyEdgeArgs,
     StageDependencyEdgeResult,
 )
-from flowfabric.contracts.limits import EDGES_PER_NODE_MAX
+from flowfabric.contracts.limits import EDGES_PER_NODE_MAX, FLOW_NODES_MAX, GRAPH_WALK_MAX
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.records import (
     Edge,
@@ -50,7 +50,6 @@ from flowfabric.core.records import (
     FlowNode,
     Key,
     Link,
-    Message,
     flow_identity,
     key_for,
 )
@@ -58,8 +57,7 @@ from flowfabric.core.registry import rule
 from flowfabric.core.rules.graph import (
     find_flow,
     flow_subject,
-    members_of,
-    refuse_cycle,
+    refuse_cycles,
     require_members,
     require_open,
     the_edge,
@@ -68,10 +66,13 @@ from flowfabric.core.rules.graph import (
 from flowfabric.core.rules.joins import (
     PENDING,
     block_or_free,
+    count_member,
     edges_at,
+    is_short,
     judge,
     needed,
     open_dependencies,
+    resolve_later,
     settle_edge,
     the_group,
     verdict_of,
@@ -80,9 +81,6 @@ from flowfabric.core.state import is_terminal
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
-
-STAGED_GRACE_MS: Final = 15_000
-"""How long an edge to an upstream that has ended waits to be applied before it is resolved anyway."""
 
 
 def _edge_subject(command: ApplyDependencyToChildArgs) -> Key:
@@ -102,8 +100,8 @@ def stage_dependency_edge(work: Work, args: StageDependencyEdgeArgs) -> StageDep
 
     Raises:
         SelfReferencingEdge, FlowNotFound, DependencyAlreadyExists (with other ends),
-        FlowAlreadyTerminal, FlowSealed, StaleGraphRevision, ExecutionNotInFlow, CycleDetected,
-        InvalidDependency (the downstream has ended), FlowTooLarge: in this order.
+        FlowAlreadyTerminal, FlowSealed, StaleGraphRevision, ExecutionNotInFlow, FlowTooLarge,
+        CycleDetected, InvalidDependency (the downstream has ended): in this order.
     """
     asked = NewEdge(
         edge_id=args.edge_id,
@@ -120,7 +118,11 @@ def stage_dependency_edge(work: Work, args: StageDependencyEdgeArgs) -> StageDep
     _require_revision(flow, args.expected_graph_revision)
     flow = work.edit(flow)
     edge = _link(work, flow, asked)
-    _notice_ended_upstream(work, edge)
+    refuse_cycles(work, flow, [edge], GRAPH_WALK_MAX)
+    _hold_back(work, flow, edge.downstream_execution_id)
+    upstream = work.read(Execution, edge.upstream_execution_id)
+    if upstream is not None and is_terminal(upstream):
+        resolve_later(work, upstream)
     return EdgeStaged(edge_id=args.edge_id, new_graph_revision=flow.graph_revision)
 
 
@@ -158,14 +160,14 @@ def _same_edge(work: Work, flow: Flow, asked: NewEdge) -> Edge | None:
 
 
 def _link(work: Work, flow: Flow, asked: NewEdge) -> Edge:
-    """Make the edge, and hold its downstream back. ``flow`` is a copy that may be changed."""
+    """Put a new edge into the graph. ``flow`` is a copy that may be changed."""
     upstream_id, downstream_id = asked.upstream_execution_id, asked.downstream_execution_id
     require_members(work, flow, [upstream_id, downstream_id])
-    refuse_cycle(work, upstream_id, downstream_id)
     upstream, downstream = _node(work, flow, upstream_id), _node(work, flow, downstream_id)
     if max(len(upstream.outgoing), len(downstream.incoming)) >= EDGES_PER_NODE_MAX:
         raise errors.FlowTooLarge(edge_id=asked.edge_id, edges_per_node_max=EDGES_PER_NODE_MAX)
     upstream.outgoing = (*upstream.outgoing, Link(asked.edge_id, downstream_id))
+    _count_again(work, upstream)
     downstream.incoming = (*downstream.incoming, Link(asked.edge_id, upstream_id))
     flow.graph_revision += 1
     flow.edge_count += 1
@@ -181,7 +183,6 @@ def _link(work: Work, flow: Flow, asked: NewEdge) -> Edge:
         staged_revision=flow.graph_revision,
     )
     work.add(edge)
-    _hold_back(work, flow, downstream_id)
     return edge
 
 
@@ -193,6 +194,13 @@ def _node(work: Work, flow: Flow, execution_id: str) -> FlowNode:
     node = FlowNode(execution_id=execution_id, flow_id=flow.flow_id)
     work.add(node)
     return node
+
+
+def _count_again(work: Work, upstream: FlowNode) -> None:
+    """A member that has ended without success is not the last of its branch any more."""
+    member = work.read(Execution, upstream.execution_id)
+    if len(upstream.outgoing) == 1 and member is not None and is_terminal(member):
+        count_member(work, member)
 
 
 def _group(work: Work, flow: Flow, execution_id: str) -> EdgeGroup:
@@ -213,7 +221,9 @@ def _hold_back(work: Work, flow: Flow, execution_id: str) -> None:
             field="downstream_execution_id", value=execution_id, rule="an execution that has not ended"
         )
     group = _group(work, flow, execution_id)
+    flow.short_joins -= is_short(group)
     group.total += 1
+    flow.short_joins += is_short(group)
     if group.state is EdgeGroupState.SATISFIED and verdict_of(group) is EdgeGroupState.PENDING:
         group.state, group.decided_at = EdgeGroupState.PENDING, None
     child = work.edit(child)
@@ -221,20 +231,6 @@ def _hold_back(work: Work, flow: Flow, execution_id: str) -> None:
     if child.phase is LifecyclePhase.RUNNABLE:
         child.grant = None if child.unresolved_dependencies else child.grant
         block_or_free(work, child)
-
-
-def _notice_ended_upstream(work: Work, edge: Edge) -> None:
-    """Have the edge resolved after a while if its upstream has ended and nobody applies the edge."""
-    upstream = work.read(Execution, edge.upstream_execution_id)
-    if upstream is not None and is_terminal(upstream):
-        message = Message(
-            execution_id=edge.upstream_execution_id,
-            about="changed",
-            cause=f"staged/{edge.edge_id}",
-            due_at=work.now + STAGED_GRACE_MS,
-        )
-        work.read(Message, message.identity)
-        work.add(message)
 
 
 @rule(ApplyDependencyToChildArgs, subject=_edge_subject)
@@ -290,13 +286,14 @@ def add_edges(work: Work, args: AddEdgesArgs) -> AddEdgesResult:
     for group in args.groups:
         _set_policy(work, flow, group.downstream_execution_id, group.policy)
     flow = work.edit(flow)
-    for asked in args.edges:
-        _add_edge(work, flow, asked)
-    touched = dict.fromkeys([*downstream_ids, *named])
-    _require_attainable([the_group(work, execution_id) for execution_id in touched])
+    added = [_link(work, flow, asked) for asked in args.edges if _is_new(work, flow, asked)]
+    refuse_cycles(work, flow, added, FLOW_NODES_MAX)
+    for edge in added:
+        _hold_back(work, flow, edge.downstream_execution_id)
+    _require_attainable([the_group(work, execution_id) for execution_id in (*downstream_ids, *named)])
     for asked in args.edges:
         _apply_now(work, flow, asked)
-    for execution_id in touched:
+    for execution_id in dict.fromkeys(downstream_ids):
         judge(work, execution_id)
     if args.seal:
         _seal(work, flow)
@@ -312,10 +309,9 @@ def _load(work: Work, flow: Flow, args: AddEdgesArgs, execution_ids: list[str]) 
     work.read_all(Edge, [f"{flow.identity}/{edge.edge_id}" for edge in args.edges])
 
 
-def _add_edge(work: Work, flow: Flow, asked: NewEdge) -> None:
+def _is_new(work: Work, flow: Flow, asked: NewEdge) -> bool:
     _refuse_self_reference(asked)
-    if _same_edge(work, flow, asked) is None:
-        _link(work, flow, asked)
+    return _same_edge(work, flow, asked) is None
 
 
 def _apply_now(work: Work, flow: Flow, asked: NewEdge) -> None:
@@ -334,7 +330,7 @@ def _require_attainable(groups: list[EdgeGroup]) -> None:
         InvalidInput: it would never be decided.
     """
     for group in groups:
-        if group.total and needed(group.policy, group.total) > group.total:
+        if is_short(group):
             raise errors.InvalidInput(
                 field="policy.k",
                 value=str(needed(group.policy, group.total)),
@@ -343,8 +339,12 @@ def _require_attainable(groups: list[EdgeGroup]) -> None:
 
 
 def _seal(work: Work, flow: Flow) -> None:
-    members = [member.execution_id for member in members_of(work, flow)]
-    _require_attainable([group for group in work.read_all(EdgeGroup, members) if group is not None])
+    if flow.short_joins:
+        raise errors.InvalidInput(
+            field="policy.k",
+            value=str(flow.short_joins),
+            rule="no join that asks for more upstreams than it has",
+        )
     flow.sealed_at = flow.last_mutation_at = work.now
 
 

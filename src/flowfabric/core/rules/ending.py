@@ -40,7 +40,7 @@ TIMEOUT: Final = "timeout"
 """The failure category of an attempt that took too long."""
 
 
-@rule(CancelExecutionArgs)
+@rule(CancelExecutionArgs, acts_anew=True)
 def cancel_execution(work: Work, args: CancelExecutionArgs) -> CancelExecutionResult:
     """Cancel an execution that has not ended. Repeating it gives the first answer.
 

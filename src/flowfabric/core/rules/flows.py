@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
 from flowfabric.contracts.executions import SetExecutionTagsResult, TagsSet
@@ -22,8 +22,11 @@ from flowfabric.contracts.flows import (
     FlowCancelStarted,
     FlowCreated,
     FlowExists,
+    FlowMemberInfo,
     FlowSnapshot,
     GetFlowTagArgs,
+    ListFlowMembersArgs,
+    ListFlowMembersPage,
     MemberAdded,
     MemberExists,
     SetFlowTagArgs,
@@ -39,6 +42,7 @@ from flowfabric.core.records import (
     Flow,
     FlowMember,
     FlowProgress,
+    Message,
     flow_identity,
     key_for,
 )
@@ -58,10 +62,14 @@ from flowfabric.core.rules.graph import (
     the_flow,
 )
 from flowfabric.core.rules.joins import count_member
-from flowfabric.core.state import is_terminal
+from flowfabric.core.rules.lanes import seen_in_lanes
+from flowfabric.core.state import is_terminal, public_state
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
+
+MEMBERS_SHOWN_MAX: Final = 1_000
+"""How many members an answer names, or shows the joins of. The count of all is beside it."""
 
 CANCELLING = frozenset({FlowCancellationPolicy.CANCEL_ALL, FlowCancellationPolicy.CANCEL_PENDING})
 """The policies that reach members."""
@@ -75,9 +83,7 @@ def create_flow(work: Work, args: CreateFlowArgs) -> CreateFlowResult:
         InvalidInput: the namespace is not the caller's, or the id is in use in another one.
         Contention: a flow with this id is being removed.
     """
-    bound = work.envelope.namespace
-    if bound is not None and args.namespace != bound:
-        raise errors.InvalidInput(field="namespace", value=args.namespace, rule=f"must be {bound!r}")
+    work.require_namespace(args.namespace)
     existing = work.read(Flow, flow_identity(args.flow_id))
     if existing is not None and existing.removing_since is not None:
         raise errors.Contention(flow_id=args.flow_id, removing_since=existing.removing_since)
@@ -162,7 +168,7 @@ def _join(work: Work, flow: Flow, execution: Execution) -> MemberAdded:
 
 @rule(CancelFlowHeaderArgs, subject=flow_subject)
 def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHeader:
-    """Mark the flow as cancelled, and every member that its policy may cancel.
+    """Mark the flow as cancelled, and owe the cancelling of every member that its policy may cancel.
 
     From this commit on such members are not given out any more; they are cancelled one by one.
 
@@ -170,8 +176,7 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
         FlowNotFound: there is no such flow.
     """
     flow = the_flow(work, args.flow_id)
-    members = members_of(work, flow)
-    ids = tuple(member.execution_id for member in members)
+    ids = tuple(member.execution_id for member in members_of(work, flow, limit=MEMBERS_SHOWN_MAX))
     if flow_state(flow, progress_of(work, flow)) in (CANCELLED, COMPLETED, FAILED):
         return FlowAlreadyEnded(
             stored_cancellation_policy=flow.cancellation_policy,
@@ -182,10 +187,8 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
     flow.cancelled_at = flow.last_mutation_at = work.now
     flow.cancel_reason = args.reason
     flow.cancellation_policy = args.cancellation_policy
-    if args.cancellation_policy in CANCELLING:
-        for member in members:
-            if not member.counted:
-                work.edit(member).cancel_requested_at = work.now
+    if args.cancellation_policy in CANCELLING and flow.node_count:
+        work.add(Message(execution_id=flow.identity, about="cancelled", cause="cancelled", due_at=work.now))
     _publish(
         work,
         flow,
@@ -194,7 +197,9 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
         policy=args.cancellation_policy,
         reason=args.reason,
     )
-    return FlowCancelStarted(cancellation_policy=args.cancellation_policy, member_execution_ids=ids)
+    return FlowCancelStarted(
+        cancellation_policy=args.cancellation_policy, member_execution_ids=ids, member_count=flow.node_count
+    )
 
 
 @rule(
@@ -203,14 +208,15 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
     reads=lambda args: (key_for(FlowMember, args.member_id),),
 )
 def cancel_flow_member(work: Work, args: CancelFlowMemberArgs) -> FlowMemberSettled:
-    """Cancel one member of a cancelled flow, and take it off the flow's list."""
+    """Cancel one member of a cancelled flow, and take it off the flow's list if it is there."""
     member = work.read(FlowMember, args.member_id)
-    if member is None or member.cancel_requested_at is None:
+    if member is None:
         return FlowMemberSettled(action="gone")
     flow = work.read(Flow, flow_identity(member.flow_id))
     execution = work.read(Execution, member.execution_id)
-    work.edit(member).cancel_requested_at = None
-    if flow is None or execution is None or is_terminal(execution):
+    if member.cancel_requested_at is not None:
+        work.edit(member).cancel_requested_at = None
+    if flow is None or flow.cancelled_at is None or execution is None or is_terminal(execution):
         return FlowMemberSettled(action="gone")
     if not cancels(flow, execution):
         return FlowMemberSettled(action="kept")
@@ -234,7 +240,7 @@ def ack_cancel_member(work: Work, args: AckCancelMemberArgs) -> CancelMemberAckn
 # Tags
 
 
-@rule(SetFlowTagsArgs, subject=flow_subject)
+@rule(SetFlowTagsArgs, subject=flow_subject, acts_anew=True)
 def set_flow_tags(work: Work, args: SetFlowTagsArgs) -> SetExecutionTagsResult:
     """Add or replace tags. A flow that has ended can be tagged too.
 
@@ -245,7 +251,7 @@ def set_flow_tags(work: Work, args: SetFlowTagsArgs) -> SetExecutionTagsResult:
     return _merge_tags(work, args.flow_id, args.tags)
 
 
-@rule(SetFlowTagArgs, subject=flow_subject)
+@rule(SetFlowTagArgs, subject=flow_subject, acts_anew=True)
 def set_flow_tag(work: Work, args: SetFlowTagArgs) -> SetExecutionTagsResult:
     """Add or replace one tag.
 
@@ -279,12 +285,13 @@ def get_flow_tag(work: Work, args: GetFlowTagArgs) -> str | None:
 
 @rule(DescribeFlowArgs, subject=flow_subject, query=True)
 def describe_flow(work: Work, args: DescribeFlowArgs) -> FlowSnapshot | None:
-    """One flow with its joins, in the order of its members."""
+    """One flow with the joins of its first members, in their order."""
     flow = find_flow(work, args.flow_id)
     if flow is None:
         return None
     progress = progress_of(work, flow)
-    groups = work.read_all(EdgeGroup, [member.execution_id for member in members_of(work, flow)])
+    members = members_of(work, flow, limit=MEMBERS_SHOWN_MAX)
+    groups = work.read_all(EdgeGroup, [member.execution_id for member in members])
     return FlowSnapshot(
         flow_id=flow.flow_id,
         flow_kind=flow.flow_kind,
@@ -302,6 +309,41 @@ def describe_flow(work: Work, args: DescribeFlowArgs) -> FlowSnapshot | None:
         edge_groups=tuple(_group_snapshot(group) for group in groups if group is not None and group.total),
         sealed=flow.sealed_at is not None,
         outcomes=progress.outcomes,
+    )
+
+
+@rule(ListFlowMembersArgs, subject=flow_subject, query=True)
+def list_flow_members(work: Work, args: ListFlowMembersArgs) -> ListFlowMembersPage | None:
+    """A page of members with their joins; None if there is no such flow.
+
+    Raises:
+        StoreCorrupt: a member, or its execution, is gone.
+    """
+    flow = find_flow(work, args.flow_id)
+    if flow is None:
+        return None
+    first = 0 if args.cursor is None else args.cursor + 1
+    members = members_of(work, flow, first=first, limit=args.limit)
+    ids = [member.execution_id for member in members]
+    executions = seen_in_lanes(work, work.read_all(Execution, ids))
+    groups = work.read_all(EdgeGroup, ids)
+    more = first + len(members) < flow.node_count
+    return ListFlowMembersPage(
+        members=tuple(map(_member_info, members, executions, groups)),
+        next_cursor=members[-1].position if more and members else None,
+    )
+
+
+def _member_info(member: FlowMember, execution: Execution | None, group: EdgeGroup | None) -> FlowMemberInfo:
+    if execution is None:
+        raise errors.StoreCorrupt(record=key_for(Execution, member.execution_id))
+    return FlowMemberInfo(
+        position=member.position,
+        execution_id=member.execution_id,
+        execution_kind=execution.execution_kind,
+        public_state=public_state(execution),
+        cancel_requested=member.cancel_requested_at is not None,
+        join=None if group is None or not group.total else _group_snapshot(group),
     )
 
 

@@ -27,6 +27,7 @@ from flowfabric.core.records import Execution, Grant
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.claiming import fail_at_reclaim_cap, reclaim_cap, refuse_granted
 from flowfabric.core.rules.fencing import has_lapsed
+from flowfabric.core.rules.lanes import refuse_claim_in_lane
 from flowfabric.core.rules.transitions import lapse_lease
 from flowfabric.core.state import is_eligible
 from flowfabric.core.vocabulary import Continuation, GrantKind, LeaseState
@@ -48,6 +49,7 @@ def issue_claim_grant(work: Work, args: IssueClaimGrantArgs) -> IssueClaimGrantR
     execution = work.execution(args.execution_id)
     if not is_eligible(execution):
         raise errors.ExecutionNotEligible(execution_id=args.execution_id)
+    refuse_claim_in_lane(work, execution)
     refuse_granted(work, execution)
     if args.lane_id != execution.lane_id:
         raise errors.ExecutionNotInEligibleSet(execution_id=args.execution_id, lane_id=execution.lane_id)
@@ -65,7 +67,8 @@ def issue_reclaim_grant(work: Work, args: IssueReclaimGrantArgs) -> IssueReclaim
     lease that is past its expiry and not marked yet is marked here.
 
     Raises:
-        ExecutionNotFound, GrantAlreadyExists: a refusal; the rest are outcomes.
+        ExecutionNotFound, ExecutionNotEligible (the lane is paused or disabled),
+        GrantAlreadyExists: refusals, in this order; the rest are outcomes.
     """
     execution = work.execution(args.execution_id)
     detail = _obstacle(work, execution, args)
@@ -93,6 +96,7 @@ def _obstacle(work: Work, execution: Execution, args: IssueReclaimGrantArgs) -> 
     """Why this worker may not reclaim the execution; empty if it may."""
     if not has_lapsed(work, execution):
         return NOT_RECLAIMABLE
+    refuse_claim_in_lane(work, execution)
     refuse_granted(work, execution)
     if args.lane_id != execution.lane_id:
         return f"lane_mismatch: {execution.lane_id}"

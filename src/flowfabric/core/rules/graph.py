@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric import errors
 from flowfabric.contracts.flows import FlowCancellationPolicy
-from flowfabric.contracts.limits import GRAPH_WALK_MAX
+from flowfabric.contracts.limits import FLOW_NODES_MAX
 from flowfabric.contracts.states import TerminalOutcome
 from flowfabric.core.records import (
     Edge,
@@ -21,6 +23,8 @@ from flowfabric.core.records import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowfabric.core.work import Work
 
 DROPPED: Final = "dropped"
@@ -33,7 +37,11 @@ FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 
 GOOD: Final = frozenset({TerminalOutcome.SUCCESS, DROPPED})
-"""The ends of members that let their flow complete."""
+"""The ends of members that are no failure."""
+
+
+STEPS_LOADED_ALONE: Final = 16
+"""How deep the graph is walked before all of it is loaded."""
 
 
 def flow_subject(command: Any) -> Key:
@@ -71,14 +79,17 @@ def progress_of(work: Work, flow: Flow) -> FlowProgress:
 
 
 def flow_state(flow: Flow, progress: FlowProgress) -> str:
-    """The public state of a flow: a pure function, so that nothing can leave it stale."""
+    """The public state of a flow: a pure function, so that nothing can leave it stale.
+
+    Whether a failure counts is told by what followed: a join that needed the failed member has
+    skipped its downstream, and so on to a member that no other depends on. So only those are judged.
+    """
     if flow.cancelled_at is not None:
         return CANCELLED
     ended = sum(progress.outcomes.values())
     if flow.sealed_at is None or ended < flow.node_count:
         return RUNNING if ended or flow.sealed_at is not None else OPEN
-    good = sum(count for word, count in progress.outcomes.items() if word in GOOD)
-    return COMPLETED if good == ended else FAILED
+    return FAILED if progress.lost_sinks else COMPLETED
 
 
 def require_open(work: Work, flow: Flow) -> None:
@@ -94,13 +105,17 @@ def require_open(work: Work, flow: Flow) -> None:
         raise errors.FlowSealed(flow_id=flow.flow_id)
 
 
-def members_of(work: Work, flow: Flow) -> list[FlowMember]:
-    """All members of a flow, in the order in which they were added."""
-    identities = [f"{flow.identity}/{position}" for position in range(flow.node_count)]
-    members = work.read_all(FlowMember, identities)
+def members_of(work: Work, flow: Flow, *, first: int = 0, limit: int = FLOW_NODES_MAX) -> list[FlowMember]:
+    """Members of a flow from a position on, in the order in which they were added.
+
+    Raises:
+        StoreCorrupt: one of them is gone.
+    """
+    positions = range(first, min(flow.node_count, first + limit))
+    members = work.read_all(FlowMember, [f"{flow.identity}/{position}" for position in positions])
     found = [member for member in members if member is not None]
-    if len(found) < flow.node_count:
-        raise errors.StoreCorrupt(record=flow.key, members=len(found), expected=flow.node_count)
+    if len(found) < len(positions):
+        raise errors.StoreCorrupt(record=flow.key, members=len(found), expected=len(positions))
     return found
 
 
@@ -120,33 +135,67 @@ def the_edge(work: Work, flow_id: str, edge_id: str) -> Edge | None:
     return work.read(Edge, f"{flow_identity(flow_id)}/{edge_id}")
 
 
-def refuse_cycle(work: Work, upstream_id: str, downstream_id: str) -> None:
-    """Refuse an edge that would close a cycle.
+def refuse_cycles(work: Work, flow: Flow, edges: Sequence[Edge], nodes_max: int) -> None:
+    """Refuse edges that close a cycle. They are in the nodes of the graph already.
 
-    Most graphs are built from their sources on, and then one look at both ends is enough.
+    A cycle has an edge that leads on at both ends, and all of it is reached from there. Most graphs
+    are built from their sources on, one edge at a time, and then one look at both ends is enough.
 
     Raises:
-        CycleDetected: the upstream is reached from the downstream, or the walk would be too long.
+        CycleDetected: they close a cycle, or more nodes than ``nodes_max`` are reached from them.
     """
-    upstream, downstream = work.read_all(FlowNode, (upstream_id, downstream_id))
-    if upstream is None or not upstream.incoming or downstream is None or not downstream.outgoing:
-        return
-    seen = {downstream_id}
-    front = [downstream_id]
-    while front:
-        nodes = work.read_all(FlowNode, front)
-        front = []
-        for node in nodes:
-            for link in () if node is None else node.outgoing:
-                if link.execution_id not in seen:
-                    seen.add(link.execution_id)
-                    front.append(link.execution_id)
-        if upstream_id in seen or len(seen) > GRAPH_WALK_MAX:
+    uppers = work.read_all(FlowNode, [edge.upstream_execution_id for edge in edges])
+    lowers = work.read_all(FlowNode, [edge.downstream_execution_id for edge in edges])
+    inner = [
+        edge
+        for edge, upper, lower in zip(edges, uppers, lowers, strict=True)
+        if upper is not None and upper.incoming and lower is not None and lower.outgoing
+    ]
+    reached = _reached(work, flow, {edge.downstream_execution_id for edge in inner}, nodes_max)
+    too_many = len(reached) > nodes_max
+    cyclic = set() if too_many else _on_cycles(reached)
+    for edge in inner:
+        if too_many or {edge.upstream_execution_id, edge.downstream_execution_id} <= cyclic:
             raise errors.CycleDetected(
-                upstream_execution_id=upstream_id,
-                downstream_execution_id=downstream_id,
-                walked=len(seen),
+                upstream_execution_id=edge.upstream_execution_id,
+                downstream_execution_id=edge.downstream_execution_id,
+                walked=len(reached),
             )
+
+
+def _reached(work: Work, flow: Flow, starts: set[str], nodes_max: int) -> dict[str, list[str]]:
+    """Where one gets to from the members, with the members that follow each.
+
+    Every step may be a load and a new run of the rule, so a deep graph is loaded as a whole.
+    """
+    reached: dict[str, list[str]] = {}
+    front = list(starts)
+    for depth in count():
+        if not front or len(reached) > nodes_max:
+            return reached
+        if depth == STEPS_LOADED_ALONE:
+            members = members_of(work, flow)
+            work.read_all(FlowNode, [member.execution_id for member in members])
+        for execution_id, node in zip(front, work.read_all(FlowNode, front), strict=True):
+            reached[execution_id] = [] if node is None else [link.execution_id for link in node.outgoing]
+        following = dict.fromkeys(name for execution_id in front for name in reached[execution_id])
+        front = [name for name in following if name not in reached]
+    return reached
+
+
+def _on_cycles(following: dict[str, list[str]]) -> set[str]:
+    """What is left of a graph when members to which nothing leads are taken away, again and again."""
+    leading = Counter(name for names in following.values() for name in names)
+    free = [name for name in following if not leading[name]]
+    left = set(following)
+    while free:
+        name = free.pop()
+        left.discard(name)
+        for other in following[name]:
+            leading[other] -= 1
+            if not leading[other]:
+                free.append(other)
+    return left
 
 
 def refuse_cancelled_flow(work: Work, execution: Execution) -> None:

@@ -4,12 +4,14 @@ The rules this module keeps:
 
 - An edge moves the counts of its group once, when it leaves ``pending``.
 - A group is decided once. Upstreams that end later are counted and decide nothing.
+- An edge that was staged and not applied does not take part yet: those beside it may be on their way.
 - Nothing reaches further than one commit is allowed to: what an end means for others travels as a
   message, in pieces of a bounded number of edges, and a skipped member writes one of its own.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
@@ -38,7 +40,6 @@ from flowfabric.contracts.flows import (
     ResolveDependencyResult,
 )
 from flowfabric.contracts.states import LifecyclePhase, TerminalOutcome
-from flowfabric.core.commands import DeliverMessageArgs, MessageDelivered
 from flowfabric.core.records import (
     Edge,
     EdgeGroup,
@@ -53,13 +54,18 @@ from flowfabric.core.records import (
     flow_identity,
     key_for,
 )
-from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.registry import rule
 from flowfabric.core.rules.ending import cancel
-from flowfabric.core.rules.graph import DROPPED, the_edge, the_flow
-from flowfabric.core.rules.pausing import dependency_blocker
+from flowfabric.core.rules.graph import DROPPED, GOOD, the_edge, the_flow
 from flowfabric.core.rules.reading import find
 from flowfabric.core.rules.suspending import close_suspension
-from flowfabric.core.rules.transitions import add_blocker, end_execution, mark_transition, remove_blocker
+from flowfabric.core.rules.transitions import (
+    add_blocker,
+    dependency_blocker,
+    end_execution,
+    mark_transition,
+    remove_blocker,
+)
 from flowfabric.core.state import is_terminal
 from flowfabric.core.vocabulary import BlockerKind
 
@@ -73,8 +79,8 @@ PENDING: Final = "pending"
 SATISFIED: Final = "satisfied"
 IMPOSSIBLE: Final = "impossible"
 
-EDGES_PER_DELIVERY: Final = 100
-"""How many outgoing edges one commit sees to."""
+STAGED_GRACE_MS: Final = 15_000
+"""How long an edge to an upstream that has ended waits to be applied before it is resolved anyway."""
 
 JOIN_DECIDED: Final = "join_decided"
 """Who cancels an upstream that no join waits for any more."""
@@ -118,9 +124,14 @@ def verdict_of(group: EdgeGroup) -> EdgeGroupState:
     )
 
 
+def is_short(group: EdgeGroup) -> bool:
+    """Whether the group asks for more successes than it has edges so far."""
+    return group.total > 0 and needed(group.policy, group.total) > group.total
+
+
 def open_dependencies(group: EdgeGroup) -> int:
-    """How many successes the group still waits for."""
-    if group.state is not EdgeGroupState.PENDING:
+    """How many successes the group still waits for. Without edges there is nothing to wait for."""
+    if group.state is not EdgeGroupState.PENDING or group.total == 0:
         return 0
     return needed(group.policy, group.total) - group.satisfied
 
@@ -201,7 +212,7 @@ def _skip(work: Work, child: Execution) -> None:
 
 def _release_upstreams(work: Work, group: EdgeGroup) -> None:
     """Owe every upstream that is still at work the news that this join does not wait for it."""
-    if isinstance(group.policy, AllOfEdges) or group.policy.on_satisfied is OnSatisfied.LET_RUN:
+    if isinstance(group.policy, AllOfEdges) or _lets_run(group.policy):
         return
     edges = [edge for edge in edges_at(work, group.flow_id, incoming(work, group)) if edge.state == PENDING]
     cause = f"unneeded/{group.execution_id}"
@@ -235,63 +246,48 @@ def edges_at(work: Work, flow_id: str, links: Iterable[Link]) -> list[Edge]:
     return found
 
 
-def resolve_outgoing(work: Work, upstream: Execution, links: Iterable[Link]) -> tuple[int, int]:
-    """Resolve those of the edges that are pending.
+def follow_upstream(work: Work, upstream: Execution, links: Iterable[Link]) -> tuple[int, int]:
+    """Let edges follow their upstream, as far as it has ended or runs again.
 
     Returns:
-        How many edges that were, and how many members were skipped because of it.
+        How many edges were resolved, and how many members were skipped because of it.
     """
-    if upstream.flow_id is None or not is_terminal(upstream):
+    if upstream.flow_id is None:
         return 0, 0
-    edges = [edge for edge in edges_at(work, upstream.flow_id, links) if edge.state == PENDING]
-    downstreams = dict.fromkeys(edge.downstream_execution_id for edge in edges)
-    work.read_all(EdgeGroup, downstreams)
-    work.read_all(Execution, downstreams)
-    for edge in edges:
+    edges = [edge for edge in edges_at(work, upstream.flow_id, links) if edge.state != SATISFIED]
+    work.read_all(EdgeGroup, [edge.downstream_execution_id for edge in edges])
+    work.read_all(Execution, [edge.downstream_execution_id for edge in edges])
+    edges = [_reopened_in_time(work, edge, upstream) for edge in edges]
+    if not is_terminal(upstream):
+        return 0, 0
+    pending = [edge for edge in edges if edge.state == PENDING]
+    due = [edge for edge in pending if _takes_part(work, edge)]
+    if len(due) < len(pending):
+        resolve_later(work, upstream)
+    for edge in due:
         settle_edge(work, edge, upstream)
-    skipped = [judge(work, execution_id) for execution_id in downstreams]
-    return len(edges), sum(skipped)
+    downstreams = dict.fromkeys(edge.downstream_execution_id for edge in due)
+    return len(due), sum([judge(work, execution_id) for execution_id in downstreams])
 
 
-# Messages
+def _takes_part(work: Work, edge: Edge) -> bool:
+    """Whether the edge counts: it was applied, or nobody has cared to for a while."""
+    return edge.applied_at is not None or edge.created_at + STAGED_GRACE_MS <= work.now
 
 
-@rule(DeliverMessageArgs, subject=no_subject, reads=lambda args: (key_for(Message, args.message_id),))
-def deliver_message(work: Work, args: DeliverMessageArgs) -> MessageDelivered:
-    """Act on what a commit owed, and remove the message. It counts what is true now, not then."""
-    message = work.read(Message, args.message_id)
-    if message is None:
-        return MessageDelivered(action="gone")
-    work.remove(message)
-    member = work.read(Execution, message.execution_id)
-    if member is None or member.flow_id is None:
-        return MessageDelivered(action="delivered")
-    if message.about == "unneeded":
-        _cancel_if_unneeded(work, member)
-    else:
-        _pass_on(work, message, member)
-    return MessageDelivered(action="delivered")
+def resolve_later(work: Work, upstream: Execution) -> None:
+    """Have the edges of an upstream that has ended resolved after a while if nobody applies them."""
+    message = Message(
+        execution_id=upstream.execution_id,
+        about="changed",
+        cause="staged",
+        due_at=work.now + STAGED_GRACE_MS,
+    )
+    work.read(Message, message.identity)
+    work.add(message)
 
 
-def _pass_on(work: Work, message: Message, member: Execution) -> None:
-    """Count the member's end in its flow, and resolve some of its outgoing edges."""
-    if message.position == 0:
-        count_member(work, member)
-    node = work.read(FlowNode, member.execution_id)
-    if node is None or not is_terminal(member):
-        return
-    behind = message.position + EDGES_PER_DELIVERY
-    resolve_outgoing(work, member, node.outgoing[message.position : behind])
-    if len(node.outgoing) > behind:
-        following = Message(
-            execution_id=message.execution_id,
-            about=message.about,
-            cause=message.cause,
-            due_at=work.now,
-            position=behind,
-        )
-        work.read(Message, following.identity)
-        work.add(following)
+# Counting members
 
 
 def count_member(work: Work, member: Execution) -> None:
@@ -302,15 +298,18 @@ def count_member(work: Work, member: Execution) -> None:
     progress = work.read(FlowProgress, identity)
     if place is None or progress is None:
         raise errors.StoreCorrupt(record=key_for(FlowMember, f"{identity}/{member.flow_position}"))
-    word = counted_as(member)
-    if place.counted == word:
+    word, lost_sink = counted_as(member), is_lost_sink(member, work.read(FlowNode, member.execution_id))
+    if (place.counted, place.lost_sink) == (word, lost_sink):
         return
     progress = work.edit(progress)
-    changes = {place.counted: -1, word: 1}
-    counts = {name: progress.outcomes.get(name, 0) + change for name, change in changes.items() if name}
     progress.counted_at = work.now
-    progress.outcomes = {name: n for name, n in {**progress.outcomes, **counts}.items() if n}
-    work.edit(place).counted = word
+    progress.lost_sinks += lost_sink - place.lost_sink
+    counts = Counter(progress.outcomes)
+    counts[place.counted] -= 1
+    counts[word] += 1
+    progress.outcomes = {name: count for name, count in counts.items() if name and count}
+    place = work.edit(place)
+    place.counted, place.lost_sink = word, lost_sink
 
 
 def counted_as(member: Execution) -> str:
@@ -322,15 +321,33 @@ def counted_as(member: Execution) -> str:
     return str(member.outcome)
 
 
-def _cancel_if_unneeded(work: Work, member: Execution) -> None:
-    """Cancel a member unless it has ended or another undecided join still waits for it."""
+def is_lost_sink(member: Execution, node: FlowNode | None) -> bool:
+    """Whether the end of this member is a failure of its flow: nothing that follows could bear with it."""
+    word = counted_as(member)
+    return bool(word) and word not in GOOD and (node is None or not node.outgoing)
+
+
+def cancel_if_unneeded(work: Work, member: Execution) -> None:
+    """Cancel a member that has not ended, if each join that its edges lead to can do without it.
+
+    One that runs again after it had ended leads to none of them: its edges are resolved, and who
+    replayed it wants it to run.
+    """
     node = work.read(FlowNode, member.execution_id)
     if is_terminal(member) or node is None or member.flow_id is None:
         return
     pending = [edge for edge in edges_at(work, member.flow_id, node.outgoing) if edge.state == PENDING]
     groups = work.read_all(EdgeGroup, [edge.downstream_execution_id for edge in pending])
-    if all(group is None or group.state is not EdgeGroupState.PENDING for group in groups):
+    if pending and all(group is not None and _can_do_without(group) for group in groups):
         cancel(work, work.edit(member), "no join needs its result any more", JOIN_DECIDED)
+
+
+def _can_do_without(group: EdgeGroup) -> bool:
+    return group.state is not EdgeGroupState.PENDING and not _lets_run(group.policy)
+
+
+def _lets_run(policy: EdgeDependencyPolicy) -> bool:
+    return not isinstance(policy, AllOfEdges) and policy.on_satisfied is OnSatisfied.LET_RUN
 
 
 # Commands
@@ -347,7 +364,7 @@ def cascade_completion(work: Work, args: CascadeCompletionArgs) -> CascadeComple
     if not is_terminal(execution):
         raise errors.ExecutionNotTerminal(execution_id=args.execution_id, lifecycle_phase=execution.phase)
     node = work.read(FlowNode, args.execution_id)
-    resolved, skipped = resolve_outgoing(work, execution, () if node is None else node.outgoing)
+    resolved, skipped = follow_upstream(work, execution, () if node is None else node.outgoing)
     return CompletionCascaded(resolved=resolved, skipped=skipped)
 
 
@@ -484,8 +501,11 @@ def reopen_join(work: Work, child: Execution) -> None:
     lost = [edge for edge in edges_at(work, group.flow_id, incoming(work, group)) if edge.state == IMPOSSIBLE]
     upstreams = work.read_all(Execution, [edge.upstream_execution_id for edge in lost])
     for edge, upstream in zip(lost, upstreams, strict=True):
-        if upstream is not None:
-            _reopen_edge(work, edge, group, upstream)
+        if upstream is None or _is_lost(upstream):
+            continue
+        reopened = _reopen_edge(work, edge, group)
+        if is_terminal(upstream):
+            settle_edge(work, reopened, upstream)
     group.state, group.decided_at = verdict_of(group), None
     if group.state is EdgeGroupState.IMPOSSIBLE:
         still = [found.execution_id for found in upstreams if found is not None and _is_lost(found)]
@@ -499,15 +519,20 @@ def _is_lost(upstream: Execution) -> bool:
     return is_terminal(upstream) and upstream.outcome is not TerminalOutcome.SUCCESS
 
 
-def _reopen_edge(work: Work, edge: Edge, group: EdgeGroup, upstream: Execution) -> None:
-    """Let an edge that was lost follow its upstream again, unless that is lost still."""
-    if _is_lost(upstream):
-        return
+def _reopened_in_time(work: Work, edge: Edge, upstream: Execution) -> Edge:
+    """The edge, waiting again if it was lost and its upstream was replayed before the join was decided."""
+    group = the_group(work, edge.downstream_execution_id)
+    if edge.state == PENDING or group.state is not EdgeGroupState.PENDING or _is_lost(upstream):
+        return edge
+    return _reopen_edge(work, edge, work.edit(group))
+
+
+def _reopen_edge(work: Work, edge: Edge, group: EdgeGroup) -> Edge:
+    """Take a lost edge out of the counts again."""
     if edge.upstream_outcome == TerminalOutcome.SKIPPED:
         group.skipped -= 1
     else:
         group.failed -= 1
     edge = work.edit(edge)
     edge.state, edge.upstream_outcome = PENDING, ""
-    if is_terminal(upstream):
-        settle_edge(work, edge, upstream)
+    return edge

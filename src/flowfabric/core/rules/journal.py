@@ -124,7 +124,17 @@ def journal_resumption(work: Work, execution: Execution) -> None:
 def journal_wait(work: Work, execution: Execution, suspension: Suspension) -> None:
     """Write the journal entry of a suspension that is over, unless it has one or asked for none."""
     pointer = parse_journal_pointer(suspension.continuation_metadata_pointer)
-    if pointer is None or _entry_at(work, execution, pointer.name, pointer.ordinal) is not None:
+    if pointer is None:
+        return
+    identity = journal_identity(
+        execution.execution_id, execution.journal_generation, pointer.name, pointer.ordinal
+    )
+    sequences = sorted(suspension.satisfier_signals)
+    work.load(
+        key_for(JournalRecord, identity),
+        *(key_for(Signal, f"{suspension.execution_id}/{sequence}") for sequence in sequences),
+    )
+    if work.read(JournalRecord, identity) is not None:
         return
     work.add(
         JournalRecord(

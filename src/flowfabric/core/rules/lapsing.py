@@ -100,7 +100,7 @@ def end_reclaim_grace(work: Work, args: EndReclaimGraceArgs) -> GraceEnded:
     return GraceEnded(action="ended")
 
 
-@rule(RevokeLeaseArgs)
+@rule(RevokeLeaseArgs, acts_anew=True)
 def revoke_lease(work: Work, args: RevokeLeaseArgs) -> RevokeLeaseResult:
     """Take the lease from its holder. The execution can be reclaimed at once, without a grace.
 

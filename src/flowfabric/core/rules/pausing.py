@@ -78,24 +78,13 @@ def move_to_waiting_children(work: Work, args: MoveToWaitingChildrenArgs) -> Mov
         return answered
     lease, attempt = fenced(work, execution, args.fence, args.source, args.attempt_index)
     execution = work.edit(execution)
-    _put_aside(work, execution, WAITING_CHILDREN, dependency_blocker(execution))
+    _put_aside(work, execution, WAITING_CHILDREN)
     outcome = MovedToWaitingChildren(execution_id=args.execution_id, public_state=public_state(execution))
     remember_answer(execution, lease, attempt, args, outcome)
     return outcome
 
 
-def dependency_blocker(execution: Execution) -> Blocker | None:
-    """The blocker of an execution whose dependencies are not all met; None if nothing is open."""
-    if execution.unresolved_dependencies == 0:
-        return None
-    return Blocker(
-        kind=BlockerKind.DEPENDENCIES,
-        reason=BlockingReason.WAITING_FOR_CHILDREN,
-        detail=f"{execution.unresolved_dependencies} dependencies unresolved",
-    )
-
-
-def _put_aside(work: Work, execution: Execution, reason: str, blocker: Blocker | None) -> None:
+def _put_aside(work: Work, execution: Execution, reason: str, blocker: Blocker | None = None) -> None:
     release_lease(work, execution, reason)
     interrupt_attempt(work, execution, reason)
     make_runnable(work, execution, blocker)

@@ -22,6 +22,7 @@ from flowfabric.contracts.runs import ReadRunArgs, RunView
 from flowfabric.contracts.states import BlockingReason, PublicState
 from flowfabric.core.records import Execution, ExecutionResult, Payload, key_for
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.lanes import seen_in_lane
 from flowfabric.core.state import blocking_detail, blocking_reason, is_terminal, public_state, state_vector
 from flowfabric.core.vocabulary import LeaseState
 
@@ -53,6 +54,7 @@ def describe_execution(work: Work, args: DescribeExecutionArgs) -> ExecutionSnap
     execution = find(work, args)
     if execution is None:
         return None
+    execution = seen_in_lane(work, execution)
     reason = blocking_reason(execution)
     attempt = execution.attempt
     return ExecutionSnapshot(
@@ -95,6 +97,7 @@ def read_execution_info(work: Work, args: ReadExecutionInfoArgs) -> ExecutionInf
     execution = find(work, args)
     if execution is None:
         return None
+    execution = seen_in_lane(work, execution)
     return ExecutionInfo(
         execution_id=execution.execution_id,
         namespace=execution.namespace,
@@ -121,7 +124,7 @@ def current_attempt_index(execution: Execution) -> int:
 def read_execution_state(work: Work, args: ReadExecutionStateArgs) -> PublicState | None:
     """The one word that users see."""
     execution = find(work, args)
-    return None if execution is None else public_state(execution)
+    return None if execution is None else public_state(seen_in_lane(work, execution))
 
 
 @rule(ReadStateVectorArgs, query=True)
@@ -131,7 +134,8 @@ def read_state_vector(work: Work, args: ReadStateVectorArgs) -> StateSummary | N
     if execution is None:
         return None
     return StateSummary(
-        state_vector=state_vector(execution), current_attempt_index=current_attempt_index(execution)
+        state_vector=state_vector(seen_in_lane(work, execution)),
+        current_attempt_index=current_attempt_index(execution),
     )
 
 
@@ -174,7 +178,7 @@ def read_run(work: Work, args: ReadRunArgs) -> RunView:
     return RunView(
         execution_id=execution.execution_id,
         execution_kind=execution.execution_kind,
-        public_state=public_state(execution),
+        public_state=public_state(seen_in_lane(work, execution)),
         current_attempt_index=current_attempt_index(execution),
         total_attempt_count=execution.attempt_count,
         generation=execution.replay_count,

@@ -11,7 +11,6 @@ from flowfabric.core.events import Family
 from flowfabric.core.records import Execution
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.joins import reopen_join
-from flowfabric.core.rules.pausing import dependency_blocker
 from flowfabric.core.rules.transitions import publish, reopen_execution
 from flowfabric.core.state import is_terminal, public_state
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
 
-@rule(ReplayExecutionArgs)
+@rule(ReplayExecutionArgs, acts_anew=True)
 def replay_execution(work: Work, args: ReplayExecutionArgs) -> ReplayExecutionResult:
     """Let an ended execution run again; the next claim opens a new attempt.
 
@@ -35,7 +34,7 @@ def replay_execution(work: Work, args: ReplayExecutionArgs) -> ReplayExecutionRe
         raise errors.MaxReplaysExhausted(execution_id=args.execution_id, max_replay_count=cap)
     execution = work.edit(execution)
     reopen_join(work, execution)
-    reopen_execution(work, execution, dependency_blocker(execution), keep_journal=args.keep_journal)
+    reopen_execution(work, execution, keep_journal=args.keep_journal)
     publish(
         work,
         execution,

@@ -72,7 +72,7 @@ def _reads(args: AppendFrameArgs) -> tuple[Key, ...]:
     return (execution,)
 
 
-@rule(AppendFrameArgs, subject=_subject, reads=_reads)
+@rule(AppendFrameArgs, subject=_subject, reads=_reads, acts_anew=True)
 def append_frame(work: Work, args: AppendFrameArgs) -> AppendFrameResult:
     """Write one frame, and trim what its way of keeping frames no longer keeps.
 

@@ -441,7 +441,7 @@ def keeps_signals(suspension: Suspension) -> bool:
 # Ending a suspension
 
 
-@rule(ResumeExecutionArgs)
+@rule(ResumeExecutionArgs, acts_anew=True)
 def resume_execution(work: Work, args: ResumeExecutionArgs) -> ResumeExecutionResult:
     """End a suspension without a signal: at an operator's word, or the system's.
 

@@ -100,6 +100,17 @@ def add_blocker(execution: Execution, blocker: Blocker) -> None:
     execution.blockers = (*others, blocker)
 
 
+def dependency_blocker(execution: Execution) -> Blocker | None:
+    """The blocker of an execution whose dependencies are not all met; None if nothing is open."""
+    if execution.unresolved_dependencies == 0:
+        return None
+    return Blocker(
+        kind=BlockerKind.DEPENDENCIES,
+        reason=BlockingReason.WAITING_FOR_CHILDREN,
+        detail=f"{execution.unresolved_dependencies} dependencies unresolved",
+    )
+
+
 def remove_blocker(execution: Execution, kind: BlockerKind) -> None:
     """Take one blocker away; the others stay."""
     execution.blockers = tuple(blocker for blocker in execution.blockers if blocker.kind is not kind)
@@ -338,11 +349,15 @@ def end_attempt(
 
 
 def make_runnable(work: Work, execution: Execution, blocker: Blocker | None = None) -> None:
-    """Let the execution wait for a worker, or for the blocker to go away first."""
+    """Let the execution wait for a worker, or for what blocks it to go away first.
+
+    An edge that was added during a run has not interrupted it, and holds it back from now on.
+    """
     execution.phase = LifecyclePhase.RUNNABLE
     execution.suspended_reason = BlockingReason.NONE
-    if blocker is not None:
-        add_blocker(execution, blocker)
+    for found in (blocker, dependency_blocker(execution)):
+        if found is not None:
+            add_blocker(execution, found)
     mark_transition(work, execution)
 
 
@@ -399,9 +414,7 @@ def end_execution(
     tell_flow(work, execution, "ended")
 
 
-def reopen_execution(
-    work: Work, execution: Execution, blocker: Blocker | None, *, keep_journal: bool
-) -> None:
+def reopen_execution(work: Work, execution: Execution, *, keep_journal: bool) -> None:
     """Let an ended execution run again in a new attempt, which the next claim opens.
 
     How it ended is forgotten, and it has all its retries and reclaims again: otherwise one that
@@ -423,5 +436,5 @@ def reopen_execution(
         execution.journal_generation = execution.replay_count
     if execution.deadline_at is not None and execution.deadline_at <= work.now:
         execution.deadline_at = None
-    make_runnable(work, execution, blocker)
+    make_runnable(work, execution)
     tell_flow(work, execution, "reopened")

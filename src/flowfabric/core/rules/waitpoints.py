@@ -153,7 +153,11 @@ def expire_waitpoint(work: Work, args: ExpireWaitpointArgs) -> WaitpointSettled:
     return WaitpointSettled(action="expired")
 
 
-@rule(ReadWaitpointTokenArgs, subject=no_subject, reads=keyring_key)
+def _token_keys(args: ReadWaitpointTokenArgs) -> tuple[Key, ...]:
+    return key_for(Keyring, KEYRING_ID), key_for(Waitpoint, f"{args.execution_id}/{args.waitpoint_id}")
+
+
+@rule(ReadWaitpointTokenArgs, query=True, reads=_token_keys)
 def read_waitpoint_token(work: Work, args: ReadWaitpointTokenArgs) -> WaitpointToken | None:
     """The token of an open waitpoint; None when it is closed or unknown.
 
@@ -167,7 +171,7 @@ def read_waitpoint_token(work: Work, args: ReadWaitpointTokenArgs) -> WaitpointT
     return token_of(keyring(work), execution.namespace, waitpoint, work.now)
 
 
-@rule(ListPendingWaitpointsArgs, subject=no_subject)
+@rule(ListPendingWaitpointsArgs, query=True)
 def list_pending_waitpoints(work: Work, args: ListPendingWaitpointsArgs) -> ListPendingWaitpointsResult:
     """A page of the pending and active waitpoints of an execution, in the order of their ids."""
     execution = work.execution(args.execution_id)

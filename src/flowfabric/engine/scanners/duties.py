@@ -18,8 +18,10 @@ from flowfabric.core.commands import (
     ExpireLeaseArgs,
     ExpireLiveFramesArgs,
     ExpireWaitpointArgs,
+    ExpireWorkerArgs,
     ForgetDedupArgs,
     SettleReservationArgs,
+    SettleWorkerDeathArgs,
 )
 from flowfabric.core.rules.creation import RESERVATION_GRACE_MS
 from flowfabric.engine.deliveries import cancel_member, deliver
@@ -143,6 +145,18 @@ def duties(*, reclaim_grace_ms: int = 0, retention_ms: int | None = RETENTION_MS
             index=indexes.DUE_MEMBER_CANCEL,
             interval_ms=15_000,
             command=cancel_member,
+        ),
+        Duty(
+            name="worker_registry_ttl_sweep",
+            index=indexes.DUE_WORKER,
+            interval_ms=30_000,
+            command=lambda member: ExpireWorkerArgs(worker_identity=member),
+        ),
+        Duty(
+            name="worker_death",
+            index=indexes.DUE_WORKER_DEATH,
+            interval_ms=5_000,
+            command=lambda member: SettleWorkerDeathArgs(death_id=member),
         ),
         *retention,
     )

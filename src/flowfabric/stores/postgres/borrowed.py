@@ -10,9 +10,9 @@ The rules this module keeps:
 - Others are told by NOTIFY inside the transaction, which the server sends at its commit. It adds
   no wait: whoever commits holds the store's lock in any case.
 
-An isolation level above READ COMMITTED serves too. If the row in ``state`` has not changed since
-the transaction's snapshot was taken, the snapshot has all commits; if it has, the server refuses
-the lock, and the transaction has to be run again.
+An isolation level above READ COMMITTED serves too. If the newest row in ``tick`` is still there, the
+transaction's snapshot has all commits; if a commit has replaced it since, the server refuses to
+lock it, and the transaction has to be run again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SAVEPOINT: Final = "flowfabric"
 
 _RECORDS: Final = (TEXTS, NUMBERS, TEXTS, DATA, TEXTS)
 _ROWS: Final = (TEXTS, TEXTS, NUMBERS, TEXTS)
-_EVENTS: Final = (TEXTS, TEXTS, DATA)
+_EVENTS: Final = (TEXTS, TEXTS, TEXTS, DATA)
 _FRAMES: Final = (TEXTS, NUMBERS, NUMBERS, DATA)
 _TRIMS: Final = (TEXTS, NUMBERS)
 _COMMIT: Final = (
@@ -152,7 +152,8 @@ class BorrowedDatabase:
         with self._faults():
             await self._client.run(
                 f"SET LOCAL lock_timeout = {wait_ms}; "
-                f"SELECT FROM {self._statements.schema}.state WHERE id = 1 FOR UPDATE"
+                f"SELECT FROM {self._statements.schema}.state WHERE id = 1 FOR UPDATE; "
+                f"SELECT FROM {self._statements.schema}.tick ORDER BY number DESC LIMIT 1 FOR UPDATE"
             )
 
     async def _require_store(self) -> None:

@@ -5,19 +5,23 @@ the commit and off its path: NOTIFY inside the commit would wait for every other
 gathered, so many commits tell once, and it need not be durable.
 
 A notification may be lost with its connection. So whoever waits looks at the commit counter once
-more when the time is over; without a listener that is done every ``LOOK_MS``.
+more when the time is over; without a listener that is done every ``LOOK_MS``. A listener that was
+lost is replaced behind the backs of those who wait. One that may be deaf, because the counter told
+what it had not, is asked for a sign of life: the network may have swallowed its connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric import errors
 from flowfabric.stores.postgres.connections import connect_listener
+from flowfabric.stores.postgres.faults import FAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,6 +33,10 @@ LOOK_MS: Final = 50
 TELL_MS: Final = 10
 """How long commits are gathered before others are told again."""
 CLOSE_TIMEOUT_S: Final = 1
+LISTEN_AGAIN_S: Final = 5
+"""How long nothing is listened to after it could not be, and how long a listener may take to answer."""
+
+_logger = logging.getLogger("flowfabric.stores")
 
 _TELL: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
@@ -50,6 +58,7 @@ class Changes:
         self._foreign = 0
         self._heard = asyncio.Event()
         self._listener: Any = None
+        self._mending: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._untold = False
 
@@ -64,9 +73,10 @@ class Changes:
 
     async def close(self) -> None:
         """Stop listening. What was not told yet is told by the counter."""
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+        tasks = [task for task in (self._telling, self._mending) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(Exception):  # a dead connection need not be closed well
@@ -98,15 +108,19 @@ class Changes:
         """True as soon as another process may have committed, False when the time is over."""
         deadline = time.monotonic() + timeout_ms / 1_000
         while (remaining_s := deadline - time.monotonic()) > 0:
-            await self._listen()
+            if self._has_lost_listener():
+                self._mend()
             await self._pause(remaining_s)
-            if self._heard.is_set() or await self._counted():
+            heard = self._heard.is_set()
+            if heard or await self._counted():
                 self._heard.clear()
+                if not heard and self._listener is not None:
+                    self._mend()
                 return True
         return False
 
     async def _pause(self, remaining_s: float) -> None:
-        if self._listener is None:
+        if self._listener is None or self._listener.is_closed():
             await asyncio.sleep(min(remaining_s, LOOK_MS / 1_000))
             return
         with contextlib.suppress(TimeoutError):
@@ -120,14 +134,47 @@ class Changes:
         self._foreign = foreign
         return changed
 
+    # The listener
+
     async def _listen(self) -> None:
-        """Connect the listener if there should be one and is none."""
+        """Connect the listener if there should be one."""
         settings = self._connections.settings
-        if settings.listen_url is None or (self._listener is not None and not self._listener.is_closed()):
+        if settings.listen_url is None:
             return
         self._listener = None
         self._listener = await connect_listener(settings, settings.listen_url, self._channel, self._hear)
         self._listener.add_termination_listener(lambda _: self._heard.set())
+
+    def _has_lost_listener(self) -> bool:
+        if self._connections.settings.listen_url is None:
+            return False
+        return self._listener is None or self._listener.is_closed()
+
+    def _mend(self) -> None:
+        """Have the listener replaced unless it gives a sign of life. Nobody waits for that."""
+        if self._mending is None:
+            self._mending = asyncio.create_task(self._replace_listener(), name="flowfabric listen")
+
+    async def _replace_listener(self) -> None:
+        try:
+            if not await self._answers():
+                await self._listen()
+        except errors.StoreError as error:
+            _logger.warning("cannot listen for changes by other processes, looking for them: %s", error)
+            await asyncio.sleep(LISTEN_AGAIN_S)
+        finally:
+            self._mending = None
+
+    async def _answers(self) -> bool:
+        listener = self._listener
+        if listener is None or listener.is_closed():
+            return False
+        try:
+            await listener.execute("SELECT 1", timeout=LISTEN_AGAIN_S)
+        except FAULTS:
+            listener.terminate()
+            return False
+        return True
 
     def _hear(self, _connection: Any, _process: int, _channel: str, origin: str) -> None:
         if origin != self._origin:

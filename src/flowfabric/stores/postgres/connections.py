@@ -86,6 +86,9 @@ class Connections:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._idle: list[tuple[float, Any]] = []
+        self._made = 0
+        """How many connections there are, with those that are being made."""
+        self._returned = asyncio.Event()
         self._room: asyncio.Semaphore | None = None
         self._dropping: set[asyncio.Task[None]] = set()
 
@@ -96,6 +99,7 @@ class Connections:
             StoreError: the server cannot be reached or refuses us.
         """
         self._room = asyncio.Semaphore(self.settings.connections_max)
+        self._returned = asyncio.Event()
         async with self.use():
             pass
 
@@ -125,20 +129,26 @@ class Connections:
         try:
             await self._wait_for(room)
             try:
-                connection = await self._take()
-                sound = False
-                try:
+                async with self._taken(room) as connection:
                     yield connection
-                    sound = True
-                except asyncpg.PostgresError:
-                    sound = True
-                    raise
-                finally:
-                    self._give_back(connection, keep=sound and room is self._room)
             finally:
                 room.release()
         except FAULTS as fault:
             raise store_error(fault, self.settings.place) from fault
+
+    @asynccontextmanager
+    async def _taken(self, room: asyncio.Semaphore) -> AsyncIterator[Any]:
+        connection = await self._take()
+        sound = False
+        try:
+            yield connection
+            sound = True
+        except asyncpg.PostgresError:
+            sound = True
+            raise
+        finally:
+            self._give_back(connection, keep=sound and room is self._room)
+            self._returned.set()
 
     async def fetch(self, sql: str, *values: Any) -> list[Any]:
         """Run one statement in a transaction of its own and return its rows."""
@@ -154,13 +164,37 @@ class Connections:
             await room.acquire()
 
     async def _take(self) -> Any:
-        """The connection that was used last, or a new one."""
+        """The connection that was used last, or a new one, or the next that comes back."""
+        connection = self._take_idle()
+        if connection is not None:
+            return connection
+        async with asyncio.timeout(self.settings.timeout_ms / 1_000):
+            while True:
+                self._returned.clear()
+                connection = self._take_idle() or await self._connect_if_allowed()
+                if connection is not None:
+                    return connection
+                await self._returned.wait()
+
+    async def _connect_if_allowed(self) -> Any:
+        """A new connection; None if the server has no room for one, but others here have theirs."""
+        self._made += 1
+        try:
+            return await _connect(self.settings, self.settings.url)
+        except BaseException as fault:
+            self._made -= 1
+            if self._made and isinstance(fault, asyncpg.TooManyConnectionsError):
+                return None
+            self._returned.set()
+            raise
+
+    def _take_idle(self) -> Any:
         while self._idle:
             since, connection = self._idle.pop()
             if time.monotonic() - since < IDLE_S_MAX and not connection.is_closed():
                 return connection
             self._drop(connection)
-        return await _connect(self.settings, self.settings.url)
+        return None
 
     def _give_back(self, connection: Any, *, keep: bool) -> None:
         # After a timeout or a cancellation the server may still be at work; what it answers then
@@ -171,6 +205,7 @@ class Connections:
             self._drop(connection)
 
     def _drop(self, connection: Any) -> None:
+        self._made -= 1
         task = asyncio.create_task(_close(connection), name="flowfabric close connection")
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
@@ -183,6 +218,9 @@ async def _connect(settings: Settings, url: str) -> Any:
         command_timeout=settings.timeout_ms / 1_000,
         statement_cache_size=0 if settings.pooler else STATEMENTS_MAX,
         server_settings={} if settings.pooler else _PLANNER,
+        # After a failover the address may still lead to the old primary, now a standby: it would
+        # answer reads from the past.
+        target_session_attrs="primary",
     )
 
 
@@ -203,7 +241,11 @@ async def connect_listener(
     """
     try:
         connection = await _connect(settings, url)
-        await connection.add_listener(channel, hear)
+        try:
+            await connection.add_listener(channel, hear)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
     except FAULTS as fault:
         raise store_error(fault, settings.place) from fault

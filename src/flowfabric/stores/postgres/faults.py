@@ -48,10 +48,13 @@ def store_error(fault: BaseException, place: str) -> errors.StoreError:
         return errors.StoreTimeout(
             f"{place} did not answer in time. It may have acted: repeat with the same request id."
         )
+    if isinstance(fault, asyncpg.TargetServerAttributeNotMatched):
+        return errors.StoreUnreachable(f"{place} accepts no writes: it is a standby. Connect to the primary.")
+    if type(fault) is asyncpg.DataError:
+        # The driver's own; what the server says about a value has a class of its own.
+        return errors.StoreError(f"{place}: a value cannot be written as it is ({type(fault).__name__}).")
     if isinstance(fault, asyncpg.PostgresError):
         return server_error(fault, place)
-    if isinstance(fault, asyncpg.DataError):
-        return errors.StoreError(f"{place}: the driver cannot write a value ({type(fault).__name__}).")
     # The driver's own errors come from connections that broke, at one point or another.
     return errors.StoreUnreachable(
         f"{place} cannot be reached ({type(fault).__name__}). Check the address and that the server runs."

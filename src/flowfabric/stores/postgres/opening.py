@@ -31,13 +31,12 @@ async def attest(connections: Connections, required_level: str) -> Durability:
     Raises:
         StoreUnusable: the server is too old, has other settings than the store rests on, or gives
             less than the required level.
-        StoreUnreachable: the server is a standby.
+        StoreUnreachable: the database accepts no writes.
     """
     place = connections.settings.place
     columns = ", ".join(f"current_setting('{name}') AS {name}" for name in _SETTINGS)
     (row,) = await connections.fetch(
-        f"SELECT {columns}, current_setting('server_version_num')::integer AS number, "
-        "pg_is_in_recovery() AS standby"
+        f"SELECT {columns}, current_setting('server_version_num')::integer AS number"
     )
     _require_fit(row, place)
     level = _level_of(row)
@@ -56,8 +55,10 @@ def _require_fit(row: Any, place: str) -> None:
             f"{place} runs PostgreSQL {row['server_version']}; {VERSION_MIN} or newer is needed. "
             "Upgrade the server."
         )
-    if row["standby"] or row["transaction_read_only"] == "on":
-        raise errors.StoreUnreachable(f"{place} accepts no writes: it is a standby. Connect to the primary.")
+    if row["transaction_read_only"] == "on":
+        raise errors.StoreUnreachable(
+            f"{place} accepts no writes: its transactions are read only by default. Change that default."
+        )
     for name, needed in (("server_encoding", "UTF8"), ("transaction_isolation", "read committed")):
         if row[name] != needed:
             raise errors.StoreUnusable(

@@ -42,7 +42,7 @@ _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 class State(msgspec.Struct, frozen=True):
-    """The one row of ``state``, and the server's clock when it was read."""
+    """The latest tick and the offset of the clock, and the server's clock when they were read."""
 
     last_commit: int
     last_event: int
@@ -73,24 +73,28 @@ class Statements:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        columns = "last_commit, last_event, mark_ms, clock_offset_ms"
-        self.read_state: Final = f"SELECT {columns}, {_CLOCK_MS} FROM {schema}.state"
         self.trimmed_events: Final = f"SELECT trimmed_event FROM {schema}.state"
         # Only what is known to be there is looked for: the index begins with the entries of rows
         # that were trimmed before and are not cleaned up yet.
         self.trim_events: Final = (
-            f"WITH told AS (UPDATE {schema}.state "
-            "SET trimmed_event = greatest(trimmed_event, least($2, last_event))) "
+            f"WITH told AS (UPDATE {schema}.state SET trimmed_event = greatest(trimmed_event, $2)) "
             f"DELETE FROM {schema}.event WHERE sequence > $1 AND sequence <= $2"
         )
-        self.set_clock_offset: Final = f"UPDATE {schema}.state SET clock_offset_ms = $1, mark_ms = 0"
+        # The newest row of all: there may be dead ones below it, but none above.
+        tick = f"(SELECT number, last_event, mark_ms FROM {schema}.tick ORDER BY number DESC LIMIT 1)"
+        now = f"FROM {tick} AS tick, {schema}.state"
+        self.read_state: Final = f"SELECT number, last_event, mark_ms, clock_offset_ms, {_CLOCK_MS} {now}"
+        self.set_clock_offset: Final = (
+            f"WITH moved AS (UPDATE {schema}.state SET clock_offset_ms = $1) "
+            f"UPDATE {schema}.tick SET mark_ms = 0"
+        )
         places = ", ".join(f"${place}" for place in range(1, ARGUMENTS + 1))
         self.apply_commit: Final = (
             f"SELECT conflicts, seen_mark_ms, offset_ms, clock_ms FROM {schema}.apply_commit({places})"
         )
         # The clock's row comes last, so that the clock is read after the records were reached;
         # one statement, so that all come from one snapshot.
-        clock = f"SELECT NULL, NULL, NULL, mark_ms, clock_offset_ms, {_CLOCK_MS} FROM {schema}.state"
+        clock = f"SELECT NULL, NULL, NULL, mark_ms, clock_offset_ms, {_CLOCK_MS} {now}"
         small, large = (
             f"SELECT key, version, data, NULL::bigint, NULL::bigint, NULL::bigint "
             f"FROM {schema}.{table} WHERE key = ANY(${place})"

@@ -15,8 +15,11 @@ What is in it:
   reading them is reading the log. The index by namespace has them all, so that nobody reads the
   events of others.
 - ``frame`` numbers the frames of each stream, so that trimming counts nothing.
-- ``state`` is one row: the latest commit, the latest event and the latest one that was trimmed,
-  and the store's clock. Whoever commits holds its lock.
+- ``state`` is one row that is never written by a commit: whoever commits holds its lock. It says up to
+  where the log was trimmed.
+- ``tick`` is the latest commit, the latest event and the store's clock. A commit adds a row and
+  removes the one before, instead of changing it: while a transaction elsewhere, such as a dump, keeps
+  old rows alive, the newest is still the first that is found from the upper end of the index.
 - ``apply_commit`` is a whole commit in one statement; see below.
 
 Every text is compared by its bytes (``COLLATE "C"``), as in every other store. Keys are stored with
@@ -54,31 +57,38 @@ class Migration(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.script.encode()).hexdigest()
 
 
+# Rows come and go all the time in these tables, so they are cleaned up after a fixed number of dead
+# rows instead of a share of a table that may be large: a read at the front of an index walks over
+# the dead entries that are still there.
 _FIRST_TABLES: Final = """
 CREATE TABLE {schema}.record (
     key text COLLATE "C" PRIMARY KEY,
     version bigint NOT NULL,
     data bytea NOT NULL
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000
+);
 CREATE TABLE {schema}.large_record (
     key text COLLATE "C" PRIMARY KEY,
     version bigint NOT NULL,
     data bytea NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 CREATE TABLE {schema}.index_row (
     name text COLLATE "C" NOT NULL,
     scope text COLLATE "C" NOT NULL,
     sort bigint NOT NULL,
     member text COLLATE "C" NOT NULL,
     PRIMARY KEY (name, scope, sort, member)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 CREATE TABLE {schema}.event (
     sequence bigint PRIMARY KEY,
     family text COLLATE "C" NOT NULL,
+    namespace text COLLATE "C" NOT NULL,
     execution text COLLATE "C" NOT NULL,
     data bytea NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 CREATE INDEX event_by_family ON {schema}.event (family, sequence) WHERE family NOT IN ('execution', 'lease');
+CREATE INDEX event_by_namespace ON {schema}.event (namespace, family, sequence);
 CREATE INDEX event_by_execution ON {schema}.event (execution, sequence);
 CREATE TABLE {schema}.frame (
     stream text COLLATE "C" NOT NULL,
@@ -87,15 +97,19 @@ CREATE TABLE {schema}.frame (
     number bigint NOT NULL,
     data bytea NOT NULL,
     PRIMARY KEY (stream, ms, seq)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 CREATE TABLE {schema}.state (
     id integer PRIMARY KEY CHECK (id = 1),
-    last_commit bigint NOT NULL,
+    clock_offset_ms bigint NOT NULL,
+    trimmed_event bigint NOT NULL
+);
+INSERT INTO {schema}.state VALUES (1, 0, 0);
+CREATE TABLE {schema}.tick (
+    number bigint PRIMARY KEY,
     last_event bigint NOT NULL,
-    mark_ms bigint NOT NULL,
-    clock_offset_ms bigint NOT NULL
-) WITH (fillfactor = 10);
-INSERT INTO {schema}.state VALUES (1, 0, 0, 0, 0);
+    mark_ms bigint NOT NULL
+);
+INSERT INTO {schema}.tick VALUES (0, 0, 0);
 """
 
 # One statement, so one round trip and one transaction: no client that was stopped half-way can
@@ -112,7 +126,7 @@ CREATE FUNCTION {schema}.apply_commit(
     large_removed text[],
     gone_names text[], gone_scopes text[], gone_sorts bigint[], gone_members text[],
     new_names text[], new_scopes text[], new_sorts bigint[], new_members text[],
-    event_families text[], event_executions text[], event_data bytea[],
+    event_families text[], event_namespaces text[], event_executions text[], event_data bytea[],
     frame_streams text[], frame_ms bigint[], frame_seqs bigint[], frame_data bytea[],
     trim_streams text[], trim_keeps bigint[],
     given_clock_ms bigint, step_back_ms_max bigint, lock_timeout_ms bigint,
@@ -123,7 +137,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 DECLARE
-    number bigint;
+    next_number bigint;
     newest_event bigint;
     counted bigint;
     place integer;
@@ -132,9 +146,10 @@ DECLARE
 BEGIN
     -- Whoever waits in vain learns that nothing was written, before the client gives up not knowing.
     PERFORM set_config('lock_timeout', lock_timeout_ms::text, true);
-    SELECT s.last_commit + 1, s.last_event, s.mark_ms, s.clock_offset_ms
-    INTO STRICT number, newest_event, seen_mark_ms, offset_ms
-    FROM {schema}.state AS s WHERE s.id = 1 FOR UPDATE;
+    SELECT s.clock_offset_ms INTO STRICT offset_ms FROM {schema}.state AS s WHERE s.id = 1 FOR UPDATE;
+    SELECT t.number + 1, t.last_event, t.mark_ms INTO STRICT next_number, newest_event, seen_mark_ms
+    FROM {schema}.tick AS t ORDER BY t.number DESC LIMIT 1
+    FOR UPDATE;  -- with another isolation level it may be an old one, and the server says so here
     -- Not now(), which is when the transaction began: it may have waited long for the lock.
     clock_ms := coalesce(given_clock_ms, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint);
 
@@ -157,7 +172,7 @@ BEGIN
     END IF;
     IF cardinality(small_written) > 0 THEN
         INSERT INTO {schema}.record AS r (key, version, data)
-        SELECT w.key, number, w.data FROM unnest(small_written, small_data) AS w (key, data)
+        SELECT w.key, next_number, w.data FROM unnest(small_written, small_data) AS w (key, data)
         ON CONFLICT (key) DO UPDATE SET version = excluded.version, data = excluded.data;
     END IF;
     IF cardinality(large_removed) > 0 THEN
@@ -165,7 +180,7 @@ BEGIN
     END IF;
     IF cardinality(large_written) > 0 THEN
         INSERT INTO {schema}.large_record AS r (key, version, data)
-        SELECT w.key, number, w.data FROM unnest(large_written, large_data) AS w (key, data)
+        SELECT w.key, next_number, w.data FROM unnest(large_written, large_data) AS w (key, data)
         ON CONFLICT (key) DO UPDATE SET version = excluded.version, data = excluded.data;
     END IF;
 
@@ -184,10 +199,10 @@ BEGIN
     END IF;
 
     IF cardinality(event_data) > 0 THEN
-        INSERT INTO {schema}.event (sequence, family, execution, data)
-        SELECT newest_event + e.place, e.family, e.execution, e.data
-        FROM unnest(event_families, event_executions, event_data) WITH ORDINALITY
-            AS e (family, execution, data, place);
+        INSERT INTO {schema}.event (sequence, family, namespace, execution, data)
+        SELECT newest_event + e.place, e.family, e.namespace, e.execution, e.data
+        FROM unnest(event_families, event_namespaces, event_executions, event_data) WITH ORDINALITY
+            AS e (family, namespace, execution, data, place);
         newest_event := newest_event + cardinality(event_data);
     END IF;
 
@@ -216,41 +231,17 @@ BEGIN
     END LOOP;
 
     -- The clock never reads less than the mark, unless a forward spike has left it behind.
-    UPDATE {schema}.state AS s SET last_commit = number, last_event = newest_event,
-        mark_ms = CASE WHEN s.mark_ms - (clock_ms + offset_ms) BETWEEN 1 AND step_back_ms_max
-            THEN s.mark_ms ELSE clock_ms + offset_ms END
-    WHERE s.id = 1;
+    INSERT INTO {schema}.tick (number, last_event, mark_ms) VALUES (next_number, newest_event,
+        CASE WHEN seen_mark_ms - (clock_ms + offset_ms) BETWEEN 1 AND step_back_ms_max
+            THEN seen_mark_ms ELSE clock_ms + offset_ms END);
+    DELETE FROM {schema}.tick AS t WHERE t.number = next_number - 1;
 END
 $body$;
 """
 
-# Rows come and go all the time in these tables, so they are cleaned up after a fixed number of dead
-# rows instead of a share of a table that may be large: a read at the front of an index walks over
-# the dead entries that are still there.
-_FEEDS: Final = """
-ALTER TABLE {schema}.event ADD COLUMN namespace text COLLATE "C" NOT NULL DEFAULT '';
-CREATE INDEX event_by_namespace ON {schema}.event (namespace, family, sequence);
-ALTER TABLE {schema}.state ADD COLUMN trimmed_event bigint NOT NULL DEFAULT 0;
-ALTER TABLE {schema}.record SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-ALTER TABLE {schema}.large_record
-    SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-ALTER TABLE {schema}.index_row
-    SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-ALTER TABLE {schema}.event SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
-ALTER TABLE {schema}.frame SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
-DROP FUNCTION {schema}.apply_commit;
-""" + _APPLY_COMMIT.replace(
-    "event_families text[], ", "event_families text[], event_namespaces text[], "
-).replace("(sequence, family, execution, data)", "(sequence, family, namespace, execution, data)").replace(
-    "+ e.place, e.family, ", "+ e.place, e.family, e.namespace, "
-).replace("unnest(event_families, event_", "unnest(event_families, event_namespaces, event_").replace(
-    "AS e (family, ", "AS e (family, namespace, "
-)
-
 MIGRATIONS: Final = (
     Migration(1, "records, indexes, events and frames", _FIRST_TABLES),
     Migration(2, "a commit in one statement", _APPLY_COMMIT),
-    Migration(3, "events by namespace, and a log that is trimmed", _FEEDS),
 )
 
 _MIGRATION_TABLE: Final = """

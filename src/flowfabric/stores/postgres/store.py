@@ -29,7 +29,7 @@ from flowfabric.stores.postgres.changes import Changes
 from flowfabric.stores.postgres.clients import client_of
 from flowfabric.stores.postgres.connections import CONNECTIONS_MAX, TIMEOUT_MS, Connections, Settings, quoted
 from flowfabric.stores.postgres.faults import is_unfinished
-from flowfabric.stores.postgres.opening import attest
+from flowfabric.stores.postgres.opening import LEVELS, attest
 from flowfabric.stores.postgres.records import State, Statements
 from flowfabric.stores.postgres.schema import migrate_schema
 
@@ -141,6 +141,9 @@ class PostgresStore:
                 f"the clock of {self.settings.place} was set {offset_ms} ms off by a test. "
                 "Use a schema that no test has touched."
             )
+
+    async def attest(self) -> Durability:
+        return await attest(self._connections, required_level=LEVELS[0])
 
     async def close(self) -> None:
         changes, self._changes = self._changes, None
@@ -277,7 +280,7 @@ class PostgresStore:
         return await self._fetch(self._statements.apply_commit, values)
 
     async def trim_events(self, upto: int) -> None:
-        trimmed = await self.trimmed_events()
+        trimmed, upto = await self.trimmed_events(), min(upto, await self.last_event())
         if trimmed < upto:
             await self._connections.fetch(self._statements.trim_events, trimmed, upto)
 

@@ -124,6 +124,10 @@ class SqliteStore:
             self._statistics = Statistics()
             return self._file.durability
 
+    async def attest(self) -> Durability:
+        # What counts are settings of our own connection, which nobody else can change.
+        return self._open_file().durability
+
     async def _open_in_thread(self) -> OpenFile:
         if self.path == MEMORY:
             return OpenFile(self._settings)

@@ -17,31 +17,41 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.commands",
     "flowfabric.testing.conformance.feeds",
     "flowfabric.testing.conformance.fences",
+    "flowfabric.testing.conformance.flow_news",
     "flowfabric.testing.conformance.flows",
+    "flowfabric.testing.conformance.lanes",
     "flowfabric.testing.conformance.model",
     "flowfabric.testing.conformance.retention",
     "flowfabric.testing.conformance.scenarios",
+    "flowfabric.testing.conformance.workers",
 )
 
 from flowfabric.testing.conformance.commands import CommandConformance  # noqa: E402 - rewritten first
 from flowfabric.testing.conformance.feeds import FeedConformance  # noqa: E402
 from flowfabric.testing.conformance.fences import FenceConformance  # noqa: E402
+from flowfabric.testing.conformance.flow_news import FlowNewsConformance  # noqa: E402
 from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
+from flowfabric.testing.conformance.lanes import LaneConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
 from flowfabric.testing.conformance.retention import RetentionConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
+from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
 
 __all__ = [
     "CommandConformance",
+    "DeathConformance",
     "FeedConformance",
     "FenceConformance",
     "FlowConformance",
+    "FlowNewsConformance",
+    "LaneConformance",
     "ModelConformance",
     "ProtocolConformance",
     "RetentionConformance",
     "ScenarioConformance",
     "StoreConformance",
+    "WorkerConformance",
 ]
 
 
@@ -53,6 +63,10 @@ class StoreConformance(
     FlowConformance,
     FeedConformance,
     RetentionConformance,
+    LaneConformance,
+    FlowNewsConformance,
+    WorkerConformance,
+    DeathConformance,
     ModelConformance,
 ):
     """Everything a store has to pass."""

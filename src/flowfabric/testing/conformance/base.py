@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -26,6 +26,10 @@ class StoreSuite(ABC):
     def make_store(self, path: Path) -> ClockedStore:
         """A store that is not open yet; what it keeps lives below ``path``, an empty folder."""
 
+    def make_bed(self, store: ClockedStore, **options: Any) -> Bed:
+        """An engine over a store; one that is reached in another way overrides this."""
+        return Bed(store, **options)
+
     @pytest.fixture
     def clock(self) -> ManualClock:
         """The clock of the test's stores."""
@@ -43,6 +47,6 @@ class StoreSuite(ABC):
     @pytest_asyncio.fixture
     async def bed(self, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Bed]:
         """An engine over a store; after the test, every invariant holds."""
-        async with Bed(self.make_store(tmp_path), clock=clock) as bed:
+        async with self.make_bed(self.make_store(tmp_path), clock=clock) as bed:
             yield bed
             await bed.check()

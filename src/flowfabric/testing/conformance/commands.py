@@ -47,7 +47,7 @@ class CommandConformance(StoreSuite):
     @pytest.mark.parametrize("situation", SITUATION_STEPS)
     async def test_every_command_answers_as_the_table_says(self, tmp_path: Path, situation: str) -> None:
         """Also: refusals and reads commit nothing, and a repeated request changes nothing."""
-        answers, held = await answers_of(self.make_store(tmp_path), situation)
+        answers, held = await answers_of(self.make_store(tmp_path), situation, self.make_bed)
         wrong = {
             cell: f"{word}, not {expected_word(cell)}"
             for cell, word in answers.items()

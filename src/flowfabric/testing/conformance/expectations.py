@@ -26,6 +26,8 @@ from flowfabric.testing.conformance.situations import SITUATION_STEPS, Place, br
 from flowfabric.testing.stores import RecordingStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flowfabric.contracts.base import Command
     from flowfabric.testing.clock import ClockedStore
     from flowfabric.testing.dump import Dump
@@ -36,10 +38,19 @@ Table = dict[Cell, str]
 
 OTHERWISE: Final = "otherwise"
 
-READS: Final = ("read_", "get_", "list_", "describe_", "observe_", "tail_")
+READS: Final = ("read_", "get_", "list_", "describe_", "explain_", "resolve_execution_", "observe_", "tail_")
 """How the names of commands begin that never change anything."""
 
-_TELLING: Final = ("reason", "action", "effect", "behavior_applied", "public_state", "resumed", "status")
+_TELLING: Final = (
+    "code",
+    "reason",
+    "action",
+    "effect",
+    "behavior_applied",
+    "public_state",
+    "resumed",
+    "status",
+)
 """The fields of outcomes that say what happened; the first that an outcome has is shown."""
 
 
@@ -97,14 +108,16 @@ def _line(situation: str, words: dict[str, str], callers: list[str]) -> str:
     return f"{situation} = {{ {parts} }}"
 
 
-async def answers_of(store: ClockedStore, situation: str) -> tuple[Table, Dump]:
+async def answers_of(
+    store: ClockedStore, situation: str, make_bed: Callable[[ClockedStore], Bed] = Bed
+) -> tuple[Table, Dump]:
     """Send every command as every caller in one situation, each to an execution of its own.
 
     Makes sure on the way that a refusal and a read commit nothing, and that a repeated request
     gets the same answer and commits nothing.
     """
     recording = RecordingStore(store)
-    async with Bed(recording) as bed:
+    async with make_bed(recording) as bed:
         await seed_key(bed)
         cells = _cells(situation, *await bring(bed, situation, 1))
         places = await bring(bed, situation, len(cells))

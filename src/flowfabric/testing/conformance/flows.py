@@ -37,6 +37,7 @@ from flowfabric.contracts.flows import (
     FlowCancellationPolicy,
     FlowCancelled,
     FlowExists,
+    FlowMemberInfo,
     FlowSnapshot,
     FlowStatus,
     FlowSubmitted,
@@ -44,6 +45,7 @@ from flowfabric.contracts.flows import (
     GroupPolicy,
     IncomingEdges,
     ListEdgesArgs,
+    ListFlowMembersArgs,
     ListFlowsArgs,
     MemberExists,
     NewEdge,
@@ -62,7 +64,7 @@ from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.events import Family
 from flowfabric.core.records import EdgeGroup, Message
-from flowfabric.core.rules.edges import STAGED_GRACE_MS
+from flowfabric.core.rules.joins import STAGED_GRACE_MS
 from flowfabric.testing.bed import NAMESPACE, Bed
 from flowfabric.testing.conformance.base import StoreSuite
 from flowfabric.testing.conformance.situations import Place, seed_key, suspension
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
 COMPLETED, SKIPPED = PublicState.COMPLETED, PublicState.SKIPPED
 WAITING, WAITING_CHILDREN = PublicState.WAITING, PublicState.WAITING_CHILDREN
 LET_RUN = OnSatisfied.LET_RUN
+MEMBERS_OWED = {"due_message", "due_member_cancel"}
+"""The indexes of what a cancelled flow owes to its members."""
 
 
 class Graph:
@@ -246,6 +250,33 @@ class MemberScenarios(StoreSuite):
         assert await bed.execute(read, namespace="other") is None
         refusal = await bed.refused(flow.cancelling(), namespace="other")
         assert isinstance(refusal, errors.FlowNotFound)
+
+    async def test_members_are_listed_in_pages_with_their_joins(self, bed: Bed) -> None:
+        flow = await graph(bed, "abcde")
+        await flow.connect("ae be")
+        await flow.run("a")
+        found: list[FlowMemberInfo] = []
+        cursor = None
+        for _ in range(3):
+            page = await bed.execute(ListFlowMembersArgs(flow_id=flow.flow_id, cursor=cursor, limit=2))
+            assert page is not None
+            found += page.members
+            cursor = page.next_cursor
+        assert cursor is None
+        assert [member.execution_id for member in found] == list(flow.ids.values())
+        assert [member.position for member in found] == list(range(5))
+        assert found[0].public_state is COMPLETED
+        assert [member.join is None for member in found] == [True, True, True, True, False]
+        assert found[4].join == await flow.group("e")
+
+    async def test_an_unknown_flow_has_no_members_and_an_empty_one_an_empty_page(self, bed: Bed) -> None:
+        assert await bed.execute(ListFlowMembersArgs(flow_id=bed.new_id())) is None
+        flow = await graph(bed)
+        ask = ListFlowMembersArgs(flow_id=flow.flow_id)
+        page = await bed.execute(ask)
+        assert page is not None
+        assert (page.members, page.next_cursor) == ((), None)
+        assert await bed.execute(ask, namespace="other") is None
 
     @pytest.mark.scenario("LIST-004")
     async def test_flows_are_listed_by_partition_in_pages(self, bed: Bed) -> None:
@@ -799,13 +830,13 @@ class FlowCancelScenarios(StoreSuite):
         await bed.execute(flow.cancelling())
         del engine._deliver  # noqa: SLF001
         held = await bed.dump()
-        assert len([row for row in held["rows"] if row[0] == "due_member_cancel"]) == 2
+        assert [row[0] for row in held["rows"] if row[0] in MEMBERS_OWED] == ["due_message"]
         refusal = await bed.refused(bed.claiming(flow.ids["a"]))
         assert isinstance(refusal, errors.ExecutionNotEligible)
         await bed.settle()
         assert set((await flow.states()).values()) == {PublicState.CANCELLED}
         held = await bed.dump()
-        assert not [row for row in held["rows"] if row[0] == "due_member_cancel"]
+        assert not [row for row in held["rows"] if row[0] in MEMBERS_OWED]
 
     async def test_cancelling_again_tells_what_is_stored(self, bed: Bed) -> None:
         flow = await graph(bed, "a")

@@ -584,9 +584,11 @@ class OpeningPromises(StoreSuite):
     async def test_the_durability_is_attested(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
         durability = await store.open()
+        again = await store.attest()
         await store.close()
         assert durability.level in ("D0", "D1", "D2", "D3")
         assert durability.store
+        assert (again.level, again.store) == (durability.level, durability.store)
 
     async def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)

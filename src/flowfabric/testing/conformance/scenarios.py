@@ -138,7 +138,7 @@ class LifecycleScenarios(StoreSuite):
         self, tmp_path: Path, clock: ManualClock
     ) -> None:
         store = RecordingStore(self.make_store(tmp_path))
-        async with Bed(store, clock=clock) as bed:
+        async with self.make_bed(store, clock=clock) as bed:
             await seed_key(bed)
             [known] = await bring(bed, "running", 1)
             for name, (command_type, fixed) in command_types().items():
@@ -219,7 +219,7 @@ class LifecycleScenarios(StoreSuite):
     async def test_an_engine_that_follows_another_starts_afresh(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            async with Bed(self.make_store(tmp_path / name)) as bed:
+            async with self.make_bed(self.make_store(tmp_path / name)) as bed:
                 assert (await bed.execute(ListExecutionsArgs())).executions == ()
                 claim = await bed.start()
                 await bed.complete(claim)
@@ -568,7 +568,7 @@ class IsolationScenarios(StoreSuite):
     async def test_to_another_namespace_nothing_exists(self, tmp_path: Path, clock: ManualClock) -> None:
         """Every command, pairwise: the same answer as for an id that was never made."""
         store = RecordingStore(self.make_store(tmp_path))
-        async with Bed(store, clock=clock) as bed:
+        async with self.make_bed(store, clock=clock) as bed:
             await seed_key(bed)
             [place] = await bring(bed, "suspended", 1)
             for name, (command_type, fixed) in command_types().items():

@@ -98,7 +98,7 @@ async def bring(bed: Bed, name: str, count: int) -> list[Place]:
 
 
 async def _all(bed: Bed, commands: list[Any]) -> list[Any]:
-    answers = await bed.engine.execute_many(commands)
+    answers = await bed.execute_many(commands)
     refused = [answer for answer in answers if isinstance(answer, Exception)]
     assert not refused, refused[0]
     return answers

@@ -31,7 +31,9 @@ NEVER_HERE: Final = {
     "flow_too_large": "takes more members or edges than a case has",
     "handle_from_other_backend": "a handle is read before a command is made of it",
     "invalid_secret": "only a damaged key ring has a key without a secret",
+    "limit_exceeded": "takes more open waitpoints than a case has",
     "rate_limit_exceeded": "a layer's refusal",
+    "transaction_outdated": "what a transaction of the user's own is told, which is no command",
     "unavailable": "what an engine says that was stopped",
     "waitpoint_not_token_bound": "only a waitpoint of another program has no token",
 }

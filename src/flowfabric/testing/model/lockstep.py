@@ -16,6 +16,7 @@ from unittest import mock
 import msgspec
 
 from flowfabric import errors, minting
+from flowfabric.contracts.backend import BackendCapabilities
 from flowfabric.core.records import Record
 from flowfabric.engine.operations import operation_for
 from flowfabric.stores.memory import MemoryStore
@@ -204,6 +205,8 @@ def _require_same(step: Step, expected: list[Any], answers: list[Any]) -> None:
 def _comparable(answer: Any) -> Any:
     if isinstance(answer, errors.FlowFabricError):
         return type(answer), answer.code, answer.details, answer.message
+    if isinstance(answer, BackendCapabilities):
+        return answer.operations, answer.supports  # which store it is differs, of course
     return (type(answer), str(answer)) if isinstance(answer, Exception) else answer
 
 

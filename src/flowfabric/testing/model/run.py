@@ -138,22 +138,16 @@ class Case:
     def _with_others(self, send: Send) -> Together:
         """The command in one batch with some that were sent before, and so are sent again.
 
-        Reads wait for no commit, so beside a command that changes something they may see it or not.
+        What takes several commits shares no batch: in which order it meets others is a matter of chance.
         """
         alike = [
             one
             for one in self._sent
-            if one.namespace == send.namespace and one is not send and not _reads(one.command)
+            if one.namespace == send.namespace and one is not send and not operation_for(one.command)
         ]
-        if send.namespace is None or not alike or _reads(send.command):
+        if send.namespace is None or operation_for(send.command) or not alike:
             return Together(sends=(send,))
         return Together(sends=(send, *self.draw.some(alike, 3)))
-
-
-def _reads(command: Command[Any]) -> bool:
-    """Whether a command only reads, or is more than one command itself."""
-    rule = RULES.get(type(command))
-    return rule is None or rule.is_query or operation_for(command) is not None
 
 
 async def run_case(

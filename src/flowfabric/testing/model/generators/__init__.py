@@ -4,11 +4,24 @@ from flowfabric.testing.model.generators import (
     executions,
     feeds,
     flows,
+    lanes,
     leases,
     reads,
     retention,
     streams,
     waiting,
+    workers,
 )
 
-__all__ = ["executions", "feeds", "flows", "leases", "reads", "retention", "streams", "waiting"]
+__all__ = [
+    "executions",
+    "feeds",
+    "flows",
+    "lanes",
+    "leases",
+    "reads",
+    "retention",
+    "streams",
+    "waiting",
+    "workers",
+]

@@ -27,6 +27,7 @@ from flowfabric.contracts.flows import (
     GroupPolicy,
     IncomingEdges,
     ListEdgesArgs,
+    ListFlowMembersArgs,
     ListFlowsArgs,
     NewEdge,
     OnSatisfied,
@@ -164,6 +165,13 @@ def add_execution_to_a_sealed_flow(draw: Draw) -> AddExecutionToFlowArgs:
 def describe_flow(draw: Draw) -> DescribeFlowArgs:
     """With its joins."""
     return DescribeFlowArgs(flow_id=draw.flow(open_only=False).flow_id)
+
+
+@generator(ListFlowMembersArgs)
+def list_flow_members(draw: Draw) -> ListFlowMembersArgs:
+    """A page."""
+    flow = draw.flow(open_only=False)
+    return ListFlowMembersArgs(flow_id=flow.flow_id, cursor=draw.pick((None, 0, 2)), limit=draw.pick((1, 50)))
 
 
 @generator(ListFlowsArgs)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from flowfabric import errors
+from flowfabric.contracts.backend import CapabilitiesArgs, PingArgs
+from flowfabric.contracts.explaining import ExplainExecutionArgs
+from flowfabric.contracts.history import ListAttemptsArgs, ListSignalsArgs
 from flowfabric.contracts.leases import ScanEligibleArgs
 from flowfabric.contracts.reads import (
     DescribeExecutionArgs,
+    GetExecutionNamespaceArgs,
     GetExecutionResultArgs,
     ListExecutionsArgs,
     ListExecutionSummariesArgs,
     ListExpiredLeasesArgs,
     ListLanesArgs,
     ListSuspendedArgs,
+    ReadCurrentAttemptIndexArgs,
+    ReadExecCoreFieldsArgs,
     ReadExecutionContextArgs,
     ReadExecutionInfoArgs,
     ReadExecutionStateArgs,
     ReadStateVectorArgs,
+    ReadTotalAttemptCountArgs,
+    ResolveExecutionFlowIdArgs,
     ServerTimeArgs,
 )
 from flowfabric.contracts.runs import ReadRunArgs
@@ -70,6 +78,76 @@ def read_context_of_nothing(draw: Draw) -> ReadExecutionContextArgs:
 def read_run(draw: Draw) -> ReadRunArgs:
     """Over or not."""
     return ReadRunArgs(execution_id=draw.execution().execution_id)
+
+
+@generator(ReadCurrentAttemptIndexArgs)
+def read_current_attempt_index(draw: Draw) -> ReadCurrentAttemptIndexArgs:
+    """Any."""
+    return ReadCurrentAttemptIndexArgs(execution_id=draw.execution().execution_id)
+
+
+@generator(ReadTotalAttemptCountArgs)
+def read_total_attempt_count(draw: Draw) -> ReadTotalAttemptCountArgs:
+    """Any."""
+    return ReadTotalAttemptCountArgs(execution_id=draw.execution().execution_id)
+
+
+@generator(GetExecutionNamespaceArgs)
+def get_execution_namespace(draw: Draw) -> GetExecutionNamespaceArgs:
+    """Any."""
+    return GetExecutionNamespaceArgs(execution_id=draw.execution().execution_id)
+
+
+@generator(ResolveExecutionFlowIdArgs)
+def resolve_execution_flow_id(draw: Draw) -> ResolveExecutionFlowIdArgs:
+    """In a flow or not."""
+    return ResolveExecutionFlowIdArgs(execution_id=draw.execution().execution_id)
+
+
+@generator(ReadExecCoreFieldsArgs)
+def read_exec_core_fields(draw: Draw) -> ReadExecCoreFieldsArgs:
+    """Some, one of which there is not."""
+    fields = ("public_state", "lease_expires_at", "delay_until", "no_such_field")
+    return ReadExecCoreFieldsArgs(execution_id=draw.execution().execution_id, fields=fields)
+
+
+@generator(ExplainExecutionArgs)
+def explain_execution(draw: Draw) -> ExplainExecutionArgs:
+    """Any."""
+    return ExplainExecutionArgs(execution_id=draw.execution().execution_id)
+
+
+@generator(ListAttemptsArgs)
+def list_attempts(draw: Draw) -> ListAttemptsArgs:
+    """A page."""
+    return ListAttemptsArgs(
+        execution_id=draw.execution().execution_id,
+        cursor=draw.pick((None, 0)),
+        limit=draw.pick((1, 50)),
+    )
+
+
+@generator(ListSignalsArgs)
+def list_signals(draw: Draw) -> ListSignalsArgs:
+    """A page."""
+    return ListSignalsArgs(
+        execution_id=draw.execution().execution_id,
+        cursor=draw.pick((None, 1)),
+        limit=draw.pick((1, 50)),
+        with_payloads=draw.chance(0.5),
+    )
+
+
+@generator(PingArgs)
+def ping(draw: Draw) -> PingArgs:
+    """What there is to ask."""
+    return PingArgs()
+
+
+@generator(CapabilitiesArgs)
+def capabilities(draw: Draw) -> CapabilitiesArgs:
+    """What there is to ask."""
+    return CapabilitiesArgs()
 
 
 @generator(ListExecutionsArgs)

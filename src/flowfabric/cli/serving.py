@@ -1,0 +1,102 @@
+"""``server``: serve a store over HTTP until told to stop. ``tokens``: make a token for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowfabric.app import seed_signing_key
+from flowfabric.cli.exits import OK, UsageError
+from flowfabric.cli.output import print_json
+from flowfabric.cli.session import run
+from flowfabric.cli.working import SURVIVES
+from flowfabric.engine.engine import Engine
+from flowfabric.engine.scanners import Scanners
+from flowfabric.engine.scanners.duties import DUTIES
+from flowfabric.errors import InvalidInput
+from flowfabric.urls import store_for
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from flowfabric.server.settings import Settings
+
+log = logging.getLogger("flowfabric.cli")
+
+
+def serve(arguments: Namespace) -> int:
+    """Carry out ``server``."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    run(_serve(arguments, _settings_of(arguments)))
+    return OK
+
+
+def make_token(arguments: Namespace) -> int:
+    """Carry out ``new-token``: the token is shown this once, its digest goes into the tokens file."""
+    from flowfabric.server.access import Role, entry_for, new_token
+
+    token = new_token()
+    namespace = None if arguments.everywhere else arguments.namespace
+    entry = entry_for(token, arguments.name, [Role(word) for word in arguments.roles], namespace)
+    if arguments.json:
+        print_json({"token": token, "entry": entry})
+        return OK
+    print(token)
+    print("\n".join(_toml_of(entry.name, entry.sha256, entry.roles, entry.namespace)), file=sys.stderr)
+    return OK
+
+
+def _toml_of(name: str, sha256: str, roles: tuple[str, ...], namespace: str | None) -> list[str]:
+    lines = ["[[token]]", f'name = "{name}"', f'sha256 = "{sha256}"']
+    lines.append(f"roles = [{', '.join(f'{chr(34)}{role}{chr(34)}' for role in roles)}]")
+    return lines if namespace is None else [*lines, f'namespace = "{namespace}"']
+
+
+def _settings_of(arguments: Namespace) -> Settings:
+    try:
+        from flowfabric.server.settings import read_settings
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"{missing.name} is not installed. Install flowfabric[server].") from missing
+    file = None if arguments.config is None else Path(arguments.config)
+    try:
+        return read_settings(vars(arguments), os.environ, file)
+    except InvalidInput as error:
+        raise UsageError(str(error)) from error
+
+
+async def _serve(arguments: Namespace, settings: Settings) -> None:
+    from flowfabric.server.serving import make_server
+
+    async with Engine(store_for(arguments.url)) as engine:
+        await seed_signing_key(engine)
+        scanners = Scanners(engine, DUTIES)
+        scanners.start()
+        try:
+            _announce(engine, settings, as_json=arguments.json)
+            await make_server(engine, settings).serve()
+        finally:
+            await scanners.stop()
+
+
+def _announce(engine: Engine, settings: Settings, *, as_json: bool) -> None:
+    durability = engine.durability
+    assert durability is not None
+    who = f"{len(settings.options.tokens)} token(s)" if settings.options.tokens else "everybody"
+    log.info(
+        "serving %s, durability %s (%s), on %s:%d for %s",
+        durability.store,
+        durability.level,
+        SURVIVES[durability.level],
+        settings.host,
+        settings.port,
+        who,
+    )
+    if settings.options.insecure:
+        log.warning("everybody who reaches this address may do everything; set tokens")
+    if as_json:
+        print_json({"started": {"host": settings.host, "port": settings.port, "durability": durability}})

@@ -1,0 +1,208 @@
+"""One request on its way: who asks, what the body says, and the answer in the right form.
+
+The order of checks is always the same: the token, the role, the size of the body, its syntax, its
+types; only then the engine sees a command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+from starlette.responses import Response
+
+from flowfabric import errors
+from flowfabric.contracts.wire import from_wire, to_wire
+from flowfabric.server.problems import Problem, plain_problem
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from flowfabric.contracts.base import Command
+    from flowfabric.engine.engine import Engine
+    from flowfabric.server.access import Principal
+    from flowfabric.server.routes.table import Route
+    from flowfabric.server.service import Service
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+JSON: Final = "application/json"
+REQUEST_ID: Final = "idempotency-key"
+NAMESPACE: Final = "flowfabric-namespace"
+NO_STORE: Final = {"Cache-Control": "no-store"}
+
+
+class Refused(Exception):
+    """A request that ends here, with the answer it gets."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.body["error"])
+        self.problem = problem
+
+
+def refused(status: int, error: str, **more: Any) -> Refused:
+    """A refusal that stands for no error of the engine."""
+    return Refused(plain_problem(status, error, **more))
+
+
+class Call:
+    """A request that has passed the door, as the function of its route sees it."""
+
+    def __init__(self, request: Request, route: Route, service: Service, principal: Principal) -> None:
+        self.request = request
+        self.route = route
+        self.service = service
+        self.principal = principal
+        self._document: dict[str, Any] | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind the server."""
+        return self.service.engine
+
+    @property
+    def namespace(self) -> str | None:
+        """The only namespace the request may see: the token's, or the one it names itself.
+
+        Raises:
+            Unauthorized: it names another one than the token's.
+        """
+        bound, named = self.principal.namespace, self.request.headers.get(NAMESPACE)
+        if bound is not None and named not in (None, bound):
+            raise errors.Unauthorized(f"This token is for the namespace {bound!r} only.")
+        return bound if named is None else named
+
+    async def execute(self, command: Command[R]) -> R:
+        """Carry out a command for whoever asks, within the bounds of their token."""
+        return await self.engine.execute(
+            command,
+            request_id=self.request.headers.get(REQUEST_ID),
+            namespace=self.namespace,
+            actor=self.principal.name,
+        )
+
+    # What the request says
+
+    def path(self, name: str) -> str:
+        """A part of the path, decoded."""
+        return str(self.request.path_params[name])
+
+    def query(self, name: str) -> str | None:
+        """A query parameter; None when it is absent or empty."""
+        return self.request.query_params.get(name) or None
+
+    def query_number(self, name: str, default: int | None = None) -> int:
+        """A query parameter that has to be a whole number.
+
+        Raises:
+            Refused: it is missing or no number.
+        """
+        text = self.request.query_params.get(name)
+        if text is None and default is not None:
+            return default
+        if text is None or not (text.isascii() and text.isdigit()) or len(text) > _DIGITS_MAX:
+            raise refused(400, f"invalid query: {name} must be a whole number")
+        return int(text)
+
+    async def body(self) -> bytes:
+        """The body, which is never read beyond the route's limit.
+
+        Raises:
+            Refused: it is too long, or too slow.
+        """
+        limit = self.route.body_bytes_max
+        declared = self.request.headers.get("content-length", "0")
+        if not declared.isdigit() or len(declared) > _DIGITS_MAX or int(declared) > limit:
+            raise self._too_large()
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self.service.options.body_timeout_ms / 1_000):
+                async for part in self.request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise self._too_large()
+                    parts.append(part)
+        except TimeoutError:
+            raise refused(408, "request body timed out") from None
+        return b"".join(parts)
+
+    def _too_large(self) -> Refused:
+        limit, path = self.route.body_bytes_max, self.route.template
+        return refused(413, "payload_too_large", limit_bytes=limit, route=path)
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object. It is read once, however often it is asked for.
+
+        Raises:
+            Refused: it is no JSON, or no object.
+        """
+        if self._document is None:
+            self._document = await self._read_document()
+        return self._document
+
+    async def _read_document(self) -> dict[str, Any]:
+        if self.content_type() != JSON:
+            raise refused(415, "invalid JSON: Unsupported Media Type", detail=f"send Content-Type: {JSON}")
+        try:
+            found = msgspec.json.decode(await self.body())
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise refused(400, "invalid JSON: Bad Request", detail=str(error)) from error
+        if not isinstance(found, dict):
+            raise _unprocessable("the body must be an object")
+        return found
+
+    def content_type(self) -> str:
+        """The form of the body, without its parameters."""
+        return self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    async def command(self, kind: type[T], **fields: Any) -> T:
+        """The command that the body describes; ``fields`` come from the path or from us.
+
+        Raises:
+            Refused: the body has another id than the path, or does not describe such a command.
+        """
+        return read_as(kind, _merged(await self.json(), fields))
+
+    # What the answer says
+
+    def answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+        """A JSON answer in the public form of the contracts."""
+        return Response(
+            msgspec.json.encode(to_wire(value)), status_code=status, media_type=JSON, headers=headers
+        )
+
+
+_DIGITS_MAX: Final = 18
+
+
+def read_as(kind: type[T], raw: dict[str, Any]) -> T:
+    """The value of a contract's type that decoded JSON describes.
+
+    Raises:
+        Refused: it does not describe one; the field is named.
+    """
+    try:
+        found: T = from_wire(raw, kind)
+    except errors.InvalidInput as error:
+        raise _unprocessable(f"{error.field}: {error.rule}") from error
+    return found
+
+
+def _unprocessable(detail: str) -> Refused:
+    return refused(422, "invalid JSON: Unprocessable Entity", detail=detail)
+
+
+def _merged(body: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """The body with what the path says. What both say has to agree."""
+    for name, value in fields.items():
+        given = body.get(name, value)
+        if given != value and not _same_id(given, value):
+            raise refused(400, f"path {name} does not match body {name}")
+    return {**body, **fields}
+
+
+def _same_id(given: Any, value: Any) -> bool:
+    """Whether two spellings mean one id: the case of hexadecimal digits does not count."""
+    return isinstance(given, str) and isinstance(value, str) and given.lower() == value.lower()

@@ -1,0 +1,87 @@
+"""Health, and the keys that sign waitpoint tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from starlette.responses import Response
+
+from flowfabric.contracts.keyring import RotateWaitpointHmacSecretAllArgs
+from flowfabric.contracts.reads import ServerTimeArgs
+from flowfabric.server.access import Role
+from flowfabric.server.calls import JSON, refused
+from flowfabric.server.routes.table import route
+from flowfabric.version import installed_version
+
+if TYPE_CHECKING:
+    from flowfabric.server.calls import Call
+
+ROTATION_S: Final = 120
+HMAC_GRACE_MS: Final = 86_400_000
+
+
+@route("GET", "/healthz", statuses={200: dict[str, str]})
+async def read_health(call: Call) -> Response:
+    """Say whether the server reaches its store."""
+    await call.engine.execute(ServerTimeArgs())
+    return call.answer({"status": "ok"})
+
+
+@route("GET", "/readyz", statuses={200: dict[str, str]})
+async def read_readiness(call: Call) -> Response:
+    """Say whether the server takes requests; it does not while it shuts down."""
+    if call.service.closing:
+        raise refused(503, "shutting down", kind="unavailable", retryable=False)
+    await call.engine.execute(ServerTimeArgs())
+    return call.answer({"status": "ready"})
+
+
+@route("GET", "/openapi.json", statuses={200: dict[str, object]})
+async def read_openapi(call: Call) -> Response:
+    """Describe every route."""
+    from flowfabric.server.openapi import openapi_document  # noqa: PLC0415 - it needs the finished table
+
+    return Response(msgspec.json.encode(openapi_document()), media_type=JSON)
+
+
+@route("GET", "/v1/server", *Role, statuses={200: dict[str, object]})
+async def read_server(call: Call) -> Response:
+    """Say what this server is, what its store keeps, and who is asking."""
+    durability = call.engine.durability
+    assert durability is not None
+    return call.answer(
+        {
+            "version": installed_version(),
+            "store": durability.store,
+            "durability": durability.level,
+            "name": call.principal.name,
+            "namespace": call.namespace,
+            "roles": sorted(call.principal.roles),
+        }
+    )
+
+
+@route(
+    "POST",
+    "/v1/admin/rotate-waitpoint-secret",
+    Role.ADMIN,
+    body=RotateWaitpointHmacSecretAllArgs,
+    statuses={200: dict[str, object]},
+)
+async def rotate_waitpoint_secret(call: Call) -> Response:
+    """Install a new key that signs waitpoint tokens; the old one verifies for a while."""
+    grace_ms = call.service.options.hmac_grace_ms
+    command = await call.command(RotateWaitpointHmacSecretAllArgs, grace_ms=grace_ms)
+    if not command.new_kid or ":" in command.new_kid:
+        raise refused(400, "new_kid must be non-empty and must not contain ':'")
+    async with call.service.rotation_permit():
+        try:
+            async with asyncio.timeout(ROTATION_S):
+                result = await call.execute(command)
+        except TimeoutError:
+            raise refused(504, "rotation timed out; it is safe to send the request again") from None
+    failed = [entry.partition for entry in result.entries if entry.error_code is not None]
+    done = len(result.entries) - len(failed)
+    return call.answer({"rotated": done, "failed": failed, "new_kid": command.new_kid})

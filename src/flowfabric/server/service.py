@@ -1,0 +1,170 @@
+"""What all requests of one server share: the engine, the options, the permits, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from flowfabric.engine.notifier import EVENTS
+from flowfabric.server.access import TokenEntry
+from flowfabric.server.calls import refused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+    from typing import Any
+
+    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.notifier import Notifier
+
+T = TypeVar("T")
+
+STREAMS_MAX: Final = 64
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server behaves. Every option is on the settings page."""
+
+    tokens: tuple[TokenEntry, ...] = ()
+    """Who is let in; without any, everybody is."""
+    insecure: bool = False
+    """Whether the server may be reached from other machines without tokens; every answer says so."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may call the server; none by default."""
+    streams_max: int = STREAMS_MAX
+    """How many stream reads and tails are served at once."""
+    body_timeout_ms: int = 30_000
+    """How long a request's body may take to arrive."""
+    hmac_grace_ms: int = 86_400_000
+    """How long a key that was rotated out still verifies tokens."""
+
+
+class Changes:
+    """Tells clients that something may have changed, without saying what.
+
+    A mark is valid for one server process; a mark of another one says «look again» at once.
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._origin = secrets.token_hex(4)
+        self._count = 0
+        self._counting: asyncio.Task[None] | None = None
+
+    async def next(self, after: str | None, wait_ms: int) -> str:
+        """The newest mark, as soon as it differs from ``after`` or the time is over."""
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.create_task(self._keep_counting(), name="flowfabric changes")
+            await asyncio.sleep(0)
+        if after == self._mark:
+            with self._notifier.subscribe(EVENTS) as news:
+                await news.wait(wait_ms)
+            await asyncio.sleep(0)
+        return self._mark
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._origin}-{self._count}"
+
+    async def _keep_counting(self) -> None:
+        with self._notifier.subscribe(EVENTS) as news:
+            while not self._notifier.closed:
+                await news.wait(None)
+                self._count += 1
+
+    def close(self) -> None:
+        """Stop counting."""
+        if self._counting is not None:
+            self._counting.cancel()
+
+
+class Service:
+    """One server's shared state. It is made before the first request and ends after the last."""
+
+    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+        self.engine = engine
+        self.options = options
+        self.changes = Changes(engine.notifier)
+        self.waiting = 0
+        """How many requests wait for something to happen."""
+        self._streams = 0
+        self._rotating = False
+        self._closing = asyncio.Event()
+
+    @property
+    def closing(self) -> bool:
+        """True from the moment the server takes no more requests."""
+        return self._closing.is_set()
+
+    def close(self) -> None:
+        """End every request that only waits."""
+        self._closing.set()
+        self.changes.close()
+
+    @asynccontextmanager
+    async def stream_permit(self) -> AsyncIterator[None]:
+        """A place among the stream operations.
+
+        Raises:
+            Refused: all are taken, or the server is shutting down.
+        """
+        self._require_open()
+        most = self.options.streams_max
+        if self._streams >= most:
+            raise refused(
+                429,
+                f"too many concurrent stream_ops calls (server max: {most}); retry with backoff",
+                kind="resource_exhausted",
+                retryable=True,
+            )
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    @asynccontextmanager
+    async def rotation_permit(self) -> AsyncIterator[None]:
+        """The only place for rotating keys.
+
+        Raises:
+            Refused: a rotation is going on.
+        """
+        if self._rotating:
+            raise refused(
+                429,
+                "too many concurrent admin_rotate calls (server max: 1); retry with backoff",
+                retryable=True,
+            )
+        self._rotating = True
+        try:
+            yield
+        finally:
+            self._rotating = False
+
+    async def until_closing(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the work answers, unless the server ends before.
+
+        Raises:
+            Refused: the server is shutting down.
+        """
+        working = asyncio.ensure_future(work)
+        closing = asyncio.ensure_future(self._closing.wait())
+        self.waiting += 1
+        try:
+            await asyncio.wait([working, closing], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self._require_open()
+            return await working
+        finally:
+            self.waiting -= 1
+            closing.cancel()
+            working.cancel()
+            await asyncio.gather(closing, working, return_exceptions=True)
+
+    def _require_open(self) -> None:
+        if self.closing:
+            raise refused(503, "shutting down", kind="unavailable", retryable=False)

@@ -1,0 +1,123 @@
+"""Running the application under uvicorn: limits on connections, and an end in good order.
+
+At the first signal the server takes no more connections, ends every request that only waits, lets
+the others finish within their time, and only then lets go of the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from flowfabric.server.app import make_app
+from flowfabric.server.service import Service
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from flowfabric.engine.engine import Engine
+    from flowfabric.server.settings import Settings
+
+log = logging.getLogger("flowfabric.server")
+
+HEAD_BYTES_MAX: Final = 64 * 1_024
+BODY_IN_FIRST_READ: Final = 256 * 1_024
+"""What one read may bring besides the head: the beginning of the body."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection whose requests have to begin in good time, with heads of a bounded size."""
+
+    head_timeout_s: ClassVar[float]
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on, unless they are a head that does not end."""
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX + BODY_IN_FIRST_READ:
+                self._give_up("431 Request Header Fields Too Large")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            timeout = self.head_timeout_s
+            self._head_timer = self.loop.call_later(timeout, self._give_up, "408 Request Timeout")
+
+    def _head_arrived(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self, status: str) -> None:
+        self._head_arrived()
+        if not self.transport.is_closing():
+            head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            self.transport.write(head.encode())
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that ends waiting requests before it waits for the others."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end at the first signal; at the second one at once."""
+        self.service.close()
+        super().handle_exit(sig, frame)
+
+    def stop(self) -> None:
+        """End as the first signal does."""
+        self.service.close()
+        self.should_exit = True
+
+
+def make_server(engine: Engine, settings: Settings) -> Server:
+    """The server of an engine that is started. ``await server.serve()`` runs it."""
+    service = Service(engine, settings.options)
+    config = uvicorn.Config(
+        make_app(service),
+        host=settings.host,
+        port=settings.port,
+        http=type("Protocol", (GuardedProtocol,), {"head_timeout_s": settings.head_timeout_ms / 1_000}),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.connections_max,
+        timeout_keep_alive=max(1, settings.idle_timeout_ms // 1_000),
+        timeout_graceful_shutdown=max(1, settings.shutdown_timeout_ms // 1_000),
+    )
+    return Server(config, service)

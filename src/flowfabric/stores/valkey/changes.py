@@ -1,0 +1,104 @@
+"""Noticing that another process has committed.
+
+Every commit is published by the function that applies it. Listening has a connection of its own, and a
+message may be lost with it, so whoever waits also looks at the commit counter when the time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from flowfabric import errors
+from flowfabric.stores.valkey.client import checked, connect
+from flowfabric.stores.valkey.faults import connection_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from flowfabric.stores.valkey.client import Settings
+    from flowfabric.stores.valkey.connection import Connection
+
+WAKE_MS_MIN: Final = 5
+"""The least time between two wake-ups: a busy process commits far more often than others should look."""
+
+
+class Changes:
+    """What is known about the commits of others.
+
+    Args:
+        settings: where to listen.
+        last_commit: reads the number of the latest commit.
+    """
+
+    def __init__(self, settings: Settings, last_commit: Callable[[], Awaitable[int]]) -> None:
+        self.origin = secrets.token_hex(8)
+        """What the commits of this process are published under."""
+        self._settings = settings
+        self._read_last_commit = last_commit
+        self._own = 0
+        self._foreign = 0
+        self._woken_at = 0.0
+        self._heard = asyncio.Event()
+        self._listener: Connection | None = None
+
+    async def open(self) -> None:
+        """Begin to listen, and remember how many commits there are."""
+        await self._listen()
+        try:
+            self._foreign = await self._read_last_commit()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def committed(self) -> None:
+        """Note a commit of our own."""
+        self._own += 1
+
+    async def wait(self, timeout_ms: int) -> bool:
+        """True as soon as another process may have committed, False when the time is over."""
+        deadline = time.monotonic() + timeout_ms / 1_000
+        await self._listen()
+        await asyncio.sleep(max(0.0, self._woken_at + WAKE_MS_MIN / 1_000 - time.monotonic()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._heard.wait()
+        self._woken_at = time.monotonic()
+        if self._heard.is_set():
+            self._heard.clear()
+            return True
+        return await self._counted()
+
+    async def _counted(self) -> bool:
+        """True if the commits that are not our own have become more since this was last asked."""
+        own = self._own
+        foreign = await self._read_last_commit() - own
+        changed = foreign != self._foreign
+        self._foreign = foreign
+        return changed
+
+    async def _listen(self) -> None:
+        """Connect the listener if there is none that lives."""
+        if self._listener is not None and not self._listener.closed:
+            return
+        try:
+            self._listener = await connect(self._settings, self._hear, self._heard.set)
+            checked(await self._listener.send([("SUBSCRIBE", self._settings.channel)]), self._settings.place)
+        except OSError as fault:
+            raise connection_error(fault, self._settings.place) from fault
+        except errors.StoreError:
+            self.close()
+            raise
+
+    def _hear(self, origin: bytes) -> None:
+        if origin.decode() != self.origin:
+            self._heard.set()

@@ -1,0 +1,135 @@
+"""One connection to the server: many commands in flight, answered in the order in which they were sent.
+
+What is sent during one turn of the event loop leaves in one write. Nothing is ever sent twice: when
+the connection breaks, everything in flight fails, since the server may have acted on any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
+
+import hiredis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Command = tuple[str | bytes | int, ...]
+
+
+class Waiting:
+    """Commands that were sent together, and their answers so far."""
+
+    __slots__ = ("count", "future", "replies")
+
+    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+        self.count = count
+        self.future = future
+        self.replies: list[Any] = []
+
+
+class Connection(asyncio.Protocol):
+    """Sends commands and matches the answers to them.
+
+    Args:
+        timeout_ms: how long an answer may take. An answer that is late blocks those behind it, so
+            the connection is then given up.
+        hear: called with every message of the channels that are subscribed to.
+        on_lost: called once when the connection is gone.
+    """
+
+    def __init__(
+        self,
+        timeout_ms: int,
+        hear: Callable[[bytes], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self._timeout_s = timeout_ms / 1_000
+        self._hear = hear
+        self._on_lost = on_lost
+        self._reader = hiredis.Reader()
+        self._waiting: deque[Waiting] = deque()
+        self._unsent: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self.closed = False
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send some commands together and return their answers; errors of the server among them.
+
+        Raises:
+            TimeoutError: no answer came in time.
+            OSError: the connection is gone. Whether the server acted is not known.
+        """
+        if self.closed:
+            raise ConnectionResetError
+        waiting = Waiting(len(commands), self._loop.create_future())
+        self._waiting.append(waiting)
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent += [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await waiting.future
+        except TimeoutError:
+            self.close()
+            raise
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None and not self.closed:
+            self._transport.write(b"".join(unsent))
+
+    def close(self) -> None:
+        """Give the connection up. What is in flight fails."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._lose()
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family != getattr(socket, "AF_UNIX", None):
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                self._take(reply)
+        except hiredis.ProtocolError:
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lose()
+
+    def _take(self, reply: Any) -> None:
+        if self._hear is not None and isinstance(reply, list) and reply[0] == b"message":
+            self._hear(reply[2])
+            return
+        if not self._waiting:  # the server says why it hangs up, without having been asked
+            self.close()
+            return
+        waiting = self._waiting[0]
+        waiting.replies.append(reply)
+        if len(waiting.replies) == waiting.count:
+            self._waiting.popleft()
+            if not waiting.future.done():
+                waiting.future.set_result(waiting.replies)
+
+    def _lose(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        for waiting in self._waiting:
+            if not waiting.future.done():
+                waiting.future.set_exception(ConnectionResetError())
+        self._waiting.clear()
+        if self._on_lost is not None:
+            self._on_lost()

@@ -1,0 +1,129 @@
+"""How keys and the members of ordered sets are spelled on the server.
+
+Every key begins with a hash tag, so that on a cluster all keys of one tag share a slot and one function
+can reach them all. An ordered set gives every member the same score, so its order is that of the
+members' bytes. A score is a floating-point number and would round large sort values; eight bytes,
+the highest first, are exact and keep the order.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from flowfabric.stores.keys import prefix_bounds
+
+if TYPE_CHECKING:
+    from flowfabric.core.events import Family
+    from flowfabric.core.records import Key
+
+SORT_BYTES: Final = 8
+_SORT: Final = struct.Struct(">Q")
+_SIGN: Final = 1 << 63
+"""Added to sort values, so that those below zero come first."""
+
+
+class Keys:
+    """The keys of one shard: of the partitions that share a slot.
+
+    Args:
+        prefix: what sets this store apart from others in the same database.
+        shard: the shard's number.
+    """
+
+    def __init__(self, prefix: str, shard: int) -> None:
+        tag = f"{{{prefix}:{shard}}}"
+        self.state: Final = f"{tag}state"
+        """A hash: numbers of commits, events and trimmed events, the clock's mark and offset, the layout."""
+        self._record = f"{tag}record:"
+        self._listing = f"{tag}keys:"
+        self._index = f"{tag}index:"
+        self._scopes = f"{tag}scopes:"
+        self._log = f"{tag}log:"
+        self._told = f"{tag}told:"
+        self._told_in = f"{tag}told_in:"
+        self._frames = f"{tag}frames:"
+
+    def record(self, key: Key) -> str:
+        """A string: the record's version, a colon, the record."""
+        return self._record + key
+
+    def listing(self, kind: str) -> str:
+        """An ordered set: the keys of all records of a kind."""
+        return self._listing + kind
+
+    def index(self, index: str, scope: str) -> str:
+        """An ordered set: the rows of one scope."""
+        return f"{self._index}{index}:{scope}"
+
+    def scopes(self, index: str) -> str:
+        """An ordered set: the scopes of an index that have rows."""
+        return self._scopes + index
+
+    def log(self, family: Family) -> str:
+        """A stream: the events of one family, numbered through all families."""
+        return self._log + family.value
+
+    def told(self, execution_id: str) -> str:
+        """A sorted set: the places of an execution's events in the log, with their families."""
+        return self._told + execution_id
+
+    def told_in(self, namespace: str, family: Family) -> str:
+        """A sorted set: the places of a namespace's events of one family in the log."""
+        return f"{self._told_in}{family.value}:{namespace}"
+
+    def frames(self, stream: str) -> str:
+        """A stream: the frames."""
+        return self._frames + stream
+
+
+def row_member(sort: int, member: str) -> bytes:
+    """An index row as a member of its ordered set."""
+    return _SORT.pack(sort + _SIGN) + member.encode()
+
+
+def row_of(stored: bytes) -> tuple[int, str]:
+    """The inverse of ``row_member``."""
+    return _SORT.unpack_from(stored)[0] - _SIGN, stored[SORT_BYTES:].decode()
+
+
+class Range:
+    """A range of members by their bytes, as ZRANGE takes it. Without a bound it reaches to the end."""
+
+    __slots__ = ("end", "start")
+
+    def __init__(self, start: bytes = b"-", end: bytes = b"+") -> None:
+        self.start = start
+        self.end = end
+
+    def command(self, key: str, limit: int, *, descending: bool = False) -> tuple[str | bytes | int, ...]:
+        """The command that reads the range."""
+        if descending:
+            return ("ZRANGE", key, self.end, self.start, "BYLEX", "REV", "LIMIT", 0, limit)
+        return ("ZRANGE", key, self.start, self.end, "BYLEX", "LIMIT", 0, limit)
+
+
+def row_range(after: tuple[int, str] | None, upto: int | None, *, descending: bool) -> Range:
+    """The rows strictly behind ``after`` up to the sort value ``upto``, seen in either direction."""
+    found = Range()
+    behind = None if after is None else b"(" + row_member(*after)
+    if descending:
+        found.end = behind or b"+"
+        if upto is not None:
+            found.start = b"[" + row_member(upto, "")
+        return found
+    found.start = behind or b"-"
+    if upto is not None:
+        found.end = b"(" + row_member(upto + 1, "")
+    return found
+
+
+def text_range(low: str, high: str | None, after: str | None) -> Range:
+    """The texts from ``low`` on, before ``high``, and strictly behind ``after``."""
+    start = f"[{low}" if after is None or after < low else f"({after}"
+    return Range(start.encode(), b"+" if high is None else f"({high}".encode())
+
+
+def prefix_range(prefix: str, after: str | None) -> Range:
+    """The texts that begin with ``prefix``, strictly behind ``after``."""
+    return text_range(*prefix_bounds(prefix), after)

@@ -1,0 +1,50 @@
+"""The functions that run on the server, as one library.
+
+The library is put together from the files in ``functions`` when it is needed. Its name, and those of its
+functions, end with a digest of its text. So programs of several versions work on one server side by
+side, each with the functions it was made with, and loading a library again changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+import msgspec
+
+PARTS: Final = ("shared", "commit", "trim")
+"""The files of the library, in the order in which they need each other."""
+DIGEST_CHARS: Final = 12
+
+
+class Library(msgspec.Struct, frozen=True):
+    """The text of the library, and what it is told apart by."""
+
+    digest: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The name under which the server knows it."""
+        return f"flowfabric_{self.digest}"
+
+    def function(self, name: str) -> str:
+        """The name under which the server knows a function of this library."""
+        return f"ff_{name}_{self.digest}"
+
+
+@cache
+def library() -> Library:
+    """The library of this program."""
+    folder = files(__package__).joinpath("functions")
+    body = "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in PARTS)
+    digest = hashlib.sha256(body.encode()).hexdigest()[:DIGEST_CHARS]
+    register = (
+        "local function register(name, callback, flags)\n"
+        "  server.register_function{\n"
+        f"    function_name = 'ff_' .. name .. '_{digest}', callback = callback, flags = flags}}\n"
+        "end\n"
+    )
+    return Library(digest=digest, source=f"#!lua name=flowfabric_{digest}\n{register}\n{body}")

@@ -1,0 +1,202 @@
+"""Every call to the store fails once, before or after it took effect; asking again makes it right.
+
+A scenario is a short life of some executions, told by a ``Caller``: it asks again, under the same
+request id, until it has its answer, as a worker does, or somebody at a terminal. ``disturbed`` runs
+the scenario once for each call of the store and each way in which the call can fail. What is
+stored in the end must be what an undisturbed run leaves, of which every invariant holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import msgspec
+
+from flowfabric import errors
+from flowfabric.stores.memory import MemoryStore
+from flowfabric.testing.bed import Bed
+from flowfabric.testing.dump import differences, dump
+from flowfabric.testing.stores import StoreAround
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from flowfabric.contracts.base import Command
+    from flowfabric.core.records import Key
+    from flowfabric.stores.base import Commit, Loaded
+    from flowfabric.testing.clock import ClockedStore
+    from flowfabric.testing.dump import Dump
+
+R = TypeVar("R")
+
+BEFORE: Final = "before"
+AFTER: Final = "after"
+TRIES_MAX: Final = 4
+"""One more than a caller needs who meets a single fault, with one to spare."""
+
+COMMIT: Final = "commit"
+_MINTED: Final = re.compile(r"request-\d+")
+
+
+class BreakingStore(StoreAround):
+    """Fails one call, as if the connection had gone, then works again.
+
+    Args:
+        inner: the store that works.
+        number: which call fails, counted from 1; 0 for none.
+        way: ``before`` the call reaches the store, or ``after`` it took effect there.
+    """
+
+    def __init__(self, inner: ClockedStore, number: int = 0, way: str = BEFORE) -> None:
+        super().__init__(inner)
+        self.calls: list[str] = []
+        self.failed = False
+        """True once the fault has struck."""
+        self._number = number
+        self._way = way
+
+    async def _call(self, name: str, call: Callable[[], Awaitable[R]]) -> R:
+        self.calls.append(name)
+        fails = len(self.calls) == self._number
+        self.failed = self.failed or fails
+        if fails and self._way == BEFORE:
+            raise errors.StoreUnreachable
+        answer = await call()
+        if fails:
+            raise errors.StoreUnreachable
+        return answer
+
+    async def load(self, keys: Iterable[Key]) -> Loaded:
+        return await self._call("load", lambda: self.inner.load(keys))
+
+    async def commit(self, commit: Commit) -> None:
+        await self._call(COMMIT, lambda: self.inner.commit(commit))
+
+    async def read_index(self, index: str, scope: str, **bounds: Any) -> list[tuple[int, str]]:
+        return await self._call("read_index", lambda: self.inner.read_index(index, scope, **bounds))
+
+    async def index_scopes(self, index: str, prefix: str, **bounds: Any) -> list[str]:
+        return await self._call("index_scopes", lambda: self.inner.index_scopes(index, prefix, **bounds))
+
+    async def list_keys(self, prefix: Key, **bounds: Any) -> list[Key]:
+        return await self._call("list_keys", lambda: self.inner.list_keys(prefix, **bounds))
+
+
+class Caller:
+    """Asks, and asks again until there is an answer."""
+
+    def __init__(self, bed: Bed, store: BreakingStore) -> None:
+        self.bed = bed
+        self._store = store
+        self._number = 0
+
+    async def ask(self, command: Command[R]) -> R:
+        """The answer to one command."""
+        [answer] = await self.ask_at_once([command])
+        return answer
+
+    async def ask_at_once(self, commands: Sequence[Command[R]]) -> list[R]:
+        """The answers to commands that are on their way at the same time, and so share a commit.
+
+        What a fault left for the scanners has been done by them before this returns.
+        """
+        undisturbed = not self._store.failed
+        first = self._number
+        self._number += len(commands)
+        ids = [f"ask-{first + place}" for place in range(len(commands))]
+        answers: list[Any] = await self.bed.engine.execute_many(list(commands), request_ids=ids)
+        for place, command in enumerate(commands):
+            for _ in range(TRIES_MAX):
+                if not isinstance(answers[place], errors.StoreError):
+                    break
+                [answers[place]] = await self.bed.engine.execute_many([command], request_ids=[ids[place]])
+        if undisturbed and self._store.failed:
+            await self.pass_time(0)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def pass_time(self, milliseconds: int) -> None:
+        """Let time pass, with everything that is due by then; a sweep that fails is made again."""
+        until = self.bed.clock.now_ms + milliseconds
+        for _ in range(TRIES_MAX):
+            try:
+                await self.bed.advance(until - self.bed.clock.now_ms)
+            except errors.StoreError:
+                continue
+            return
+        raise AssertionError("the store came back, and the duties were not done")
+
+
+Scenario: TypeAlias = "Callable[[Caller], Awaitable[None]]"
+
+
+class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
+    """One fault in one run of a scenario, and what it has left behind."""
+
+    number: int
+    call: str
+    way: str
+    differences: tuple[str, ...]
+
+
+async def disturbed(
+    make_store: Callable[[], ClockedStore], scenario: Scenario, *, commits_only: bool = False
+) -> AsyncIterator[Disturbance]:
+    """Run a scenario once for every call that it makes and every way in which that can fail.
+
+    A call that only reads fails in one way, before it: to the caller there is no difference, and
+    the store does not notice. So it is enough to fail reads on one store.
+
+    Args:
+        make_store: makes an empty store, unopened.
+        scenario: what is to be run.
+        commits_only: leave out the calls that only read.
+
+    Raises:
+        AssertionError: an invariant is broken after the undisturbed run, with which others are compared.
+        FlowFabricError: the scenario was refused something that it needs.
+    """
+    calls, expected = await told(BreakingStore(MemoryStore()), scenario, audited=True)
+    for number, call in enumerate(calls, 1):
+        if commits_only and call != COMMIT:
+            continue
+        for way in (BEFORE, AFTER) if call == COMMIT else (BEFORE,):
+            _, held = await told(BreakingStore(make_store(), number, way), scenario)
+            found = tuple(differences(held, expected))
+            yield Disturbance(number=number, call=call, way=way, differences=found)
+
+
+async def told(store: BreakingStore, scenario: Scenario, *, audited: bool = False) -> tuple[list[str], Dump]:
+    """Run a scenario. Returns the calls it has made, and what the store holds in the end."""
+    async with Bed(store) as bed:
+        caller = Caller(bed, store)
+        await scenario(caller)
+        calls = list(store.calls)
+        await caller.pass_time(0)
+        if audited:
+            await bed.check()
+        return calls, comparable(await dump(store))
+
+
+def comparable(held: Dump) -> Dump:
+    """A dump without what may differ between two runs that came to the same.
+
+    Ids of requests that the engine has made for itself are counted, also for requests that failed;
+    and what a scanner had to finish may stand elsewhere in the log, among what is about others.
+    """
+    events: dict[str, list[Any]] = {}
+    for event in held["events"]:
+        events.setdefault(str(event["event"]["execution_id"]), []).append(event["event"])
+    return {**held, "records": _unnumbered(held["records"]), "events": events}
+
+
+def _unnumbered(value: Any) -> Any:
+    if isinstance(value, str):
+        return _MINTED.sub("request", value)
+    if isinstance(value, dict):
+        return {name: _unnumbered(part) for name, part in value.items()}
+    return [_unnumbered(part) for part in value] if isinstance(value, (list, tuple)) else value
