@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from flowfabric.stores.valkey import Settings, ValkeyStore
 
 START_TIMEOUT_S = 30
 QUICK = {"appendonly": "yes", "appendfsync": "no", "save": "", "repl-diskless-sync-delay": "0"}
+SLOTS = 16_384
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -51,6 +52,8 @@ class Server:
             self._process = subprocess.Popen(
                 [
                     get_binary_path(),
+                    "--bind",
+                    "127.0.0.1",
                     "--port",
                     "0",
                     "--unixsocket",
@@ -63,11 +66,12 @@ class Server:
                 stderr=subprocess.STDOUT,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - no thread of ours holds a lock here
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._is_ready():
-            assert self._process.poll() is None, (self.folder / "output").read_text()
-            assert time.monotonic() < deadline, "the server did not become ready"
-            time.sleep(0.002)
+        wait_until(self._is_ready, "the server did not become ready")
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has been started and not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def _is_ready(self) -> bool:
         try:
@@ -77,10 +81,15 @@ class Server:
 
     def ask(self, *words: str) -> bytes:
         """Send one command by hand. Returns the first line of the answer."""
+        return self.ask_all(*words).split(b"\r\n")[0]
+
+    def ask_all(self, *words: str) -> bytes:
+        """Send one command by hand. Returns the whole answer, with how it was sent."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(self.socket)
-            connection.sendall(b"".join([b"*%d\r\n" % len(words), *(_bulk(word) for word in words)]))
-            return connection.makefile("rb").readline().rstrip(b"\r\n")
+            sent = [b"*%d\r\n" % len(words), *(_bulk(word) for word in words), b"*1\r\n", _bulk("QUIT")]
+            connection.sendall(b"".join(sent))
+            return connection.makefile("rb").read()
 
     def configure(self, name: str, value: str) -> None:
         """Change one setting of the running server."""
@@ -91,18 +100,14 @@ class Server:
         """A replica of this server, which follows it until the block is left."""
         replica = Server(replicaof=f"127.0.0.1 {self.listen()}")
         try:
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while b"1" not in self.ask("WAIT", "1", "100"):
-                assert time.monotonic() < deadline, "the replica did not follow"
+            wait_until(lambda: self.ask("WAIT", "1", "100") == b":1", "the replica did not follow")
             yield replica
         finally:
             replica.remove()
 
     def listen(self) -> int:
         """Accept connections at a port of this host, too. Returns its number."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+        port = free_port()
         self.configure("port", str(port))
         return port
 
@@ -128,12 +133,109 @@ class Server:
         return ValkeyStore(Settings(**(defaults | options)))
 
 
+class Cluster:
+    """Some servers of this host as one cluster.
+
+    Args:
+        primaries: how many have slots.
+        replicas: how many follow each of them.
+        settings: of each server, what differs from ``QUICK``.
+    """
+
+    def __init__(self, primaries: int = 3, replicas: int = 0, **settings: str) -> None:
+        self.ports = [free_port() for _ in range(primaries * (1 + replicas))]
+        self.servers = [
+            Server(
+                port=str(port),
+                cluster_enabled="yes",
+                cluster_port=str(free_port()),
+                cluster_node_timeout="1000",
+                cluster_replica_validity_factor="0",
+                **settings,
+            )
+            for port in self.ports
+        ]
+        self.primaries = self.servers[:primaries]
+        self._join()
+        for place, follower in enumerate(self.servers[primaries:]):
+            self._follow(follower, self.primaries[place % primaries])
+
+    def _join(self) -> None:
+        for place, one in enumerate(self.primaries):
+            first, last = (SLOTS * part // len(self.primaries) for part in (place, place + 1))
+            assert one.ask("CLUSTER", "ADDSLOTSRANGE", str(first), str(last - 1)) == b"+OK"
+        for port, one in zip(self.ports[1:], self.servers[1:], strict=True):
+            self.servers[0].ask("CLUSTER", "MEET", "127.0.0.1", str(port), one.settings["cluster-port"])
+        self.until("cluster_state:ok", f"cluster_known_nodes:{len(self.servers)}")
+
+    def _follow(self, follower: Server, primary: Server) -> None:
+        name = primary.ask_all("CLUSTER", "MYID").splitlines()[1].decode()
+        wait_until(lambda: follower.ask("CLUSTER", "REPLICATE", name) == b"+OK", "the replica did not follow")
+        wait_until(lambda: b"connected_slaves:1" in primary.ask_all("INFO", "replication"), "no replica came")
+
+    def until(self, *words: str) -> None:
+        """Wait until every server that runs says all of this of the cluster."""
+
+        def settled() -> bool:
+            told = [one.ask_all("CLUSTER", "INFO") for one in self.servers if one.runs]
+            return all(word.encode() in info for word in words for info in told)
+
+        wait_until(settled, f"the cluster did not become {words}")
+
+    def remove(self) -> None:
+        """End all servers and remove their folders."""
+        for one in self.servers:
+            one.remove()
+
+    def url(self, **options: str | int) -> str:
+        """The URL of this cluster."""
+        seeds = ",".join(f"127.0.0.1:{port}" for port in self.ports[1:])
+        given = "".join(f"&{name}={value}" for name, value in options.items())
+        return f"valkey+cluster://127.0.0.1:{self.ports[0]}?seeds={seeds}{given}"
+
+    def store(self, place: Path | str, **options: Any) -> ValkeyStore:
+        """An unopened store below a prefix that belongs to this place."""
+        defaults: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": self.ports[0],
+            "cluster": True,
+            "seeds": tuple(("127.0.0.1", port) for port in self.ports[1:]),
+            "prefix": prefix_of(place),
+            "timeout_ms": 20_000,
+        }
+        return ValkeyStore(Settings(**(defaults | options)))
+
+
+@cache
+def cluster() -> Cluster:
+    """Three primaries that belong to this process."""
+    made = Cluster()
+    atexit.register(made.remove)
+    return made
+
+
 @cache
 def server() -> Server:
     """The server of this process."""
     made = Server()
     atexit.register(made.remove)
     return made
+
+
+def wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    """Look again and again until the condition holds."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.002)
+
+
+def free_port() -> int:
+    """A port of this host that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def prefix_of(place: Path | str) -> str:

@@ -9,7 +9,8 @@ it, ``?pooler=on&direct_url=…`` goes through a pooler, ``?listen=off`` does wi
 
 ``valkey://user:password@host:6379/0`` is a database of a Valkey server, ``valkeys://`` the same over
 TLS; ``?prefix=name`` sets a store apart from others in it, ``?durability=D2`` asks for more than the
-usual D1, ``?replicas=1`` waits for a replica after every commit.
+usual D1, ``?replicas=1`` waits for a replica after every commit. ``valkey+cluster://host:6379`` is a
+cluster, of which any server may be named; ``?seeds=other:6379`` names more.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from flowfabric.errors import InvalidInput, StoreUnreachable, StoreUnusable, UnusableConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from flowfabric.stores.base import Borrowed, Store
     from flowfabric.stores.postgres import PostgresStore
@@ -42,8 +43,10 @@ POSTGRES_DRIVER_OPTIONS: Final = (
 )  # fmt: skip
 """Options that the driver understands. Any other it would take for a setting of the server."""
 
-VALKEY_SCHEMES: Final = ("valkey", "valkeys")
-VALKEY_OPTIONS: Final = ("ca_file", "durability", "prefix", "replicas", "socket", "timeout_ms")
+VALKEY_SCHEMES: Final = ("valkey", "valkeys", "valkey+cluster", "valkeys+cluster")
+VALKEY_OPTIONS: Final = (
+    "ca_file", "durability", "prefix", "replicas", "seeds", "shards", "socket", "timeout_ms",
+)  # fmt: skip
 DURABILITY_LEVELS: Final = ("D0", "D1", "D2")
 
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
@@ -233,7 +236,10 @@ def _valkey_store(url: str) -> Store:
             database=_database(url),
             username=unquote(parts.username) if parts.username else None,
             password=None if parts.password is None else unquote(parts.password),
-            tls=parts.scheme == "valkeys",
+            cluster=parts.scheme.endswith("+cluster"),
+            seeds=tuple(_seeds(url, options.get("seeds"))),
+            shards=_whole_number(url, options, "shards", 0) or None,
+            tls=parts.scheme.startswith("valkeys"),
             ca_file=options.get("ca_file"),
             prefix=options.get("prefix", "ff"),
             timeout_ms=_whole_number(url, options, "timeout_ms", 30_000),
@@ -253,6 +259,14 @@ def _valkey_options(url: str) -> dict[str, str]:
     if given.get("durability", "D1") not in DURABILITY_LEVELS:
         raise _refused(url, f"durability must be one of {', '.join(DURABILITY_LEVELS)}")
     return given
+
+
+def _seeds(url: str, text: str | None) -> Iterator[tuple[str, int]]:
+    for seed in text.split(",") if text else ():
+        host, _, port = seed.rpartition(":")
+        if not (host and port.isascii() and port.isdigit()):
+            raise _refused(url, "seeds must look like host:6379,other:6379")
+        yield host, int(port)
 
 
 def _database(url: str) -> int:

@@ -24,6 +24,7 @@ STORES: dict[str, MakeStore] = {
     "sqlite": lambda path: SqliteStore(str(path / "work.db"), synchronous="NORMAL"),
     "postgres": lambda path: postgres.server().store(path, listen=False),
     "valkey": lambda path: valkey.server().store(path),
+    "valkey-cluster": lambda path: valkey.cluster().store(path, shards=4),
 }
 
 

@@ -1,7 +1,7 @@
 """The long form of the races: ``make races``, or ``python -m tests.races --rounds 500``.
 
-Processes contend behind a barrier on SQLite and on PostgreSQL. Ends with 1 if a round had no
-winner, or more than one.
+Processes contend behind a barrier on every store that processes can share. Ends with 1 if a round had
+no winner, or more than one.
 """
 
 import argparse
@@ -10,19 +10,26 @@ import collections
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
-from tests.postgres import server
+from tests import postgres, valkey
 from tests.races.rounds import KINDS, race
 
 ROUNDS = 10_000
+PLACES: dict[str, Callable[[str], str]] = {
+    "sqlite": lambda folder: f"sqlite:///{folder}/races.db?synchronous=NORMAL",
+    "postgres": lambda folder: f"{postgres.server().url()}#races",
+    "valkey": lambda folder: valkey.server().url(prefix="races"),
+    "valkey-cluster": lambda folder: valkey.cluster().url(prefix="races"),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make races", description="Let processes contend.")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="for each store, all kinds together")
-    parser.add_argument("--store", action="append", choices=["sqlite", "postgres"], help="both unless given")
+    parser.add_argument("--store", action="append", choices=list(PLACES), help="all unless given")
     options = parser.parse_args()
-    return max(run(store, options.rounds) for store in options.store or ["sqlite", "postgres"])
+    return max(run(store, options.rounds) for store in options.store or PLACES)
 
 
 def run(store: str, rounds: int) -> int:
@@ -31,18 +38,12 @@ def run(store: str, rounds: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             began = time.monotonic()
-            winners = asyncio.run(race(place_of(store, folder), kind, -(-rounds // len(KINDS))))
+            winners = asyncio.run(race(PLACES[store](folder), kind, -(-rounds // len(KINDS))))
             counts = dict(collections.Counter(winners))
             wrong += len(winners) - winners.count(1)
             seconds = time.monotonic() - began
             print(f"{store} {kind}: {len(winners)} rounds, winners {counts}, {seconds:.0f} s", flush=True)
     return 1 if wrong else 0
-
-
-def place_of(store: str, folder: str) -> str:
-    if store == "sqlite":
-        return f"sqlite:///{folder}/races.db?synchronous=NORMAL"
-    return f"{server().url()}#races"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import pytest
 
 from flowfabric.stores.memory import MemoryStore
+from tests import valkey
 from tests.postgres import schema_of, server
 from tests.races.rounds import CONTESTANTS, KINDS, race, race_in_one_process
 
@@ -35,3 +36,17 @@ async def test_one_process_wins_each_round_on_sqlite(tmp_path, kind):
 async def test_one_process_wins_each_round_on_postgres(tmp_path, kind):
     place = f"{server().url()}#{schema_of(tmp_path)}"
     assert await race(place, kind, ROUNDS) == [1] * ROUNDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_process_wins_each_round_on_valkey(tmp_path, kind):
+    url = valkey.server().url(prefix=valkey.prefix_of(tmp_path))
+    assert await race(url, kind, ROUNDS) == [1] * ROUNDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_process_wins_each_round_on_a_valkey_cluster(tmp_path, kind):
+    url = valkey.cluster().url(prefix=valkey.prefix_of(tmp_path))
+    assert await race(url, kind, ROUNDS) == [1] * ROUNDS

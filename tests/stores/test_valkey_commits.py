@@ -128,7 +128,7 @@ class TestRefusals:
         store = await open_store()
         await store.commit(creation(counter()))
         for damaged in (b"1:\xc1", b"no version"):
-            await store._client.write(("SET", store._keys.record(counter().key), damaged))
+            await store._client.write(0, ("SET", store._shards.home.record(counter().key), damaged))
             with pytest.raises(errors.StoreCorrupt):
                 await store.load([counter().key])
 
@@ -136,7 +136,7 @@ class TestRefusals:
         self, open_store: OpenStore
     ) -> None:
         store = await open_store()
-        await store._client.write(("LPUSH", store._keys.record(counter(2).key), "theirs"))
+        await store._client.write(0, ("LPUSH", store._shards.home.record(counter(2).key), "theirs"))
         with pytest.raises(errors.StoreCorrupt, match="WRONGTYPE"):
             await store.commit(creation(counter(1), counter(2)))
         assert await version_of(store, counter(1).key) == 0
@@ -186,7 +186,7 @@ class TestReplicas:
             store = await open_store(spare, replicas=1)
             impatient = await open_store(spare, replicas=1, timeout_ms=1_000)
             await store.commit(creation(counter(1)))
-            assert replica.ask("EXISTS", store._keys.record(counter(1).key)) == b":1"
+            assert replica.ask("EXISTS", store._shards.home.record(counter(1).key)) == b":1"
             replica.stop()
             with pytest.raises(errors.StoreTimeout, match="only 0 of 1 replicas"):
                 await impatient.commit(creation(counter(2)))

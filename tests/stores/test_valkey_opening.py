@@ -14,7 +14,7 @@ from flowfabric.stores.valkey import Settings, ValkeyStore
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.faults import connection_error, server_error
 from flowfabric.stores.valkey.library import library
-from flowfabric.stores.valkey.opening import LEVELS, attest
+from flowfabric.stores.valkey.opening import attest
 from tests.stores.builders import counter, creation, record_of, version_of
 from tests.valkey import Server, server
 
@@ -79,31 +79,31 @@ class FakeClient(Client):
 
     def __init__(self, **info: str) -> None:
         super().__init__(Settings())
-        self._info = info
+        fitting = {"valkey_version": "9.1.2", "server_mode": "standalone", "role": "master"}
+        self._info = {**fitting, "connected_slaves": "0", **info}
 
-    async def read(self, *commands: Any) -> list[Any]:
-        return ["\r\n".join(f"{name}:{value}" for name, value in self._info.items()).encode()]
+    async def read_everywhere(self, *commands: Any) -> list[tuple[str, list[Any]]]:
+        if commands[0][0] == "CONFIG":
+            return [("valkey://host", [[b"maxmemory-policy", b"noeviction"]])]
+        lines = (f"{name}:{value}" for name, value in self._info.items())
+        return [("valkey://host", ["\r\n".join(lines).encode()])]
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
         ("info", "error", "words"),
         [
-            ({"redis_version": "7.2.0"}, errors.StoreUnusable, "is not a Valkey server"),
+            ({"valkey_version": ""}, errors.StoreUnusable, "is not a Valkey server"),
             ({"valkey_version": "7.2.5"}, errors.StoreUnusable, r"Valkey 7\.2\.5; 8 or newer"),
-            (
-                {"valkey_version": "9.1.2", "server_mode": "cluster"},
-                errors.StoreUnusable,
-                "part of a cluster",
-            ),
-            ({"valkey_version": "9.1.2", "role": "slave"}, errors.StoreUnreachable, "Connect to the primary"),
+            ({"server_mode": "cluster"}, errors.StoreUnusable, "part of a cluster"),
+            ({"role": "slave"}, errors.StoreUnreachable, "Connect to the primary"),
         ],
     )
     async def test_a_server_that_does_not_fit(
         self, info: dict[str, str], error: type[Exception], words: str
     ) -> None:
         with pytest.raises(error, match=words):
-            await attest(FakeClient(**info), LEVELS[0])
+            await attest(FakeClient(**info), "D0")
 
     async def test_a_server_that_is_not_there(self, tmp_path: Path) -> None:
         store = ValkeyStore(Settings(socket=str(tmp_path / "none"), password="s3cret"))
@@ -126,7 +126,7 @@ class TestRefusals:
         await refused(store, errors.StoreUnusable, "Allow the user CONFIG GET")
 
     async def test_a_layout_of_a_newer_program(self, store: ValkeyStore, tmp_path: Path) -> None:
-        await store._client.write(("HSET", store._keys.state, "layout", 99))
+        await store._client.write(0, ("HSET", store._shards.home.state, "layout", 99))
         await refused(server().store(tmp_path), errors.StoreUnusable, "has layout 99, but this program knows")
 
     async def test_a_clock_that_a_test_has_moved(self, store: ValkeyStore, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ class TestLifecycle:
         assert await store.now() > 0
 
     async def test_the_time_is_the_servers(self, store: ValkeyStore) -> None:
-        [[seconds, _]] = await store._client.read(("TIME",))
+        [[seconds, _]] = await store._client.read(0, ("TIME",))
         assert 0 <= await store.now() - int(seconds) * 1_000 < 60_000
         store.clock = StoreClock(lambda: 5)
         assert await store.now() == 5

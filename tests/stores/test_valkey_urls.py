@@ -26,6 +26,13 @@ def settings_of(url: str) -> Settings:
         ("valkeys://host?ca_file=/etc/ca.pem", Settings(host="host", tls=True, ca_file="/etc/ca.pem")),
         ("valkey://ann:p%40ss@host", Settings(host="host", username="ann", password="p@ss")),
         ("valkey://:secret@host", Settings(host="host", password="secret")),
+        (
+            "valkey+cluster://host:7000?seeds=other:7001,third:7002&shards=64",
+            Settings(
+                host="host", port=7000, cluster=True, seeds=(("other", 7001), ("third", 7002)), shards=64
+            ),
+        ),
+        ("valkeys+cluster://host", Settings(host="host", cluster=True, tls=True)),
         ("valkey:///1?socket=/run/vk.sock", Settings(socket="/run/vk.sock", database=1)),
         (
             "valkey://host?prefix=tasks&durability=D2&replicas=1&timeout_ms=500",
@@ -48,6 +55,8 @@ def test_a_url_chooses_server_database_and_options(url: str, settings: Settings)
         ("valkey://host?timeout_ms=0", "timeout_ms must be a whole number above 0"),
         ("valkey://host/work", "the database must be a number"),
         ("valkey://host:port", "the port must be a number"),
+        ("valkey+cluster://host?seeds=other", "seeds must look like host:6379"),
+        ("valkey+cluster://host?shards=0", "shards must be a whole number above 0"),
         ("valkey://host:99999", "the port must be a number"),
     ],
 )

@@ -29,6 +29,7 @@ TTL_MS = 1_200
 URLS: dict[str, Callable[[Path], str]] = {
     "sqlite": lambda folder: f"sqlite:///{folder}/work.db?synchronous=NORMAL",
     "valkey": lambda folder: valkey.server().url(prefix=valkey.prefix_of(folder)),
+    "valkey cluster": lambda folder: valkey.cluster().url(prefix=valkey.prefix_of(folder)),
 }
 
 

@@ -76,6 +76,12 @@ _BACKENDS: Final = {tag.lower(): tag for tag in BackendTag}
 _NO_WORK: Final = Work(WorkingSet(), Envelope(request_id=""))
 
 
+def first_reads(rule: Rule, command: Command[Any]) -> tuple[Key, ...]:
+    """The records that a rule is sure to read, the subject first."""
+    subject = rule.subject(command)
+    return rule.reads(command) if subject is None else (subject, *rule.reads(command))
+
+
 class Ticket:
     """One command on its way through a batch."""
 
@@ -91,6 +97,10 @@ class Ticket:
         self.answer: Any = None
         self.error: Exception | None = None
         self.settled = False
+
+    def first_reads(self) -> tuple[Key, ...]:
+        """The records that the command is sure to read, the one it is about first."""
+        return first_reads(self.rule, self.command)
 
     def settle(self, error: Exception | None = None) -> None:
         """Give the ticket its answer, or this error. What is settled stays as it is."""
@@ -137,8 +147,7 @@ class Question:
 
     def first_reads(self) -> tuple[Key, ...]:
         """The records that the query is sure to read."""
-        subject = self.rule.subject(self.command)
-        return self.rule.reads(self.command) if subject is None else (subject, *self.rule.reads(self.command))
+        return first_reads(self.rule, self.command)
 
     def settle(self, working_set: WorkingSet) -> tuple[Key, ...]:
         """Answer, or return the keys of the records that are still missing."""
@@ -212,8 +221,6 @@ class Engine:
         self._pump: asyncio.Task[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._closing = False
-        self._delivering = False
-        self._owed: list[Command[Any]] = []
         self._request_prefix = ""
         self._request_numbers = itertools.count()
 
@@ -498,43 +505,62 @@ class Engine:
         finally:
             self._pump = None
 
-    async def _run_batch(self, batch: list[Ticket]) -> None:
-        """Load, decide and commit until every ticket of the batch has its answer."""
+    async def _run_batch(self, batch: list[Ticket], debts: list[Command[Any]] | None = None) -> None:
+        """Give every ticket of the batch its answer, those of each place together.
+
+        Args:
+            batch: the tickets.
+            debts: takes what the commits owe to other records; it is done here if there is no such list.
+        """
+        parts = _by_place(batch, self.store)
+        if len(parts) == 1:
+            await self._run_part(batch, debts)
+        else:
+            await asyncio.gather(*(self._run_part(part, debts) for part in parts))
+
+    async def _run_part(self, batch: list[Ticket], debts: list[Command[Any]] | None) -> None:
+        """Load, decide and commit until every ticket has its answer."""
         working_set = WorkingSet(self.lanes)
         try:
             while batch:
                 await decide_batch(self.store, batch, working_set)
-                batch = await self._commit(batch, working_set)
+                batch = await self._commit(batch, working_set, debts)
         except errors.StoreCorrupt as error:
-            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
+            await self._run_apart([ticket for ticket in batch if not ticket.settled], error, debts)
         except errors.FlowFabricError as error:
             for ticket in batch:
                 ticket.settle(error)
         except Exception as error:  # noqa: BLE001 - a value that cannot be stored, or a fault of ours
-            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
+            await self._run_apart([ticket for ticket in batch if not ticket.settled], error, debts)
         except asyncio.CancelledError:
             for ticket in batch:
                 ticket.settle(errors.Unavailable("The engine was cancelled. Whether it acted is not known."))
             raise
 
-    async def _run_apart(self, batch: list[Ticket], error: Exception) -> None:
+    async def _run_apart(
+        self, batch: list[Ticket], error: Exception, debts: list[Command[Any]] | None
+    ) -> None:
         """Run each ticket alone, so that what is damaged fails only the one that needs it."""
         if len(batch) == 1:
             batch[0].settle(error)
             return
         for ticket in batch:
-            await self._run_batch([ticket])
+            await self._run_part([ticket], debts)
 
-    async def _commit(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
+    async def _commit(
+        self, batch: list[Ticket], working_set: WorkingSet, debts: list[Command[Any]] | None
+    ) -> list[Ticket]:
         """Commit what the batch changed, settle it, and return the tickets that must run again."""
         commit = build_commit([ticket.work for ticket in batch], working_set)
         if commit is not None:
             try:
                 await self.store.commit(commit)
             except Conflict as conflict:
-                return await self._retry(batch, working_set, conflict)
+                return await self._retry(batch, working_set, conflict, debts)
             self.notifier.publish(topics_of(commit))
-            if owed := owed_by(commit):
+            if debts is not None:
+                debts += owed_by(commit)
+            elif owed := owed_by(commit):
                 await self._deliver(owed)
         for ticket in batch:
             ticket.settle()
@@ -542,33 +568,31 @@ class Engine:
 
     async def _deliver(self, owed: list[Command[Any]]) -> None:
         """Do what a commit owes to other records, and what follows from that, up to a bound."""
-        self._owed += owed
-        if self._delivering:
-            return
-        self._delivering = True
-        try:
-            for _ in range(DELIVERY_ROUNDS_MAX):
-                if not self._owed:
-                    return
-                batch, self._owed = self._owed[:BATCH_MAX], self._owed[BATCH_MAX:]
-                await self._run_deliveries(batch)
-        finally:
-            self._delivering = False
-            self._owed = []
+        for _ in range(DELIVERY_ROUNDS_MAX):
+            if not owed:
+                return
+            batch, owed = owed[:BATCH_MAX], owed[BATCH_MAX:]
+            await self._run_deliveries(batch, owed)
 
-    async def _run_deliveries(self, commands: list[Command[Any]]) -> None:
+    async def _run_deliveries(self, commands: list[Command[Any]], debts: list[Command[Any]]) -> None:
         group = Group()
         group.tickets += [
             Ticket(command, RULES[type(command)], self._unbounded_envelope("engine"), group)
             for command in commands
         ]
         group.open = len(group.tickets)
-        await self._run_batch(list(group.tickets))
+        await self._run_batch(list(group.tickets), debts)
         for ticket in group.tickets:
             if ticket.error is not None:
                 log.warning("%s is left to the scanners: %s", type(ticket.command).__name__, ticket.error)
 
-    async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
+    async def _retry(
+        self,
+        batch: list[Ticket],
+        working_set: WorkingSet,
+        conflict: Conflict,
+        debts: list[Command[Any]] | None,
+    ) -> list[Ticket]:
         """Commit the tickets that the conflict did not touch; return the others, to run again."""
         self.lanes.forget(conflict.keys)
         affected = affected_by(conflict.keys, [ticket.work for ticket in batch])
@@ -580,7 +604,7 @@ class Engine:
                 ticket.settle(errors.Contention(record=min(conflict.keys), tries=CONFLICTS_MAX))
         again = [ticket for ticket in again if ticket.conflicts < CONFLICTS_MAX]
         if rest:
-            again += await self._commit(rest, working_set)
+            again += await self._commit(rest, working_set, debts)
         working_set.clear()
         patience_ms = max((ticket.conflicts for ticket in again), default=0)
         await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
@@ -639,13 +663,16 @@ async def decide_batch(store: Ledger, batch: Sequence[Ticket], working_set: Work
 
 
 def _first_reads(batch: Sequence[Ticket]) -> set[str]:
-    keys: set[str] = set()
+    return {key for ticket in batch for key in ticket.first_reads()}
+
+
+def _by_place(batch: list[Ticket], store: Store) -> list[list[Ticket]]:
+    """The tickets by the place in which their commands write: that of the first record they read."""
+    parts: dict[int, list[Ticket]] = {}
     for ticket in batch:
-        subject = ticket.rule.subject(ticket.command)
-        if subject is not None:
-            keys.add(subject)
-        keys.update(ticket.rule.reads(ticket.command))
-    return keys
+        key = next(iter(ticket.first_reads()), "")
+        parts.setdefault(store.place_of(key), []).append(ticket)
+    return list(parts.values())
 
 
 def _decide_one(ticket: Ticket, working_set: WorkingSet) -> tuple[str, ...]:

@@ -96,6 +96,8 @@ class Ledger(Protocol):
     async def commit(self, commit: Commit) -> None:
         """Apply a change atomically.
 
+        What it relies on in other places is compared right before, so it may just have changed.
+
         Raises:
             Conflict: a record that the change rests on has another version now.
             StoreError: the store failed. ``StoreUnreachable`` means the outcome is unknown.
@@ -150,6 +152,12 @@ class Store(Ledger, Protocol):
 
     async def close(self) -> None:
         """Let go of the store. Closing twice is harmless."""
+
+    def place_of(self, key: Key) -> int:
+        """Where a record lives. A commit changes the records of one place.
+
+        Most stores have one place for everything.
+        """
 
     async def read_index(
         self,

@@ -73,6 +73,9 @@ class MemoryStore:
         except msgspec.DecodeError as error:
             raise errors.StoreCorrupt(record=key, reason=error) from error
 
+    def place_of(self, key: Key) -> int:
+        return 0
+
     async def commit(self, commit: Commit) -> None:
         self._compare_versions(commit)
         # A version is the number of the commit that wrote it, so that it never comes back when a

@@ -48,6 +48,9 @@ class StoreAround:
     async def load(self, keys: Iterable[Key]) -> Loaded:
         return await self.inner.load(keys)
 
+    def place_of(self, key: Key) -> int:
+        return self.inner.place_of(key)
+
     async def commit(self, commit: Commit) -> None:
         await self.inner.commit(commit)
 

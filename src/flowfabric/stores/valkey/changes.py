@@ -12,15 +12,14 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
-from flowfabric import errors
-from flowfabric.stores.valkey.client import checked, connect
 from flowfabric.stores.valkey.faults import connection_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from flowfabric.stores.valkey.client import Settings
+    from flowfabric.stores.valkey.client import Client
     from flowfabric.stores.valkey.connection import Connection
+    from flowfabric.stores.valkey.keys import Keys
 
 WAKE_MS_MIN: Final = 5
 """The least time between two wake-ups: a busy process commits far more often than others should look."""
@@ -30,15 +29,17 @@ class Changes:
     """What is known about the commits of others.
 
     Args:
-        settings: where to listen.
-        last_commit: reads the number of the latest commit.
+        client: the way to the servers.
+        home: the shard whose server is listened to.
+        commits: reads how many commits there are.
     """
 
-    def __init__(self, settings: Settings, last_commit: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, client: Client, home: Keys, commits: Callable[[], Awaitable[int]]) -> None:
         self.origin = secrets.token_hex(8)
         """What the commits of this process are published under."""
-        self._settings = settings
-        self._read_last_commit = last_commit
+        self._client = client
+        self._home = home
+        self._read_commits = commits
         self._own = 0
         self._foreign = 0
         self._woken_at = 0.0
@@ -49,7 +50,7 @@ class Changes:
         """Begin to listen, and remember how many commits there are."""
         await self._listen()
         try:
-            self._foreign = await self._read_last_commit()
+            self._foreign = await self._read_commits()
         except BaseException:
             self.close()
             raise
@@ -81,7 +82,7 @@ class Changes:
     async def _counted(self) -> bool:
         """True if the commits that are not our own have become more since this was last asked."""
         own = self._own
-        foreign = await self._read_last_commit() - own
+        foreign = await self._read_commits() - own
         changed = foreign != self._foreign
         self._foreign = foreign
         return changed
@@ -90,14 +91,13 @@ class Changes:
         """Connect the listener if there is none that lives."""
         if self._listener is not None and not self._listener.closed:
             return
+        settings = self._client.settings
         try:
-            self._listener = await connect(self._settings, self._hear, self._heard.set)
-            checked(await self._listener.send([("SUBSCRIBE", self._settings.channel)]), self._settings.place)
+            self._listener = await self._client.listen(
+                self._home.slot, settings.channel, self._hear, self._heard.set
+            )
         except OSError as fault:
-            raise connection_error(fault, self._settings.place) from fault
-        except errors.StoreError:
-            self.close()
-            raise
+            raise connection_error(fault, settings.place) from fault
 
     def _hear(self, origin: bytes) -> None:
         if origin.decode() != self.origin:

@@ -1,87 +1,47 @@
-"""The connections to one server, and the place where its faults become our errors.
+"""Commands on their way to the server that has their slot.
 
-Reading and writing have a connection each, so that a large answer does not stand before a commit, nor a
-commit that waits for replicas before an answer. A lost connection is made anew by the next command;
-a command whose answer was lost is never sent again. The one exception is a function that the server
-does not know: then it has certainly not acted, so the library is loaded and the call repeated.
+A command whose answer was lost is never sent again. It is sent again only where the server has said
+that it did not act: because another one has the slot, because the slot is just moving or nobody has it,
+or because it does not know the function, in which case the library is loaded first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
+import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from hiredis import ReplyError
 
 from flowfabric import errors
-from flowfabric.stores.valkey.connection import Connection
-from flowfabric.stores.valkey.faults import (
-    FUNCTION_MISSING,
-    LIBRARY_EXISTS,
-    connection_error,
-    server_error,
-)
+from flowfabric.stores.valkey.faults import FUNCTION_MISSING, LIBRARY_EXISTS, server_error
 from flowfabric.stores.valkey.library import library
+from flowfabric.stores.valkey.servers import Server, Servers, checked, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from flowfabric.stores.valkey.connection import Command
+    from flowfabric.stores.valkey.connection import Command, Connection
+    from flowfabric.stores.valkey.settings import Settings
 
-TIMEOUT_MS: Final = 30_000
-PORT: Final = 6379
-CLIENT_NAME: Final = "flowfabric"
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How the server is reached, and what is asked of it."""
-
-    host: str = "localhost"
-    port: int = PORT
-    socket: str | None = None
-    """A Unix socket, which takes the place of host and port."""
-    database: int = 0
-    username: str | None = None
-    password: str | None = None
-    tls: bool = False
-    ca_file: str | None = None
-    """The authorities to trust; those of this host when absent."""
-    prefix: str = "ff"
-    timeout_ms: int = TIMEOUT_MS
-    durability: str = "D1"
-    """Refuse to open below this level."""
-    replicas: int = 0
-    """How many replicas must have a commit before it is acknowledged."""
-
-    @property
-    def place(self) -> str:
-        """The server, database and prefix as errors name them: without user and password."""
-        scheme = "valkeys" if self.tls else "valkey"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        where = self.socket or f"{host}:{self.port}"
-        return f"{scheme}://{where}/{self.database} (prefix {self.prefix})"
-
-    @property
-    def channel(self) -> str:
-        """Where commits are told of. Channels are shared by all databases of a server."""
-        return f"{self.prefix}:{self.database}:changed"
-
-    def __repr__(self) -> str:
-        return f"Settings({self.place})"
+PATIENCE_S: Final = 5.0
+"""How long a command looks for the server that has its slot, while a cluster changes."""
+PAUSE_S: Final = 0.02
+"""How long it waits before it asks again."""
 
 
 class Client:
-    """Sends commands to the server."""
+    """Sends commands to one server or to a cluster."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.reloads = 0
-        """How often the server had lost the library and was given it again."""
+        """How often a server had lost the library and was given it again."""
+        self.redirects = 0
+        """How often a command was sent to a server that did not have its slot."""
         self._open = False
-        self._reading = _Line(settings)
-        self._writing = _Line(settings)
+        self._servers = Servers(settings)
 
     def open(self) -> None:
         """Allow commands. They connect when there is no connection."""
@@ -90,27 +50,65 @@ class Client:
     def close(self) -> None:
         """Give the connections up."""
         self._open = False
-        self._reading.close()
-        self._writing.close()
+        self._servers.close()
 
-    async def read(self, *commands: Command) -> list[Any]:
-        """Send commands that change nothing of ours, in their order, and return their answers.
+    async def read(self, slot: int, *commands: Command) -> list[Any]:
+        """Send commands that change nothing, in their order, and return their answers.
 
         Raises:
             StoreError: the server refused one of them, or cannot be reached.
         """
-        return self._checked(await self._send(self._reading, commands))
+        return checked(await self._ask(slot, commands, writing=False), self.settings.place)
 
-    async def write(self, *commands: Command) -> list[Any]:
+    async def read_each(self, asked: Sequence[tuple[int, Command]]) -> list[Any]:
+        """Read something in each of some slots, together where they are on one server.
+
+        Raises:
+            StoreError: as for ``read``.
+        """
+        self._require_open()
+        places: dict[int, list[int]] = {}
+        servers: dict[int, Server] = {}
+        for place, (slot, _) in enumerate(asked):
+            server = await self._servers.owner(slot)
+            servers[id(server)] = server
+            places.setdefault(id(server), []).append(place)
+        answers = await asyncio.gather(
+            *(
+                self._read_there(servers[key], [asked[place] for place in found])
+                for key, found in places.items()
+            )
+        )
+        found = dict(zip((place for part in places.values() for place in part), chain(*answers), strict=True))
+        return [found[place] for place in range(len(asked))]
+
+    async def _read_there(self, server: Server, asked: list[tuple[int, Command]]) -> list[Any]:
+        """What one server answers; what it has not is asked for again, one by one."""
+        try:
+            replies = await server.send([command for _, command in asked])
+        except errors.StoreError:
+            self._servers.outdated = self.settings.cluster
+            raise
+        for place, (slot, command) in enumerate(asked):
+            if _pointer_of([replies[place]]) is not None:
+                [replies[place]] = await self._ask(slot, [command], writing=False)
+        return checked(replies, self.settings.place)
+
+    async def write(self, slot: int, *commands: Command) -> list[Any]:
         """Send commands that change something, in their order, and return their answers.
 
         Raises:
             StoreError: the server refused one of them, or cannot be reached.
         """
-        return self._checked(await self._send(self._writing, commands))
+        return checked(await self._ask(slot, commands, writing=True), self.settings.place)
 
     async def invoke(
-        self, function: str, keys: Sequence[str], arguments: Sequence[str | bytes | int], *then: Command
+        self,
+        slot: int,
+        function: str,
+        keys: Sequence[str],
+        arguments: Sequence[str | bytes | int],
+        *then: Command,
     ) -> list[Any]:
         """Call a function of the library, and send other commands behind it.
 
@@ -118,135 +116,121 @@ class Client:
             StoreError: as for ``write``.
         """
         call = ("FCALL", library().function(function), len(keys), *keys, *arguments)
-        replies = await self._send(self._writing, (call, *then))
+        replies = await self._ask(slot, (call, *then), writing=True)
         if _misses_function(replies[0]):
             self.reloads += 1
             await self.load_library()
-            replies = await self._send(self._writing, (call, *then))
-        return self._checked(replies)
+            replies = await self._ask(slot, (call, *then), writing=True)
+        return checked(replies, self.settings.place)
+
+    async def read_everywhere(self, *commands: Command) -> list[tuple[str, list[Any]]]:
+        """Ask every primary the same. Returns how errors name each of them, and its answers.
+
+        Raises:
+            StoreError: one of them refused, or cannot be reached.
+        """
+        self._require_open()
+        servers = await self._servers.primaries()
+        answers = await asyncio.gather(*(server.send(commands) for server in servers))
+        return [
+            (server.settings.place, checked(replies, server.settings.place))
+            for server, replies in zip(servers, answers, strict=True)
+        ]
 
     async def load_library(self) -> None:
-        """Make sure that the server has the library of this program.
+        """Make sure that every primary has the library of this program.
 
         Raises:
-            StoreError: the server refuses it.
+            StoreError: one of them refuses it.
         """
-        [reply] = await self._send(self._writing, (("FUNCTION", "LOAD", library().source),))
-        if isinstance(reply, ReplyError) and LIBRARY_EXISTS not in str(reply):
-            raise server_error(reply, self.settings.place) from reply
+        self._require_open()
+        load: Command = ("FUNCTION", "LOAD", library().source)
+        for server in await self._servers.primaries():
+            [reply] = await server.send([load], writing=True)
+            if isinstance(reply, ReplyError) and LIBRARY_EXISTS not in str(reply):
+                raise server_error(reply, server.settings.place) from reply
 
     async def has_library(self) -> bool:
-        """Whether the server has the library of this program.
+        """Whether every primary has the library of this program.
 
         Raises:
-            StoreError: the server refuses to say, or cannot be reached.
+            StoreError: one of them refuses to say, or cannot be reached.
         """
-        [found] = await self.read(("FUNCTION", "LIST", "LIBRARYNAME", library().name))
-        return bool(found)
+        found = await self.read_everywhere(("FUNCTION", "LIST", "LIBRARYNAME", library().name))
+        return all(replies[0] for _, replies in found)
 
-    async def _send(self, line: _Line, commands: Sequence[Command]) -> list[Any]:
+    async def listen(
+        self, slot: int, channel: str, hear: Callable[[bytes], None], on_lost: Callable[[], None]
+    ) -> Connection:
+        """A connection of its own that hears what is published; every server of a cluster passes it on.
+
+        Raises:
+            OSError: no server can be reached.
+            StoreError: the server refuses us.
+        """
+        server = await self._servers.owner(slot)
+        try:
+            connection = await connect(server.settings, hear, on_lost)
+        except OSError:
+            self._servers.outdated = self.settings.cluster
+            raise
+        try:
+            checked(await connection.send([("SUBSCRIBE", channel)]), server.settings.place)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _ask(self, slot: int, commands: Sequence[Command], *, writing: bool) -> list[Any]:
+        """Send commands to the server that has the slot, and follow where it points."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            self._require_open()
+            server = await self._servers.owner(slot)
+            try:
+                replies = await server.send(commands, writing=writing)
+                pointer = _pointer_of(replies)
+                if pointer is not None and pointer[0] == "ASK":
+                    replies = await self._ask_aside(server, pointer, commands)
+                    pointer = _pointer_of(replies)
+            except errors.StoreError:
+                self._servers.outdated = self.settings.cluster
+                raise
+            if pointer is None or time.monotonic() > deadline:
+                return replies
+            self.redirects += 1
+            if pointer[0] == "MOVED":
+                self._servers.note_moved(slot, self._pointed_at(server, pointer))
+            else:
+                self._servers.outdated = True
+                await asyncio.sleep(PAUSE_S)
+
+    async def _ask_aside(self, server: Server, pointer: list[str], commands: Sequence[Command]) -> list[Any]:
+        """Send commands once to the server to which a slot is just moving."""
+        asking: Command = ("ASKING",)
+        aside = [part for command in commands for part in (asking, command)]
+        replies = await self._pointed_at(server, pointer).send(aside, writing=True)
+        return replies[1::2]
+
+    def _pointed_at(self, server: Server, pointer: list[str]) -> Server:
+        host, _, port = pointer[2].rpartition(":")
+        return self._servers.at((host or server.settings.host, int(port)))
+
+    def _require_open(self) -> None:
         if not self._open:
             raise errors.StoreUnreachable(
                 f"the store {self.settings.place} is not open. Open it before using it."
             )
-        try:
-            connection = await line.connection()
-            return await connection.send(commands)
-        except OSError as fault:
-            raise connection_error(fault, self.settings.place) from fault
-
-    def _checked(self, replies: list[Any]) -> list[Any]:
-        return checked(replies, self.settings.place)
 
 
-class _Line:
-    """A connection that is made when it is needed."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._connecting: asyncio.Task[Connection] | None = None
-        self._connection: Connection | None = None
-
-    async def connection(self) -> Connection:
-        """The connection; a new one if there is none that lives.
-
-        Raises:
-            OSError: it cannot be made.
-            StoreError: the server refuses us.
-        """
-        connection = self._connection
-        if connection is not None and not connection.closed:
-            return connection
-        if self._connecting is None:
-            self._connecting = asyncio.create_task(connect(self._settings), name="flowfabric connect")
-            self._connecting.add_done_callback(self._connected)
-        return await asyncio.shield(self._connecting)
-
-    def _connected(self, task: asyncio.Task[Connection]) -> None:
-        self._connecting = None
-        if not task.cancelled() and task.exception() is None:
-            self._connection = task.result()
-
-    def close(self) -> None:
-        """Give the connection up."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-async def connect(
-    settings: Settings,
-    hear: Callable[[bytes], None] | None = None,
-    on_lost: Callable[[], None] | None = None,
-) -> Connection:
-    """Make a connection that has introduced itself.
-
-    Raises:
-        OSError: the server cannot be reached.
-        StoreError: the server refuses us.
-    """
-
-    def protocol() -> Connection:
-        return Connection(settings.timeout_ms, hear, on_lost)
-
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(settings.timeout_ms / 1_000):
-        if settings.socket is not None:
-            _, connection = await loop.create_unix_connection(protocol, settings.socket)
-        else:
-            tls = ssl.create_default_context(cafile=settings.ca_file) if settings.tls else None
-            _, connection = await loop.create_connection(protocol, settings.host, settings.port, ssl=tls)
-    try:
-        checked(await connection.send(_introduction(settings)), settings.place)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def checked(replies: list[Any], place: str) -> list[Any]:
-    """The answers, if the server refused nothing.
-
-    Raises:
-        StoreError: it refused something.
-    """
+def _pointer_of(replies: list[Any]) -> list[str] | None:
+    """The words with which a server says that it did not act because of how the cluster is, if it does."""
     for reply in replies:
         if isinstance(reply, ReplyError):
-            raise server_error(reply, place) from reply
-    return replies
-
-
-def _introduction(settings: Settings) -> list[Command]:
-    commands: list[Command] = []
-    if settings.password is not None:
-        user = () if settings.username is None else (settings.username,)
-        commands.append(("AUTH", *user, settings.password))
-    commands.append(("CLIENT", "SETNAME", CLIENT_NAME))
-    if settings.database:
-        commands.append(("SELECT", settings.database))
-    return commands
+            words = str(reply).split(" ")
+            if words[0] in ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"):
+                return words
+    return None
 
 
 def _misses_function(reply: Any) -> bool:

@@ -8,7 +8,10 @@ the highest first, are exact and keep the order.
 
 from __future__ import annotations
 
+import binascii
+import re
 import struct
+import zlib
 from typing import TYPE_CHECKING, Final
 
 from flowfabric.stores.keys import prefix_bounds
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from flowfabric.core.events import Family
     from flowfabric.core.records import Key
 
+SLOTS: Final = 16_384
+_PARTITION: Final = re.compile(r"\{[a-z]+:(\d+)\}")
 SORT_BYTES: Final = 8
 _SORT: Final = struct.Struct(">Q")
 _SIGN: Final = 1 << 63
@@ -32,7 +37,11 @@ class Keys:
     """
 
     def __init__(self, prefix: str, shard: int) -> None:
-        tag = f"{{{prefix}:{shard}}}"
+        self.shard: Final = shard
+        hashed = f"{prefix}:{shard}"
+        self.slot: Final = binascii.crc_hqx(hashed.encode(), 0) % SLOTS
+        """The slot of all these keys."""
+        tag = f"{{{hashed}}}"
         self.state: Final = f"{tag}state"
         """A hash: numbers of commits, events and trimmed events, the clock's mark and offset, the layout."""
         self._record = f"{tag}record:"
@@ -43,6 +52,8 @@ class Keys:
         self._told = f"{tag}told:"
         self._told_in = f"{tag}told_in:"
         self._frames = f"{tag}frames:"
+        self.outbox: Final = f"{tag}outbox"
+        """A stream: the events of this shard that are not in the log yet, where there are several shards."""
 
     def record(self, key: Key) -> str:
         """A string: the record's version, a colon, the record."""
@@ -75,6 +86,35 @@ class Keys:
     def frames(self, stream: str) -> str:
         """A stream: the frames."""
         return self._frames + stream
+
+
+class Shards:
+    """All shards of one store. The first one is home to what there is only one of, such as the log.
+
+    Args:
+        prefix: what sets this store apart from others in the same database.
+        count: how many there are.
+    """
+
+    def __init__(self, prefix: str, count: int) -> None:
+        self.all: Final = [Keys(prefix, shard) for shard in range(count)]
+        self.home: Final = self.all[0]
+
+    def of(self, name: str) -> Keys:
+        """The shard of what has this name: an identity, or a stream, that begins with a partition."""
+        if len(self.all) == 1:
+            return self.home
+        partition = _PARTITION.match(name)
+        number = int(partition[1]) if partition else zlib.crc32(name.encode())
+        return self.all[number % len(self.all)]
+
+    def of_record(self, key: Key) -> Keys:
+        """The shard of a record."""
+        return self.of(key.partition("/")[2])
+
+    def within(self, prefix: str) -> list[Keys]:
+        """The shards that may hold names that begin with this: one if the partition is among it."""
+        return [self.of(prefix)] if _PARTITION.match(prefix) else self.all
 
 
 def row_member(sort: int, member: str) -> bytes:

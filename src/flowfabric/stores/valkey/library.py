@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-PARTS: Final = ("shared", "commit", "trim")
+PARTS: Final = ("shared", "commit", "log", "trim")
 """The files of the library, in the order in which they need each other."""
 DIGEST_CHARS: Final = 12
 

@@ -7,60 +7,74 @@ from typing import TYPE_CHECKING, Final
 from flowfabric import errors
 from flowfabric.stores.base import Durability
 from flowfabric.stores.valkey.client import Client
+from flowfabric.stores.valkey.keys import Keys, Shards
 from flowfabric.stores.valkey.library import library
+from flowfabric.stores.valkey.settings import CLUSTER_SHARDS
 
 if TYPE_CHECKING:
-    from flowfabric.stores.valkey.client import Settings
+    from flowfabric.stores.valkey.settings import Settings
 
-LEVELS: Final = ("D0", "D1", "D2", "D3")
 VERSION_MIN: Final = 8
 LAYOUT: Final = 1
 """How the keys are laid out. A program refuses a store with a layout that it does not know."""
 
+_TOLD: Final = ("valkey_version", "server_mode", "role", "connected_slaves")
 _CONFIGURED: Final = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
 
 
 async def attest(client: Client, required_level: str) -> Durability:
-    """Read back the server's settings and name the durability level that they give.
+    """Read back the settings of every primary and name the durability level that they all give.
 
     Raises:
-        StoreUnusable: the server is no Valkey, too old, part of a cluster, evicts keys, has fewer
-            replicas than asked for, or gives less than the required level.
-        StoreUnreachable: the server is a replica.
+        StoreUnusable: a server is no Valkey, too old, evicts keys, has fewer replicas than asked for, or
+            gives less than the required level; or it is part of a cluster and the URL says it is not.
+        StoreUnreachable: a server is a replica.
     """
-    settings = client.settings
-    info = await _info(client)
-    _require_fit(info, settings)
-    configured = await _configuration(client)
-    if configured["maxmemory-policy"] != "noeviction":
+    servers = await _read_settings(client)
+    for place, shown in servers:
+        _require_fit(place, shown, client.settings)
+    place, lowest = min(servers, key=lambda server: _level_of(server[1]))
+    level = _level_of(lowest)
+    if level < required_level:
         raise errors.StoreUnusable(
-            f"{settings.place} evicts keys when its memory is full "
-            f"(maxmemory-policy={configured['maxmemory-policy']}). Set maxmemory-policy to noeviction."
-        )
-    level = _level_of(configured)
-    if LEVELS.index(level) < LEVELS.index(required_level):
-        raise errors.StoreUnusable(
-            f"{settings.place} gives durability level {level}, but {required_level} is required "
-            f"(appendonly={configured['appendonly']}, appendfsync={configured['appendfsync']}). "
+            f"{place} gives durability level {level}, but {required_level} is required "
+            f"(appendonly={lowest['appendonly']}, appendfsync={lowest['appendfsync']}). "
             "Turn them up, or require less with ?durability=."
         )
-    shown = {name: configured[name] for name in _CONFIGURED}
-    shown |= {"server_version": info["valkey_version"], "replicas": info.get("connected_slaves", "0")}
-    shown["replicas_awaited"] = str(settings.replicas)
-    return Durability(level=level, store="valkey", settings=shown)
+    settings = {name: lowest[name] for name in (*_TOLD, *_CONFIGURED)}
+    settings |= {"primaries": str(len(servers)), "replicas_awaited": str(client.settings.replicas)}
+    return Durability(level=level, store="valkey", settings=settings)
 
 
-async def _info(client: Client) -> dict[str, str]:
-    """What the server tells of itself."""
-    replies = await client.read(("INFO", "server"), ("INFO", "replication"))
+async def _read_settings(client: Client) -> list[tuple[str, dict[str, str]]]:
+    """For every primary its name in errors, what it tells of itself, and how it is configured."""
+    told = await client.read_everywhere(("INFO", "server"), ("INFO", "replication"))
+    try:
+        configured = await client.read_everywhere(("CONFIG", "GET", *_CONFIGURED))
+    except errors.StoreUnusable as error:
+        raise errors.StoreUnusable(
+            f"{client.settings.place} does not let its settings be read, so nothing can be said about "
+            "durability. Allow the user CONFIG GET."
+        ) from error
+    return [
+        (place, _told(info) | _configured(reply))
+        for (place, info), (_, [reply]) in zip(told, configured, strict=True)
+    ]
+
+
+def _told(replies: list[bytes]) -> dict[str, str]:
     lines = (line for reply in replies for line in reply.decode().splitlines())
-    return dict(line.split(":", 1) for line in lines if ":" in line)
+    return dict.fromkeys(_TOLD, "") | dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def _require_fit(info: dict[str, str], settings: Settings) -> None:
-    place = settings.place
-    version = info.get("valkey_version")
-    if version is None:
+def _configured(reply: list[bytes]) -> dict[str, str]:
+    values = [value.decode() for value in reply]
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
+def _require_fit(place: str, shown: dict[str, str], settings: Settings) -> None:
+    version = shown["valkey_version"]
+    if not version:
         raise errors.StoreUnusable(
             f"{place} is not a Valkey server. Valkey {VERSION_MIN} or newer is needed."
         )
@@ -68,57 +82,66 @@ def _require_fit(info: dict[str, str], settings: Settings) -> None:
         raise errors.StoreUnusable(
             f"{place} runs Valkey {version}; {VERSION_MIN} or newer is needed. Upgrade the server."
         )
-    if info.get("server_mode") == "cluster":
+    if shown["server_mode"] == "cluster" and not settings.cluster:
         raise errors.StoreUnusable(
-            f"{place} is part of a cluster, which is not supported. Use a server that is none."
+            f"{place} is part of a cluster. Use a URL that begins with valkey+cluster:// or valkeys+cluster://."
         )
-    if info.get("role") != "master":
+    if shown["role"] != "master":
         raise errors.StoreUnreachable(f"{place} accepts no writes: it is a replica. Connect to the primary.")
-    if int(info.get("connected_slaves", "0")) < settings.replicas:
+    if int(shown["connected_slaves"]) < settings.replicas:
         raise errors.StoreUnusable(
-            f"{place} has {info.get('connected_slaves', '0')} replicas, but commits are to wait for "
+            f"{place} has {shown['connected_slaves']} replicas, but commits are to wait for "
             f"{settings.replicas}. Connect more replicas, or wait for fewer."
         )
-
-
-async def _configuration(client: Client) -> dict[str, str]:
-    try:
-        [reply] = await client.read(("CONFIG", "GET", *_CONFIGURED))
-    except errors.StoreUnusable as error:
+    if shown["maxmemory-policy"] != "noeviction":
         raise errors.StoreUnusable(
-            f"{client.settings.place} does not let its settings be read, so nothing can be said about "
-            "durability. Allow the user CONFIG GET."
-        ) from error
-    values = [value.decode() for value in reply]
-    return dict(zip(values[::2], values[1::2], strict=True))
+            f"{place} evicts keys when its memory is full "
+            f"(maxmemory-policy={shown['maxmemory-policy']}). Set maxmemory-policy to noeviction."
+        )
 
 
-def _level_of(configured: dict[str, str]) -> str:
+def _level_of(shown: dict[str, str]) -> str:
     """What a commit survives. Replicas are shown, but promise nothing more: they may lag behind."""
-    if configured["appendonly"] != "yes":
+    if shown["appendonly"] != "yes":
         return "D0"
-    return "D2" if configured["appendfsync"] == "always" else "D1"
+    return "D2" if shown["appendfsync"] == "always" else "D1"
 
 
-async def prepare(client: Client, state: str, *, allow_clock_offset: bool) -> None:
-    """Load the library, and make the store if it is not there.
+async def prepare(client: Client, *, allow_clock_offset: bool) -> Shards:
+    """Load the library, and make the store if it is not there. Returns the shards that it has.
 
     Raises:
-        StoreUnusable: the store was made by a newer program, or its clock was moved by a test.
-        StoreError: the server refused.
+        StoreUnusable: the store was made by a newer program, has another number of shards than asked
+            for, or its clock was moved by a test.
+        StoreError: a server refused.
     """
+    settings = client.settings
     await client.load_library()
-    await client.write(("HSETNX", state, "layout", LAYOUT))
-    [[layout, offset_ms]] = await client.read(("HMGET", state, "layout", "clock_offset_ms"))
-    if int(layout) != LAYOUT:
-        raise errors.StoreUnusable(
-            f"{client.settings.place} has layout {int(layout)}, but this program knows layout {LAYOUT}. "
-            "Use the program that made it, or another prefix."
-        )
+    home = Keys(settings.prefix, 0)
+    wanted = settings.shards or (CLUSTER_SHARDS if settings.cluster else 1)
+    made = [("HSETNX", home.state, "shards", wanted), ("HSETNX", home.state, "layout", LAYOUT)]
+    await client.write(home.slot, *made)
+    reading = ("HMGET", home.state, "layout", "shards", "clock_offset_ms")
+    [[layout, shards, offset_ms]] = await client.read(home.slot, reading)
+    _require_layout(int(layout), int(shards), settings)
     if int(offset_ms or 0) and not allow_clock_offset:
         raise errors.StoreUnusable(
-            f"the clock of {client.settings.place} was set {int(offset_ms)} ms off by a test. "
+            f"the clock of {settings.place} was set {int(offset_ms)} ms off by a test. "
             "Use a prefix that no test has touched."
+        )
+    return Shards(settings.prefix, int(shards))
+
+
+def _require_layout(layout: int, shards: int, settings: Settings) -> None:
+    if layout != LAYOUT:
+        raise errors.StoreUnusable(
+            f"{settings.place} has layout {layout}, but this program knows layout {LAYOUT}. "
+            "Use the program that made it, or another prefix."
+        )
+    if settings.shards not in (None, shards):
+        raise errors.StoreUnusable(
+            f"{settings.place} was made with {shards} shards, but {settings.shards} are asked for. "
+            "Leave ?shards= out, or use another prefix: the number cannot be changed."
         )
 
 

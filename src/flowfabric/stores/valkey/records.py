@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from flowfabric.core.indexes import IndexRow
     from flowfabric.stores.clock import StoreClock
-    from flowfabric.stores.valkey.client import Settings
     from flowfabric.stores.valkey.keys import Keys
+    from flowfabric.stores.valkey.settings import Settings
 
 MEMBERS_MAX: Final = 500
 """How many members one entry of a call names: a function can hand only so many on at once."""
@@ -51,20 +51,18 @@ class State(msgspec.Struct, frozen=True):
     clock_offset_ms: int
     clock_ms: int
 
-    def now(self, clock: StoreClock) -> int:
-        """The store's time."""
-        return clock.read(self.mark_ms, self.clock_offset_ms, server_ms=self.clock_ms)
-
 
 class Call:
     """The keys and arguments of one call of ``commit``, put together section by section.
 
     Args:
-        keys: how keys are spelled.
+        keys: the shard that the call goes to.
+        logs: whether the log is kept in this shard and in no other.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, *, logs: bool) -> None:
         self._spell = keys
+        self._logs = logs
         self._numbers: dict[str, int] = {}
         self.arguments: list[Argument] = []
         self._number(keys.state)
@@ -84,7 +82,8 @@ class Call:
         self._add_places(commit.appends)
         self._add_records(commit)
         self._add_sets(commit)
-        self._add_events(commit.events)
+        self._add_events(commit.events if self._logs else [])
+        self._add_outbox([] if self._logs else commit.events)
         self._add(
             [(self._frames(frame.stream), f"{frame.ms}-{frame.seq}", frame.data) for frame in commit.appends]
         )
@@ -171,17 +170,30 @@ class Call:
             ]
         )
 
+    def _add_outbox(self, events: Sequence[Event]) -> None:
+        self._add(
+            [
+                (
+                    self._number(self._spell.outbox),
+                    event.family.value,
+                    event.execution_id,
+                    _encode_event(event),
+                )
+                for event in events
+            ]
+        )
+
 
 def _first(member: tuple[str, Argument]) -> str:
     return member[0]
 
 
 def commit_call(
-    commit: Commit, keys: Keys, settings: Settings, clock: StoreClock, origin: str
+    commit: Commit, keys: Keys, settings: Settings, clock: StoreClock, origin: str, *, logs: bool
 ) -> tuple[str, list[str], list[Argument]]:
-    """The function to call for a commit, its keys and its arguments."""
+    """The function to call for a commit, its keys and its arguments; see ``Call``."""
     given_ms = clock.given_ms()
-    call = Call(keys)
+    call = Call(keys, logs=logs)
     call.arguments += ["" if given_ms is None else given_ms, STEP_BACK_MS_MAX, settings.channel, origin]
     call.add_commit(commit)
     return "commit_when_full" if frees_memory(commit) else "commit", call.keys, call.arguments
@@ -197,6 +209,33 @@ def frees_memory(commit: Commit) -> bool:
         kind_of(change.key) for change in commit.changes if change.record is not None and not change.version
     }
     return new <= ENDING_KINDS and not commit.appends
+
+
+def log_call(
+    keys: Keys, shard: int, entries: Sequence[tuple[bytes, list[bytes]]], settings: Settings, origin: str
+) -> tuple[list[str], list[Argument]]:
+    """The keys and arguments of ``log``: what an outbox holds goes into the log.
+
+    Args:
+        keys: the home shard.
+        shard: whose outbox it is.
+        entries: what the outbox holds, from its beginning.
+        settings: where the log is told of.
+        origin: who tells.
+    """
+    numbers: dict[str, int] = {keys.state: 1}
+    arguments: list[Argument] = [shard, settings.channel, origin, len(entries)]
+    for entry, (_, name, _, execution_id, _, data) in entries:
+        family = Family(name.decode())
+        written = (
+            keys.log(family),
+            keys.told(execution_id.decode()),
+            keys.told_in(_decode_event(data).namespace, family),
+        )
+        arguments.append(_place(entry)[0])
+        arguments += [numbers.setdefault(key, len(numbers) + 1) for key in written]
+        arguments += [name, data]
+    return list(numbers), arguments
 
 
 # What answers mean

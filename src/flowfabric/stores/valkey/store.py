@@ -1,18 +1,22 @@
-"""The store on a Valkey server, which many processes on many hosts may share.
+"""The store on a Valkey server or cluster, which many processes on many hosts may share.
 
 The rules this module keeps:
 
 - A commit is one call of the function ``commit``, which compares the versions and applies everything
   or nothing. The server runs one function at a time, so nothing happens in between.
-- Every key of a call is declared, and all keys of a shard share a hash tag and hence a slot.
-- What is read together is asked for together: commands of one connection are carried out in the order
-  in which they were sent.
+- Every key of a call is declared, and all keys of a shard share a hash tag and hence a slot. So a commit
+  changes the records of one shard only; ``place_of`` tells which those are.
+- What is read together of one shard is asked for together: commands of one connection are carried out
+  in the order in which they were sent.
 - No command is sent again after its answer was lost; the caller repeats with the same request id.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import asyncio
+import heapq
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,18 +29,20 @@ from flowfabric.stores.keys import restored_key, stored_key, stored_prefix_bound
 from flowfabric.stores.valkey import records
 from flowfabric.stores.valkey.changes import Changes
 from flowfabric.stores.valkey.client import Client
-from flowfabric.stores.valkey.keys import Keys, prefix_range, row_of, row_range, text_range
-from flowfabric.stores.valkey.opening import LEVELS, attest, prepare
+from flowfabric.stores.valkey.keys import Shards, prefix_range, row_of, row_range, text_range
+from flowfabric.stores.valkey.opening import attest, prepare
+from flowfabric.stores.valkey.outboxes import Outboxes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from flowfabric.core.events import StoredEvent
     from flowfabric.core.records import Key
     from flowfabric.core.work import Frame
     from flowfabric.stores.base import Commit, Durability
-    from flowfabric.stores.valkey.client import Settings
     from flowfabric.stores.valkey.connection import Command
+    from flowfabric.stores.valkey.keys import Keys, Range
+    from flowfabric.stores.valkey.settings import Settings
 
 LISTED_PER_READ: Final = 1_000
 """How many keys are looked at in one go where only some of them may be wanted."""
@@ -53,12 +59,12 @@ class Statistics(msgspec.Struct):
 
 
 class ValkeyStore:
-    """A ``Store`` below one prefix of a Valkey server.
+    """A ``Store`` below one prefix of a Valkey server or cluster.
 
     Args:
-        settings: how the server is reached, and what is asked of it.
+        settings: how it is reached, and what is asked of it.
         allow_clock_offset: accept a prefix whose clock a test has moved.
-        clock: the clock to live by instead of the server's.
+        clock: the clock to live by instead of the servers'.
     """
 
     def __init__(
@@ -68,9 +74,11 @@ class ValkeyStore:
         self.clock = clock or StoreClock()
         self.statistics = Statistics()
         self._allow_clock_offset = allow_clock_offset
-        self._keys = Keys(settings.prefix, 0)
+        self._shards = Shards(settings.prefix, 1)
         self._client = Client(settings)
         self._changes: Changes | None = None
+        self._outboxes: Outboxes | None = None
+        self._mark_ms = 0
         self._opening = False
 
     # Opening and closing
@@ -92,41 +100,73 @@ class ValkeyStore:
     async def _open(self) -> Durability:
         self._client.open()
         durability = await attest(self._client, self.settings.durability)
-        await prepare(self._client, self._keys.state, allow_clock_offset=self._allow_clock_offset)
-        changes = Changes(self.settings, self._last_commit)
+        self._shards = await prepare(self._client, allow_clock_offset=self._allow_clock_offset)
+        changes = Changes(self._client, self._shards.home, self._commits)
         await changes.open()
         self.statistics = Statistics()
+        self._mark_ms = 0
+        self._outboxes = Outboxes(self._client, self._shards, changes.origin)
+        self._outboxes.note(*self._shards.all)
         self._changes = changes
         return durability
 
     async def attest(self) -> Durability:
-        return await attest(self._client, required_level=LEVELS[0])
+        return await attest(self._client, required_level="D0")
 
     async def close(self) -> None:
         changes, self._changes = self._changes, None
-        if changes is not None:
-            changes.close()
-            self._client.close()
+        if changes is None:
+            return
+        await self._open_outboxes().close()
+        self._outboxes = None
+        changes.close()
+        self._client.close()
 
     # Reading
 
     async def now(self) -> int:
-        fields, time = await self._client.read(*self._clock_commands())
-        return records.state_of(fields, time).now(self.clock)
+        return self._now([await self._read(self._shards.home, *_clock_commands(self._shards.home))])
 
-    def _clock_commands(self) -> tuple[Command, Command]:
-        return ("HMGET", self._keys.state, "mark_ms", "clock_offset_ms"), ("TIME",)
+    def _now(self, read: Iterable[list[Any]]) -> int:
+        """The time by what some shards answered to the commands that read the clock.
+
+        Each server has a clock of its own, so what this process has committed anywhere counts too.
+        """
+        states = [records.state_of(fields, time) for *_, fields, time in read]
+        mark_ms = max(self._mark_ms, *(state.mark_ms for state in states))
+        latest = max(states, key=_clock_of)
+        return self.clock.read(mark_ms, latest.clock_offset_ms, server_ms=latest.clock_ms)
 
     async def load(self, keys: Iterable[Key]) -> Loaded:
-        wanted = list(dict.fromkeys(keys))
-        # One MGET is one snapshot. The clock comes last: it is read after the records were reached.
-        reading: list[Command] = [("MGET", *map(self._keys.record, wanted))] if wanted else []
-        *found, fields, time = await self._client.read(*reading, *self._clock_commands())
-        values = found[0] if wanted else []
+        wanted: dict[int, list[Key]] = {}
+        for key in dict.fromkeys(keys):
+            wanted.setdefault(self.place_of(key), []).append(key)
+        shards = [self._shards.all[place] for place in wanted] or [self._shards.home]
+        parts = list(wanted.values()) or [[]]
+        read = await asyncio.gather(*map(self._load_part, shards, parts))
         return Loaded(
-            now=records.state_of(fields, time).now(self.clock),
-            rows=[records.loaded_row(key, stored) for key, stored in zip(wanted, values, strict=True)],
+            now=self._now(read),
+            rows=[
+                records.loaded_row(key, stored)
+                for part, (*found, _, _) in zip(parts, read, strict=True)
+                for key, stored in zip(part, found[0] if found else (), strict=True)
+            ],
         )
+
+    async def _load_part(self, shard: Keys, keys: list[Key]) -> list[Any]:
+        """Records of one shard and its clock, which comes last: it is read after the records were reached."""
+        # One MGET is one snapshot.
+        reading: list[Command] = [("MGET", *map(shard.record, keys))] if keys else []
+        return await self._read(shard, *reading, *_clock_commands(shard))
+
+    async def _read(self, shard: Keys, *commands: Command) -> list[Any]:
+        return await self._client.read(shard.slot, *commands)
+
+    async def _read_each(self, shards: list[Keys], command: Callable[[Keys], Command]) -> list[Any]:
+        """Ask each of some shards one thing."""
+        if len(shards) == 1:
+            return await self._read(shards[0], command(shards[0]))
+        return await self._client.read_each([(shard.slot, command(shard)) for shard in shards])
 
     async def read_index(
         self,
@@ -139,47 +179,55 @@ class ValkeyStore:
         descending: bool = False,
     ) -> list[tuple[int, str]]:
         wanted = row_range(after, upto, descending=descending)
-        [found] = await self._client.read(
-            wanted.command(self._keys.index(index, scope), limit, descending=descending)
+        found = await self._read_each(
+            self._shards.within(scope),
+            lambda shard: wanted.command(shard.index(index, scope), limit, descending=descending),
         )
-        return [row_of(stored) for stored in found]
+        merged = heapq.merge(*found, reverse=descending)
+        return [row_of(stored) for stored in islice(merged, limit)]
 
     async def count_index(self, index: str, scope: str) -> int:
-        [count] = await self._client.read(("ZCARD", self._keys.index(index, scope)))
-        return int(count)
+        counts = await self._read_each(
+            self._shards.within(scope), lambda shard: ("ZCARD", shard.index(index, scope))
+        )
+        return sum(counts)
 
     async def index_scopes(
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000
     ) -> list[str]:
         wanted = prefix_range(prefix, after)
-        [found] = await self._client.read(wanted.command(self._keys.scopes(index), limit))
-        return [scope.decode() for scope in found]
+        found = await self._read_each(
+            self._shards.within(prefix), lambda shard: wanted.command(shard.scopes(index), limit)
+        )
+        return [scope.decode() for scope in sorted({scope for part in found for scope in part})[:limit]]
 
     async def list_keys(self, prefix: Key, *, after: Key | None = None, limit: int = 100) -> list[Key]:
         kinds = (
             [kind_of(prefix)] if "/" in prefix else [kind for kind in RECORD_TYPES if kind.startswith(prefix)]
         )
         place = None if after is None else stored_key(after)
-        found: list[str] = []
-        for kind in kinds:
-            found += await self._list_kind(kind, prefix, place, limit)
+        found = [name for kind in kinds for name in await self._list_kind(kind, prefix, place, limit)]
         return [restored_key(name) for name in sorted(found)[:limit]]
 
     async def _list_kind(self, kind: str, prefix: Key, place: str | None, limit: int) -> list[str]:
         """Stored keys of one kind that begin with the prefix, behind ``place``."""
+        shards = self._shards.within(prefix.partition("/")[2])
         low, high = stored_prefix_bounds(prefix)
         # Where the bounds do not narrow, only some of what lies between them may begin with the prefix.
         page = limit if low else max(limit, LISTED_PER_READ)
         found: list[str] = []
         while len(found) < limit:
-            wanted = text_range(low, high, place)
-            [names] = await self._client.read(wanted.command(self._keys.listing(kind), page))
-            read = [name.decode() for name in names]
+            read = await self._list_page(shards, kind, text_range(low, high, place), page)
             found += [name for name in read if restored_key(name).startswith(prefix)]
             if len(read) < page:
                 break
             place = read[-1]
         return found[:limit]
+
+    async def _list_page(self, shards: list[Keys], kind: str, wanted: Range, limit: int) -> list[str]:
+        """Stored keys of one kind in some shards, in order."""
+        parts = await self._read_each(shards, lambda shard: wanted.command(shard.listing(kind), limit))
+        return [name.decode() for name in islice(heapq.merge(*parts), limit)]
 
     async def read_frames(
         self,
@@ -190,8 +238,9 @@ class ValkeyStore:
         limit: int = 100,
     ) -> list[Frame]:
         end = "+" if last is None else f"{last[0]}-{last[1]}"
-        key = self._keys.frames(stream)
-        [found] = await self._client.read(("XRANGE", key, f"{first[0]}-{first[1]}", end, "COUNT", limit))
+        shard = self._shards.of(stream)
+        reading = ("XRANGE", shard.frames(stream), f"{first[0]}-{first[1]}", end, "COUNT", limit)
+        [found] = await self._read(shard, reading)
         return records.frames_of(stream, found)
 
     async def read_events(
@@ -203,21 +252,21 @@ class ValkeyStore:
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
+        await self._open_outboxes().settle()
         chosen = frozenset(Family) if families is None else families
+        home = self._shards.home
         if execution_id is not None:
-            found = await self._read_told([self._keys.told(execution_id)], after, chosen, limit)
+            found = await self._read_told([home.told(execution_id)], after, chosen, limit)
             return [stored for stored in found if namespace in (None, stored.event.namespace)]
         if namespace is not None:
-            told = [self._keys.told_in(namespace, family) for family in sorted(chosen)]
+            told = [home.told_in(namespace, family) for family in sorted(chosen)]
             return await self._read_told(told, after, chosen, limit)
         # The parts of the log are read one after another, and a commit may come in between. What is
         # there when the first command is carried out is complete in all of them.
-        last, *parts = await self._client.read(
-            ("HGET", self._keys.state, "events"),
-            *(
-                ("XRANGE", self._keys.log(family), after + 1, "+", "COUNT", limit)
-                for family in sorted(chosen)
-            ),
+        last, *parts = await self._read(
+            home,
+            ("HGET", home.state, "events"),
+            *(("XRANGE", home.log(family), after + 1, "+", "COUNT", limit) for family in sorted(chosen)),
         )
         found = [event for part in parts for event in records.events_of(part)]
         found.sort(key=_sequence)
@@ -227,11 +276,13 @@ class ValkeyStore:
         self, keys: list[str], after: int, families: frozenset[Family], limit: int
     ) -> list[StoredEvent]:
         """The events that some sets tell of, in the order of the log."""
+        home = self._shards.home
         found: list[StoredEvent] = []
         while len(found) < limit and keys:
             # As for the log: what is newer than the first answer says waits for the next page.
-            last, *parts = await self._client.read(
-                ("HGET", self._keys.state, "events"),
+            last, *parts = await self._read(
+                home,
+                ("HGET", home.state, "events"),
                 *(("ZRANGE", key, f"({after}", "+inf", "BYSCORE", "LIMIT", 0, limit) for key in keys),
             )
             places = sorted(records.told_of(member) for members in parts for member in members)
@@ -244,48 +295,88 @@ class ValkeyStore:
 
     async def _events_at(self, places: list[tuple[int, Family]]) -> list[StoredEvent]:
         """The events at some places, without those that were trimmed since."""
-        parts = await self._client.read(
-            *(("XRANGE", self._keys.log(family), place, place) for place, family in places)
+        home = self._shards.home
+        parts = await self._read(
+            home, *(("XRANGE", home.log(family), place, place) for place, family in places)
         )
         return [event for part in parts for event in records.events_of(part)]
 
     async def last_event(self) -> int:
+        await self._open_outboxes().settle()
         return await self._read_counter("events")
 
     async def trimmed_events(self) -> int:
         return await self._read_counter("trimmed")
 
-    async def _last_commit(self) -> int:
-        return await self._read_counter("commits")
-
     async def _read_counter(self, name: str) -> int:
-        [count] = await self._client.read(("HGET", self._keys.state, name))
+        home = self._shards.home
+        [count] = await self._read(home, ("HGET", home.state, name))
         return int(count or 0)
 
+    async def _commits(self) -> int:
+        counts = await self._read_each(self._shards.all, lambda shard: ("HGET", shard.state, "commits"))
+        return sum(int(count or 0) for count in counts)
+
     async def wait_for_change(self, timeout_ms: int) -> bool:
-        return await self._open_changes().wait(timeout_ms)
+        changed = await self._open_changes().wait(timeout_ms)
+        if not changed:
+            # What another process has put out and did not carry to the log before it ended.
+            self._open_outboxes().note(*self._shards.all)
+        return changed
 
     # Writing
 
+    def place_of(self, key: Key) -> int:
+        return self._shards.of_record(key).shard
+
     async def commit(self, commit: Commit) -> None:
         changes = self._open_changes()
+        shard = self._shard_of(commit)
+        commit = await self._compare_elsewhere(shard, commit)
+        home = len(self._shards.all) == 1
         function, keys, arguments = records.commit_call(
-            commit, self._keys, self.settings, self.clock, changes.origin
+            commit, shard, self.settings, self.clock, changes.origin, logs=home
         )
-        [done, *answer], *confirmed = await self._client.invoke(function, keys, arguments, *self._waiting())
+        [done, *answer], *confirmed = await self._client.invoke(
+            shard.slot, function, keys, arguments, *self._waiting()
+        )
         if not done:
             self.statistics.conflicts += 1
             changed = {keys[number - 1] for number in answer}
-            raise Conflict(frozenset(key for key in _compared(commit) if self._keys.record(key) in changed))
+            raise Conflict(frozenset(key for key in _compared(commit) if shard.record(key) in changed))
         self.statistics.commits += 1
         changes.committed()
         mark_ms, offset_ms, clock_ms = (int(number) for number in answer)
-        self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)  # reports a step back, if there was one
-        if confirmed and confirmed[0] < self.settings.replicas:
-            raise errors.StoreTimeout(
-                f"{self.settings.place} has committed, but only {confirmed[0]} of {self.settings.replicas} "
-                "replicas have confirmed it in time: repeat with the same request id."
-            )
+        self._mark_ms = self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)
+        if commit.events:
+            self._open_outboxes().note(shard)
+        self._require_confirmed(confirmed)
+
+    def _shard_of(self, commit: Commit) -> Keys:
+        """The only shard that a commit changes."""
+        if commit.changes:
+            places = {self.place_of(change.key) for change in commit.changes}
+            assert len(places) == 1, f"a commit changes records of {len(places)} shards"
+            return self._shards.all[places.pop()]
+        named = [frame.stream for frame in commit.appends] + [trim.stream for trim in commit.trims]
+        named += [event.execution_id for event in commit.events]
+        return self._shards.of(named[0]) if named else self._shards.home
+
+    async def _compare_elsewhere(self, shard: Keys, commit: Commit) -> Commit:
+        """Compare what the commit relies on in other shards, as far as that can be done: right before it.
+
+        Returns what is left to compare in the commit itself.
+        """
+        elsewhere = {key: version for key, version in commit.relied_on if self.place_of(key) != shard.shard}
+        if not elsewhere:
+            return commit
+        found = (await self.load(elsewhere)).rows
+        changed = frozenset(key for key, version, _ in found if version != elsewhere[key])
+        if changed:
+            self.statistics.conflicts += 1
+            raise Conflict(changed)
+        here = [(key, version) for key, version in commit.relied_on if key not in elsewhere]
+        return msgspec.structs.replace(commit, relied_on=here)
 
     def _waiting(self) -> tuple[Command, ...]:
         """What is sent behind a commit, to wait until replicas have it."""
@@ -294,28 +385,55 @@ class ValkeyStore:
         # Half of the time, so that the answer comes before the connection is given up.
         return (("WAIT", self.settings.replicas, max(1, self.settings.timeout_ms // 2)),)
 
+    def _require_confirmed(self, confirmed: list[int]) -> None:
+        if confirmed and confirmed[0] < self.settings.replicas:
+            raise errors.StoreTimeout(
+                f"{self.settings.place} has committed, but only {confirmed[0]} of {self.settings.replicas} "
+                "replicas have confirmed it in time: repeat with the same request id."
+            )
+
     async def trim_events(self, upto: int) -> None:
-        logs = [self._keys.log(family) for family in Family]
+        home = self._shards.home
+        logs = [home.log(family) for family in Family]
         while True:
             page = await self.read_events(await self.trimmed_events(), limit=EVENTS_TRIMMED_AT_ONCE)
             gone = [stored for stored in page if stored.sequence <= upto]
             if not gone:
                 return
-            told = {self._keys.told(stored.event.execution_id) for stored in gone}
-            told |= {self._keys.told_in(stored.event.namespace, stored.event.family) for stored in gone}
-            keys = [self._keys.state, *logs, *sorted(told)]
-            await self._client.invoke("trim_events", keys, [gone[-1].sequence, len(logs)])
+            told = {home.told(stored.event.execution_id) for stored in gone}
+            told |= {home.told_in(stored.event.namespace, stored.event.family) for stored in gone}
+            keys = [home.state, *logs, *sorted(told)]
+            await self._client.invoke(home.slot, "trim_events", keys, [gone[-1].sequence, len(logs)])
 
     async def set_clock_offset(self, offset_ms: int) -> None:
-        """Shift the store's clock, on the server itself. Only tests do that."""
-        await self._client.write(("HSET", self._keys.state, "clock_offset_ms", offset_ms, "mark_ms", 0))
+        """Shift the store's clock, on the servers themselves. Only tests do that."""
+        for shard in self._shards.all:
+            setting = ("HSET", shard.state, "clock_offset_ms", offset_ms, "mark_ms", 0)
+            await self._client.write(shard.slot, setting)
+        self._mark_ms = 0
 
     def _open_changes(self) -> Changes:
         if self._changes is None:
-            raise errors.StoreUnreachable(
-                f"the store {self.settings.place} is not open. Open it before using it."
-            )
+            raise self._not_open()
         return self._changes
+
+    def _open_outboxes(self) -> Outboxes:
+        if self._outboxes is None:
+            raise self._not_open()
+        return self._outboxes
+
+    def _not_open(self) -> errors.StoreUnreachable:
+        return errors.StoreUnreachable(
+            f"the store {self.settings.place} is not open. Open it before using it."
+        )
+
+
+def _clock_commands(shard: Keys) -> tuple[Command, Command]:
+    return ("HMGET", shard.state, "mark_ms", "clock_offset_ms"), ("TIME",)
+
+
+def _clock_of(state: records.State) -> int:
+    return state.clock_ms
 
 
 def _sequence(event: StoredEvent) -> int:

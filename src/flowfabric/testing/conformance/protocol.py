@@ -78,9 +78,10 @@ async def write(
         Change(key, await version_of(store, key) if versions is None else versions[key], record)
         for key, record in [*((record.key, record) for record in records), *((key, None) for key in remove)]
     ]
+    first, *others = _by_place(store, changes) or [[]]
     commit = Commit(
         now=await store.now(),
-        changes=changes,
+        changes=first,
         relied_on=list(relied_on),
         rows_removed=list(without),
         rows_added=list(rows),
@@ -89,6 +90,16 @@ async def write(
         trims=parts.get("trims", []),
     )
     await store.commit(commit)
+    for other in others:
+        await write(store, *(change.record for change in other if change.record is not None))
+
+
+def _by_place(store: ClockedStore, changes: list[Change]) -> list[list[Change]]:
+    """A commit changes the records of one place only."""
+    places: dict[int, list[Change]] = {}
+    for change in changes:
+        places.setdefault(store.place_of(change.key), []).append(change)
+    return list(places.values())
 
 
 def rows_of(*pairs: tuple[int, str], scope: str = "scope", index: str = INDEX) -> list[IndexRow]:

@@ -13,6 +13,7 @@
 --         put        key, count, members            members to put into ordered sets
 --         emptied    index key, scopes key, scope   indexes whose scope goes when they are empty
 --         events     log key, execution key, namespace key, family, data
+--         outbox     outbox key, family, execution id, data    events that are yet to be logged
 --         frames     key, id, data
 --         trims      key, how many frames to keep
 -- Reply {1, mark, offset, clock} when everything was applied, the mark as it was before,
@@ -87,10 +88,16 @@ local function log_events(keys, take, last)
     local log, execution = keys[tonumber(take())], keys[tonumber(take())]
     local namespace, family, data = keys[tonumber(take())], take(), take()
     last = last + 1
-    local told = text(last) .. ' ' .. family
-    server.call('XADD', log, text(last) .. '-0', 'event', data)
-    server.call('ZADD', execution, text(last), told)
-    server.call('ZADD', namespace, text(last), told)
+    log_event(log, execution, namespace, last, family, data)
+  end
+  return last
+end
+
+local function put_out_events(keys, take, last)
+  for _ = 1, tonumber(take()) do
+    local outbox, family, execution_id, data = keys[tonumber(take())], take(), take(), take()
+    last = last + 1
+    server.call('XADD', outbox, text(last) .. '-0', 'family', family, 'execution_id', execution_id, 'event', data)
   end
   return last
 end
@@ -126,15 +133,16 @@ local function commit(keys, arguments)
   if not frames_are_in_order(keys, take) then
     return server.error_reply('FFORDER a frame is not behind the last one of its stream')
   end
-  local state = server.call('HMGET', keys[1], 'mark_ms', 'clock_offset_ms', 'commits', 'events')
+  local state = server.call('HMGET', keys[1], 'mark_ms', 'clock_offset_ms', 'commits', 'events', 'put_out')
   local mark, offset = tonumber(state[1] or 0), tonumber(state[2] or 0)
   local clock = arguments[1] == '' and server_clock_ms() or tonumber(arguments[1])
   local version = text(tonumber(state[3] or 0) + 1)
   write_records(keys, take, version)
   change_sets(keys, take)
   local last = log_events(keys, take, tonumber(state[4] or 0))
+  local put_out = put_out_events(keys, take, tonumber(state[5] or 0))
   change_streams(keys, take)
-  server.call('HSET', keys[1], 'commits', version, 'events', text(last),
+  server.call('HSET', keys[1], 'commits', version, 'events', text(last), 'put_out', text(put_out),
     'mark_ms', text(mark_after(mark, clock + offset, tonumber(arguments[2]))))
   server.call('PUBLISH', arguments[3], arguments[4])
   return {1, text(mark), text(offset), text(clock)}

@@ -26,3 +26,11 @@ local function reader(values, first)
     return values[place]
   end
 end
+
+-- Add an event to the log of its family, and its place to those of its execution.
+local function log_event(log, execution, namespace, place, family, data)
+  local told = text(place) .. ' ' .. family
+  server.call('XADD', log, text(place) .. '-0', 'event', data)
+  server.call('ZADD', execution, text(place), told)
+  server.call('ZADD', namespace, text(place), told)
+end
