@@ -24,7 +24,7 @@ from flowfabric.core.registry import RULES, result_type_of
 from flowfabric.core.state import SITUATIONS, TRANSITIONS
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.operations import OPERATIONS
-from flowfabric.engine.scanners.duties import DUTIES
+from flowfabric.engine.scanners.duties import DUTIES, Duty
 from flowfabric.server.access import GIVES
 from flowfabric.server.permissions import NEEDED
 from flowfabric.server.routes import ROUTES
@@ -256,6 +256,8 @@ SETTINGS = {
     "`valkey://host:6379/0`, or a server, such as `https://flows.example`. Default: `sqlite:///flowfabric.db`.",
     "FF_TOKEN": "What a server knows this program by, when the URL names one.",
     "FF_NAMESPACE": "The namespace of the command line. Default: `default`.",
+    "FF_RETENTION": "How long ended executions and flows, and the log of events, are kept, such as `7d`, "
+    "or `off`. Default: `1d`.",
     "FF_WAITPOINT_HMAC_SECRET": "The first key that signs waitpoint tokens, 64 hexadecimal digits. "
     "Default: a random one, kept in the store.",
     "FF_DEBUG": "`1` shows a traceback with every error of the command line.",
@@ -287,8 +289,12 @@ def render_settings() -> str:
         "| duty | looks every | index |",
         "| --- | --- | --- |",
     ]
-    lines += [f"| `{duty.name}` | {duty.interval_ms} ms | `{duty.index}` |" for duty in DUTIES]
+    lines += [f"| `{duty.name}` | {duty.interval_ms} ms | {_index_of(duty)} |" for duty in DUTIES]
     return "\n".join(lines)
+
+
+def _index_of(duty: Duty) -> str:
+    return f"`{duty.index}`" if duty.index else "the log of events"
 
 
 def _server_row(setting: Setting) -> str:

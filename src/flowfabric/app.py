@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -21,8 +22,10 @@ from typing import (
 )
 
 from flowfabric.budgeting import Amounts, Budget, Quota, budget_creation, quota_creation
+from flowfabric.contracts.durations import parse_duration_ms
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
 from flowfabric.contracts.lanes import SetLaneStateArgs
+from flowfabric.contracts.limits import RETENTION_MS
 from flowfabric.contracts.policy import Backoff
 from flowfabric.contracts.states import LaneState
 from flowfabric.engine.engine import Engine
@@ -77,6 +80,9 @@ class FlowFabric:
         namespace: the tenant that everything submitted and claimed here belongs to.
             ``FF_NAMESPACE`` is used when it is absent, and ``default`` when that is absent too.
         reclaim_grace: seconds or timedelta after a lapsed lease before others may reclaim the work.
+        retention: seconds or timedelta that ended executions and flows, and the log of events, are
+            kept; ``math.inf`` keeps them for ever. ``FF_RETENTION`` (such as ``7d``, or ``off``) is used
+            when it is absent, and a day when that is absent too.
         layers: what wraps the engine's door, the innermost first; see ``flowfabric.engine.layers``.
         token: what a server knows us by; ``FF_TOKEN`` is used when it is absent.
         store: a store to use instead of a URL, for tests.
@@ -88,6 +94,7 @@ class FlowFabric:
         *,
         namespace: str | None = None,
         reclaim_grace: timedelta | float = 0,
+        retention: timedelta | float | None = None,
         layers: Iterable[Layer] = (),
         token: str | None = None,
         store: Store | None = None,
@@ -97,6 +104,7 @@ class FlowFabric:
         self.handlers: dict[str, Handler[..., Any]] = {}
         self._submissions = Submissions(self.handlers, self.namespace)
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
+        self._retention_ms = _retention_ms(retention)
         self._store = store
         self._layers = tuple(layers)
         self._token = token
@@ -140,7 +148,8 @@ class FlowFabric:
                 self._users -= 1
                 raise
             if scanners and self._scanners is None and isinstance(self._engine, Engine):
-                self._scanners = Scanners(self._engine, duties(reclaim_grace_ms=self._reclaim_grace_ms))
+                found = duties(reclaim_grace_ms=self._reclaim_grace_ms, retention_ms=self._retention_ms)
+                self._scanners = Scanners(self._engine, found)
                 self._scanners.start()
 
     async def _started_engine(self) -> AnyEngine:
@@ -534,6 +543,20 @@ def server_engine(
         ) from missing
     known_by = token or os.environ.get("FF_TOKEN")
     return HttpEngine(url, token=known_by, namespace=namespace, layers=layers)
+
+
+def _retention_ms(given: timedelta | float | None) -> int | None:
+    """How long to keep what has ended; None for ever.
+
+    Raises:
+        ValueError: ``FF_RETENTION`` is neither a duration nor ``off``.
+    """
+    if given is not None:
+        return None if given == math.inf else milliseconds(given)
+    text = os.environ.get("FF_RETENTION")
+    if not text:
+        return RETENTION_MS
+    return None if text == "off" else parse_duration_ms(text)
 
 
 async def seed_signing_key(engine: Engine) -> None:

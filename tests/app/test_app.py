@@ -1,6 +1,7 @@
 """Starting, stopping and submitting."""
 
 import asyncio
+import math
 import os
 import signal
 from datetime import UTC, datetime, timedelta
@@ -403,3 +404,27 @@ async def test_a_feed_ends_with_its_engine() -> None:
 async def test_an_unknown_family_is_refused(app: FlowFabric) -> None:
     with pytest.raises(ValueError, match="weather"):
         app.subscribe("weather")
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "expected"),
+    [
+        (None, "", 86_400_000),
+        (None, "7d", 7 * 86_400_000),
+        (None, "off", None),
+        (60, "7d", 60_000),
+        (timedelta(hours=1), "off", 3_600_000),
+        (math.inf, "", None),
+    ],
+)
+def test_the_retention_is_given_by_argument_or_environment_or_is_a_day(
+    monkeypatch: pytest.MonkeyPatch, given: Any, variable: str, expected: int | None
+) -> None:
+    monkeypatch.setenv("FF_RETENTION", variable)
+    assert FlowFabric("memory://", retention=given)._retention_ms == expected
+
+
+def test_a_malformed_retention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FF_RETENTION", "soon")
+    with pytest.raises(ValueError, match="soon"):
+        FlowFabric("memory://")

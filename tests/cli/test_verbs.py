@@ -494,3 +494,26 @@ def test_a_quota_policy_is_created_and_shown(shell: Shell) -> None:
     shown = shell.json("quota", "show", "llm")
     assert (shown["max_requests_per_window"], shown["max_concurrent"], shown["active"]) == (2, 1, 0)
     assert "2 in 60 s" in shell.out("quota", "show", "llm")
+
+
+def test_retention_removes_what_ended_longer_ago_and_says_how_much(shell: Shell) -> None:
+    ended, waiting = shell.submit("greet", 1), shell.submit("greet", 2)
+    shell.run("cancel", ended)
+    assert shell.json("retention")["Trimmed"]["executions"] == 0
+    trimmed = shell.json("retention", "--older-than", "0s")["Trimmed"]
+    assert (trimmed["executions"], trimmed["flows"], trimmed["more"]) == (1, 0, False)
+    assert trimmed["events"] > 0
+    assert shell.run("show", ended)[0] == 1
+    assert shell.state(waiting) == "waiting"
+
+
+def test_retention_is_off_where_the_environment_says_so(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.submit("greet", 1)
+    monkeypatch.setenv("FF_RETENTION", "off")
+    assert shell.run("retention")[0] == 2
+    monkeypatch.setenv("FF_RETENTION", "soon")
+    assert shell.run("retention")[0] == 2
+    assert "soon" in shell.err
+    assert shell.run("retention", "--older-than", "1d")[0] == 0

@@ -107,10 +107,6 @@ def test_routing_requirements_must_be_an_object():
             {"routing_requirements": {"isolation_level": "vm"}},
             "policy.routing_requirements.isolation_level",
         ),
-        (
-            {"stream_policy": {"retention_ttl_ms": 1_000}},
-            "policy.stream_policy.retention_ttl_ms",
-        ),
         ({"retry_policy": {"max_retry": 3}}, "policy.retry_policy.max_retry"),
     ],
 )
@@ -118,6 +114,11 @@ def test_a_field_that_is_not_honoured_is_refused(raw, field):
     with pytest.raises(InvalidPolicyJson) as caught:
         p.parse_policy(json.dumps(raw))
     assert caught.value.field == field
+
+
+def test_the_retention_of_streams_is_honoured():
+    policy = p.parse_policy('{"stream_policy": {"retention_ttl_ms": 1000}}')
+    assert policy.stream_policy.retention_ttl_ms == 1_000
 
 
 def test_an_empty_list_of_budgets_asks_for_none_whatever_the_handler_says():

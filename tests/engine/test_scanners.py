@@ -10,8 +10,8 @@ from flowfabric.core import indexes
 from flowfabric.core.indexes import NAMES
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
-from flowfabric.engine.scanners.duties import DUTIES, Duty
-from flowfabric.engine.scanners.loop import PAGE, sweep
+from flowfabric.engine.scanners.duties import DUTIES, PAGE, Duty
+from flowfabric.engine.scanners.loop import sweep
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore, RecordingStore
 from flowfabric.testing.bed import TTL_MS

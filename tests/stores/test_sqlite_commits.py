@@ -11,7 +11,7 @@ import pytest
 from flowfabric import errors
 from flowfabric.core.events import Family
 from flowfabric.core.work import Frame, Trim
-from flowfabric.stores.base import Conflict
+from flowfabric.stores.base import Change, Conflict
 from flowfabric.stores.sqlite import records
 from flowfabric.stores.sqlite import store as store_module
 from flowfabric.stores.sqlite.driver import ApswDriver, Connection, Driver
@@ -266,6 +266,7 @@ class TestCost:
         records.trimmed_events(connection)
         with connection:
             records.trim_events(connection, 1)
+        records.list_owned(connection, execution_id(), 9)
         records.list_keys(connection, "stream/{fp:7}:0190", None, 9)
         assert len(connection.statements) > 15
         slow = [
@@ -330,3 +331,20 @@ class SqlRecorder:
 
     def close(self) -> None:
         self.inner.close()
+
+
+async def test_a_file_that_is_filled_and_trimmed_again_and_again_does_not_grow(
+    open_store: Any, path: str
+) -> None:
+    store = await open_store(wal_pages_max=20)
+    sizes = []
+    for _ in range(6):
+        for number in range(20):
+            await store.commit(creation(payload(number, b"x" * 8_000)))
+        await store.commit(commit(events=[event(number) for number in range(200)]))
+        for number in range(20):
+            [(key, version, _)] = (await store.load([payload(number).key])).rows
+            await store.commit(commit(changes=[Change(key, version, None)]))
+        await store.trim_events(await store.last_event())
+        sizes.append(Path(path).stat().st_size)
+    assert max(sizes[1:]) <= sizes[1]

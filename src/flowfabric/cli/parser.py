@@ -24,6 +24,7 @@ ENVIRONMENT: Final = {
     "FF_URL": "the store, unless --url names it",
     "FF_TOKEN": "what a server knows you by, when the URL names one",
     "FF_NAMESPACE": "the namespace, unless --namespace names it",
+    "FF_RETENTION": "how long workers and `retention` keep what has ended, such as 7d (1d), or off",
     "FF_WAITPOINT_HMAC_SECRET": "64 hexadecimal digits: the secret that the first worker, `keys seed` and "
     "`keys rotate` install; a random one when it is unset",
     "FF_DEBUG": "set it to see the traceback of a failure",
@@ -102,9 +103,9 @@ def build_parser() -> Parser:
         _token,
     ):
         add(verbs)
-    for add in (_pause, _unpause, _budget, _quota, _flow, _lane, _workers, _audit, _migrate, _keys):
+    for add in (_pause, _unpause, _budget, _quota, _flow, _lane, _workers, _audit, _retention, _migrate):
         add(verbs)
-    for add in (_server, _new_token):
+    for add in (_keys, _server, _new_token):
         add(verbs)
     return parser
 
@@ -426,6 +427,20 @@ def _flow(verbs: Any) -> None:
 def _audit(verbs: Any) -> None:
     parser = _verb(verbs, "audit", "check the invariants of everything stored", "auditing:run_audit")
     parser.add_argument("--everywhere", action="store_true", help="all namespaces, not only this one")
+
+
+def _retention(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "retention", "remove what ended long ago, in all namespaces, in one pass", "retaining:trim"
+    )
+    add = parser.add_argument
+    add(
+        "--older-than",
+        type=values.duration_ms,
+        metavar="TIME",
+        help="what ended longer ago (FF_RETENTION, else 1d)",
+    )
+    add("--limit", type=values.positive, metavar="N", default=1_000, help="how many at most, up to 1000")
 
 
 def _migrate(verbs: Any) -> None:

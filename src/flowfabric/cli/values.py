@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from flowfabric.cli.exits import UsageError
-
-UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def duration_ms(text: str) -> int:
@@ -20,10 +16,12 @@ def duration_ms(text: str) -> int:
     >>> duration_ms("1h30m"), duration_ms("250ms"), duration_ms("0.5s")
     (5400000, 250, 500)
     """
-    parts = _PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ArgumentTypeError(f"{text!r} is not a duration; write 500ms, 30s, 5m, 2h, 1d or 1h30m")
-    return round(sum(float(number) * UNITS_MS[unit] for number, unit in parts))
+    from flowfabric.contracts.durations import parse_duration_ms
+
+    try:
+        return parse_duration_ms(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -494,6 +494,10 @@ from flowfabric.contracts.reads import (
     StateSummary,
     SuspendedExecutionEntry,
 )
+from flowfabric.contracts.retention import (
+    RetentionTrimmed,
+    TrimRetentionArgs,
+)
 from flowfabric.contracts.runs import (
     ReadRunArgs,
     RunView,
@@ -990,6 +994,7 @@ __all__ = [
     "ResumeSignal",
     "ResumeTarget",
     "ResumeTrigger",
+    "RetentionTrimmed",
     "RetryPolicy",
     "RetryScheduled",
     "RevokeLeaseArgs",
@@ -1081,6 +1086,7 @@ __all__ = [
     "TimeoutOnly",
     "TimeoutPolicy",
     "TimestampMs",
+    "TrimRetentionArgs",
     "Uint32",
     "UnblockExecutionArgs",
     "UnblockExecutionResult",

@@ -2,7 +2,7 @@
 
 A policy field is honoured or refused with ``invalid_policy_json``, never ignored. These are
 refused: ``fallback_policy``, ``preferred_locality`` and ``isolation_level`` of
-``routing_requirements``, ``retention_ttl_ms`` of ``stream_policy``, and names that no policy has.
+``routing_requirements``, and names that no policy has.
 ``priority`` and ``delay_until`` apply when the create command leaves its own unset.
 """
 
@@ -115,6 +115,8 @@ class StreamPolicy(Value):
 
     durability_mode: DurabilityMode = DurabilityMode.BUFFERED
     retention_maxlen: Tally = STREAM_RETENTION_MAXLEN
+    retention_ttl_ms: PositiveMs | None = None
+    """How long after its end the execution, and its streams with it, is kept at least."""
 
 
 class ExecutionPolicy(Value):

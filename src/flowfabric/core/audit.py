@@ -567,11 +567,11 @@ FLOW_INVARIANTS: Final[dict[str, Callable[[HeldFlow], Iterable[str]]]] = {
 # Records that are not about one execution alone
 
 
-def check_reservation(reservation: Reservation, execution: Execution | None) -> Iterator[Violation]:
+def check_reservation(reservation: Reservation, execution: Execution | None, now: int) -> Iterator[Violation]:
     """An idempotency key is kept in its own place and names one execution of its namespace."""
     if reservation.identity != reservation_identity(reservation.namespace, reservation.idempotency_key):
         yield _violation("create_once", reservation, "kept in the wrong place")
-    if reservation.confirmed and execution is None:
+    if reservation.confirmed and execution is None and reservation.expires_at > now:
         yield _violation("create_once", reservation, f"its execution {reservation.execution_id} is gone")
     # One that is not confirmed may have been made for an id that another namespace used since.
     if reservation.confirmed and execution is not None and execution.namespace != reservation.namespace:
@@ -695,6 +695,8 @@ def owner_key(row: IndexRow) -> Key:
         return key_for(Waitpoint, f"{scope}/{member}")
     if index == indexes.DUE_HEADROOM:
         return member  # budgets and quota policies are found there by their keys
+    if (index, scope) == (indexes.RETENTION, indexes.FLOW_SCOPE):
+        return key_for(FlowProgress, member)
     return key_for(_OWNERS.get(index, Execution), member)
 
 

@@ -9,6 +9,7 @@ import msgspec
 from flowfabric.contracts.base import Command, Outcome
 from flowfabric.contracts.ids import BudgetId, ExecutionId, QuotaPolicyId
 from flowfabric.contracts.leases import ClaimedWork, MarkLeaseExpiredResult
+from flowfabric.contracts.limits import RETENTION_MS
 from flowfabric.contracts.policy import ExecutionPolicy
 
 
@@ -138,6 +139,49 @@ class DeliverMessageArgs(Command[MessageDelivered]):
     """Carry what one commit owed into the records that it is owed to."""
 
     message_id: str
+
+
+class RetentionSettled(Outcome, tag="Settled"):
+    """It was ``removed``, or is being removed (``removing``), is ``kept``, or was ``gone`` before."""
+
+    action: str
+    executions: int = 0
+    flows: int = 0
+    """How many of each are gone for good now."""
+
+
+class TrimExecutionArgs(Command[RetentionSettled]):
+    """Remove an execution whose retention is over, with all that belongs to it."""
+
+    execution_id: ExecutionId
+    retention_ms: int = RETENTION_MS
+
+
+class RemoveExecutionArgs(Command[RetentionSettled]):
+    """Remove some records of such an execution: one step of ``TrimExecutionArgs``."""
+
+    execution_id: ExecutionId
+    retention_ms: int = RETENTION_MS
+    keys: tuple[str, ...] = ()
+    last: bool = False
+    """True if these, with its own, are the last records it has."""
+
+
+class TrimFlowArgs(Command[RetentionSettled]):
+    """Remove a flow whose retention is over, with its members."""
+
+    flow_identity: str
+    retention_ms: int = RETENTION_MS
+
+
+class RemoveFlowArgs(Command[RetentionSettled]):
+    """Remove some records of such a flow: one step of ``TrimFlowArgs``."""
+
+    flow_identity: str
+    retention_ms: int = RETENTION_MS
+    members_kept_until: int = 0
+    keys: tuple[str, ...] = ()
+    last: bool = False
 
 
 class FlowMemberSettled(Outcome, tag="Settled"):

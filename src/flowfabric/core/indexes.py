@@ -25,6 +25,7 @@ from flowfabric.core.records import (
     Execution,
     Flow,
     FlowMember,
+    FlowProgress,
     GivenBack,
     JournalRecord,
     Lane,
@@ -37,6 +38,7 @@ from flowfabric.core.records import (
     Waitpoint,
     WorkerDeath,
     WorkerRegistration,
+    kept_until,
 )
 from flowfabric.core.state import PUBLIC_OF_OUTCOME, first_blocker
 from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
@@ -98,6 +100,12 @@ DUE_LEDGER: Final = "due_ledger"
 DUE_HEADROOM: Final = "due_headroom"
 DUE_ADMISSION: Final = "due_admission"
 DUE_GIVEN_BACK: Final = "due_given_back"
+RETENTION: Final = "retention"
+"""Ended executions by their end; in scopes of their own those with a date of their own, and flows."""
+
+OWN_SCOPE: Final = "own"
+FLOW_SCOPE: Final = "flow"
+
 DUE_WORKER: Final = "due_worker"
 DUE_WORKER_DEATH: Final = "due_worker_death"
 
@@ -133,6 +141,7 @@ NAMES: Final = PRIMARY | {
     DUE_HEADROOM,
     DUE_ADMISSION,
     DUE_GIVEN_BACK,
+    RETENTION,
     DUE_WORKER,
     DUE_WORKER_DEATH,
 }
@@ -196,6 +205,8 @@ def _eligible_row(execution: Execution) -> IndexRow:
 
 def _execution_rows(execution: Execution) -> set[IndexRow]:
     member = execution.execution_id
+    if execution.removing_since is not None:
+        return _retention_rows(execution)
     lane = scope_of(execution.namespace, execution.lane_id)
     rows: set[IndexRow] = {(CREATED, execution.namespace, execution.created_at, member)}
     match execution.phase:
@@ -208,12 +219,23 @@ def _execution_rows(execution: Execution) -> set[IndexRow]:
         case _:
             scope = scope_of(lane, PUBLIC_OF_OUTCOME[execution.outcome])
             rows.add((TERMINAL, scope, execution.completed_at or 0, member))
+            rows |= _retention_rows(execution)
     if execution.phase is not LifecyclePhase.TERMINAL:
         if execution.deadline_at is not None:
             rows.add((DUE_DEADLINE, "", execution.deadline_at, member))
         if execution.policy is not None and execution.policy.budget_ids:
             rows |= {(ATTACHED, found, execution.created_at, member) for found in execution.policy.budget_ids}
     return rows
+
+
+def _retention_rows(execution: Execution) -> set[IndexRow]:
+    """When the execution may be removed. A member of a flow goes with its flow."""
+    since, until = execution.retention_from, kept_until(execution)
+    if since is None or execution.flow_id is not None:
+        return set()
+    if until > (execution.completed_at or 0):
+        return {(RETENTION, OWN_SCOPE, max(since, until), execution.execution_id)}
+    return {(RETENTION, "", since, execution.execution_id)}
 
 
 def _runnable_rows(execution: Execution, lane: str, member: str) -> set[IndexRow]:
@@ -340,6 +362,12 @@ def _given_back_rows(given_back: GivenBack) -> set[IndexRow]:
     return {(DUE_GIVEN_BACK, "", given_back.due_at, given_back.identity)}
 
 
+def _progress_rows(progress: FlowProgress) -> set[IndexRow]:
+    if progress.retention_from is None:
+        return set()
+    return {(RETENTION, FLOW_SCOPE, progress.retention_from, progress.identity)}
+
+
 def _lane_rows(lane: Lane) -> set[IndexRow]:
     return {(LANES, scope_of(lane.namespace, lane.lane_id, lane.state), lane.changed_at, lane.identity)}
 
@@ -375,6 +403,7 @@ _ROWS: Final[dict[type[Record], Callable[..., set[IndexRow]]]] = {
     QuotaPolicy: _quota_rows,
     Admission: _admission_rows,
     GivenBack: _given_back_rows,
+    FlowProgress: _progress_rows,
     Lane: _lane_rows,
     WorkerRegistration: _worker_rows,
     WorkerDeath: _worker_death_rows,

@@ -245,10 +245,23 @@ class Execution(Record):
     """The lease epoch that the quota policy has admitted, while that admission is held."""
     pause_reason: str | None = None
     """Set while an operator wants the execution held as soon as it is runnable again."""
+    keyed_until: int | None = None
+    """The end of the window of its idempotency key, which has to find it until then."""
+    retention_from: int | None = None
+    """From when on its retention counts: its end, or later if it was looked at too early."""
+    removing_since: int | None = None
+    """Set once its removal has begun. From then on it does not exist for anybody."""
 
     @property
     def identity(self) -> str:
         return self.execution_id
+
+
+def kept_until(execution: Execution) -> int:
+    """Until when an ended execution is kept at least, whatever the deployment's retention is."""
+    streams = None if execution.policy is None else execution.policy.stream_policy
+    ttl_ms = 0 if streams is None else streams.retention_ttl_ms or 0
+    return max((execution.completed_at or 0) + ttl_ms, execution.keyed_until or 0)
 
 
 class Payload(Record):
@@ -543,6 +556,8 @@ class Flow(Record):
     cancelled_at: int | None = None
     cancel_reason: str | None = None
     cancellation_policy: str | None = None
+    removing_since: int | None = None
+    """Set once its removal has begun. From then on it does not exist for anybody."""
 
     @property
     def identity(self) -> str:
@@ -564,6 +579,10 @@ class FlowProgress(Record):
     namespace: str
     outcomes: dict[str, int] = {}
     """How many members have ended in which way."""
+    counted_at: int | None = None
+    """When a member was counted last."""
+    retention_from: int | None = None
+    """When its retention begins to count at the earliest; moved on when it was looked at too early."""
     lost_sinks: int = 0
     """How many members that no other depends on have ended without success."""
 

@@ -254,6 +254,6 @@ class Work:
         """
         record = (self.observe if observed else self.read)(Execution, execution_id)
         namespace = self.envelope.namespace
-        if record is None or (namespace is not None and record.namespace != namespace):
+        if record is None or record.removing_since is not None or namespace not in (None, record.namespace):
             raise errors.ExecutionNotFound(execution_id=execution_id)
         return record

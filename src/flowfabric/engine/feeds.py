@@ -38,8 +38,8 @@ from flowfabric.contracts.events import (
 )
 from flowfabric.contracts.limits import TAIL_BLOCK_MS_MAX
 from flowfabric.contracts.signals import SignalEffect
-from flowfabric.core.records import Execution, key_for
 from flowfabric.engine.cursors import format_event_cursor, parse_event_cursor
+from flowfabric.engine.listing import load_executions
 from flowfabric.engine.notifier import EVENTS, execution_topic, feed_topic
 from flowfabric.engine.operations import operation
 
@@ -247,20 +247,20 @@ async def list_events(engine: Engine, args: ListEventsArgs, envelope: Envelope) 
         InvalidEventCursor: the cursor is damaged, or of another store.
     """
     store = engine.store
-    loaded = await store.load([key_for(Execution, args.execution_id)])
-    execution = loaded.rows[0][2]
-    if not isinstance(execution, Execution) or envelope.namespace not in (None, execution.namespace):
+    found = await load_executions(engine, [args.execution_id], envelope.namespace)
+    if not found:
         raise errors.ExecutionNotFound(execution_id=args.execution_id)
+    [execution] = found
     place = parse_event_cursor(args.cursor, envelope.backend) if args.cursor else 0
-    found = await store.read_events(
+    stored_events = await store.read_events(
         place, families=args.families, execution_id=args.execution_id, limit=args.limit + 1
     )
     trimmed = await store.trimmed_events()
     oldest = await store.read_events(trimmed, limit=1) if trimmed else []
-    events = tuple(typed_event(stored, envelope) for stored in found[: args.limit])
+    events = tuple(typed_event(stored, envelope) for stored in stored_events[: args.limit])
     return EventHistory(
         events=events,
-        next_cursor=events[-1].cursor if len(found) > args.limit else None,
+        next_cursor=events[-1].cursor if len(stored_events) > args.limit else None,
         trimmed=bool(trimmed) and (not oldest or execution.created_at <= oldest[0].event.at_ms),
     )
 

@@ -107,5 +107,5 @@ async def _summaries(engine: Engine, identities: list[str]) -> list[FlowSummary]
             status=STATUS_OF_STATE.get(flow_state(flow, progress), FlowStatus.ACTIVE),
         )
         for flow, progress in zip(flows, progresses, strict=True)
-        if isinstance(flow, Flow) and isinstance(progress, FlowProgress)
+        if isinstance(flow, Flow) and isinstance(progress, FlowProgress) and flow.removing_since is None
     ]

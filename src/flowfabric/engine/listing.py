@@ -104,7 +104,8 @@ async def load_executions(engine: Engine, ids: list[str], namespace: str | None)
     return [
         record
         for record in records
-        if isinstance(record, Execution) and (namespace is None or record.namespace == namespace)
+        if isinstance(record, Execution) and record.removing_since is None
+        if namespace in (None, record.namespace)
     ]
 
 

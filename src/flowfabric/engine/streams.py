@@ -96,7 +96,11 @@ async def _load_state(
     loaded = await engine.store.load([execution_key, past_key, stream_meta_key])
     records = {key: record for key, _, record in loaded.rows}
     execution = records[execution_key]
-    if not isinstance(execution, Execution) or envelope.namespace not in (None, execution.namespace):
+    if (
+        not isinstance(execution, Execution)
+        or execution.removing_since is not None
+        or envelope.namespace not in (None, execution.namespace)
+    ):
         raise errors.ExecutionNotFound(execution_id=args.execution_id)
     attempt = _attempt_at(execution, records[past_key], args.attempt_index)
     closed_at = None if attempt is None else attempt.stream_closed_at

@@ -185,6 +185,9 @@ class Store(Ledger, Protocol):
     async def list_keys(self, prefix: Key, *, after: Key | None = None, limit: int = 100) -> list[Key]:
         """Keys of records that begin with ``prefix``, in ``key_order``, strictly after ``after``."""
 
+    async def list_owned(self, identity: str, *, limit: int = 100) -> list[Key]:
+        """Keys of records of every kind with this identity, or one that begins with it and a slash."""
+
     async def read_frames(
         self,
         stream: str,
@@ -243,6 +246,16 @@ def key_order(key: Key) -> tuple[str, str, str]:
     kind, _, identity = key.partition("/")
     rest, tag = split_tag(identity)
     return rest, tag, kind
+
+
+def is_owned(key: Key, identity: str) -> bool:
+    """Whether a record has this identity, or one below it.
+
+    >>> is_owned("signal/{fp:7}:aa/3", "{fp:7}:aa"), is_owned("signal/{fp:7}:aab", "{fp:7}:aa")
+    (True, False)
+    """
+    own = key.partition("/")[2]
+    return own == identity or own.startswith(identity + "/")
 
 
 def split_tag(identity: str) -> tuple[str, str]:

@@ -52,6 +52,14 @@ def prefix_bounds(prefix: str) -> tuple[str, str | None]:
     return prefix, None
 
 
+def owned_bounds(identity: str) -> tuple[str, str]:
+    """A range of stored keys that holds all that ``is_owned`` by an identity, and hardly any others."""
+    rest, _ = split_tag(identity)
+    low, high = prefix_bounds(rest)
+    assert high is not None, "an identity that ends with the last character there is"
+    return low, high
+
+
 def stored_prefix_bounds(prefix: str) -> tuple[str, str | None]:
     """A range of stored keys that holds all keys that begin with ``prefix``, and perhaps others."""
     _, _, identity = prefix.partition("/")

@@ -16,7 +16,7 @@ from flowfabric import errors
 from flowfabric.core.events import Event, Family, StoredEvent
 from flowfabric.core.records import Key, Record, decode_record, encode_record
 from flowfabric.core.work import Frame
-from flowfabric.stores.base import Commit, Conflict, Durability, Loaded, key_order
+from flowfabric.stores.base import Commit, Conflict, Durability, Loaded, is_owned, key_order
 from flowfabric.stores.clock import StoreClock
 
 if TYPE_CHECKING:
@@ -152,6 +152,9 @@ class MemoryStore:
         keys = sorted((key for key in self._records if key.startswith(prefix)), key=key_order)
         start = 0 if after is None else bisect_right(keys, key_order(after), key=key_order)
         return keys[start : start + limit]
+
+    async def list_owned(self, identity: str, *, limit: int = 100) -> list[Key]:
+        return sorted((key for key in self._records if is_owned(key, identity)), key=key_order)[:limit]
 
     async def read_frames(
         self,

@@ -79,6 +79,9 @@ class StoreAround:
     async def list_keys(self, prefix: Key, *, after: Key | None = None, limit: int = 100) -> list[Key]:
         return await self.inner.list_keys(prefix, after=after, limit=limit)
 
+    async def list_owned(self, identity: str, *, limit: int = 100) -> list[Key]:
+        return await self.inner.list_owned(identity, limit=limit)
+
     async def read_frames(
         self,
         stream: str,

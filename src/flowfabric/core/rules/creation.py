@@ -62,10 +62,13 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
         InvalidInput: the namespace is not the caller's, or the id is in use in another one.
         BudgetNotFound, QuotaPolicyNotFound: the policy names one that is not there.
         LaneClosed: the lane is draining or disabled.
-        Contention: the idempotency key is not bound to this execution any more.
+        Contention: the idempotency key is not bound to this execution any more, or an execution
+            with this id is being removed.
     """
     work.require_namespace(args.namespace)
     existing = work.read(Execution, args.execution_id)
+    if existing is not None and existing.removing_since is not None:
+        raise errors.Contention(execution_id=args.execution_id, removing_since=existing.removing_since)
     if existing is not None and existing.namespace != args.namespace:
         raise errors.InvalidInput(field="execution_id", value=args.execution_id, rule="is in use")
     if existing is not None:
@@ -91,6 +94,7 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
         required_capabilities=() if policy is None else policy.required_capabilities,
         tags=args.tags,
         deadline_at=_deadline(work.now, args),
+        keyed_until=_keyed_until(work.now, args),
     )
     delay_until = _delay_until(args)
     if delay_until is not None and delay_until > work.now:
@@ -133,6 +137,12 @@ def _deadline(now: int, args: CreateExecutionArgs) -> int | None:
     if timeouts is None or timeouts.execution_deadline_ms is None:
         return None
     return min(now + timeouts.execution_deadline_ms, SAFE_INTEGER_MAX)
+
+
+def _keyed_until(now: int, args: CreateExecutionArgs) -> int | None:
+    if not args.idempotency_key:
+        return None
+    return min(now + idempotency_window_ms(args.policy), SAFE_INTEGER_MAX)
 
 
 def request_digest(args: CreateExecutionArgs) -> bytes:

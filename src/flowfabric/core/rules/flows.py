@@ -81,9 +81,12 @@ def create_flow(work: Work, args: CreateFlowArgs) -> CreateFlowResult:
 
     Raises:
         InvalidInput: the namespace is not the caller's, or the id is in use in another one.
+        Contention: a flow with this id is being removed.
     """
     work.require_namespace(args.namespace)
     existing = work.read(Flow, flow_identity(args.flow_id))
+    if existing is not None and existing.removing_since is not None:
+        raise errors.Contention(flow_id=args.flow_id, removing_since=existing.removing_since)
     if existing is not None and existing.namespace != args.namespace:
         raise errors.InvalidInput(field="flow_id", value=args.flow_id, rule="is in use")
     if existing is not None:
@@ -96,7 +99,7 @@ def create_flow(work: Work, args: CreateFlowArgs) -> CreateFlowResult:
         last_mutation_at=work.now,
     )
     work.add(flow)
-    work.add(FlowProgress(flow_id=args.flow_id, namespace=args.namespace))
+    work.add(FlowProgress(flow_id=args.flow_id, namespace=args.namespace, retention_from=work.now))
     _publish(work, flow, "flow_created", kind=args.flow_kind)
     return FlowCreated(flow_id=args.flow_id)
 

@@ -53,9 +53,9 @@ def find_flow(work: Work, flow_id: str) -> Flow | None:
     """The flow, or None if there is none in the caller's namespace."""
     flow = work.read(Flow, flow_identity(flow_id))
     namespace = work.envelope.namespace
-    if flow is None or (namespace is not None and flow.namespace != namespace):
+    if flow is None or flow.removing_since is not None:
         return None
-    return flow
+    return flow if namespace in (None, flow.namespace) else None
 
 
 def the_flow(work: Work, flow_id: str) -> Flow:

@@ -302,6 +302,7 @@ def count_member(work: Work, member: Execution) -> None:
     if (place.counted, place.lost_sink) == (word, lost_sink):
         return
     progress = work.edit(progress)
+    progress.counted_at = work.now
     progress.lost_sinks += lost_sink - place.lost_sink
     counts = Counter(progress.outcomes)
     counts[place.counted] -= 1

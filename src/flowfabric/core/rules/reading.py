@@ -43,9 +43,9 @@ def find(work: Work, args: NamesExecution) -> Execution | None:
     """The execution, or None if there is none in the caller's namespace."""
     execution = work.read(Execution, args.execution_id)
     namespace = work.envelope.namespace
-    if execution is None or (namespace is not None and execution.namespace != namespace):
+    if execution is None or execution.removing_since is not None:
         return None
-    return execution
+    return execution if namespace in (None, execution.namespace) else None
 
 
 @rule(DescribeExecutionArgs, query=True)

@@ -436,7 +436,7 @@ def end_execution(
     execution.suspended_reason = BlockingReason.NONE
     execution.failure_reason = failure_reason
     execution.failure_category = failure_category
-    execution.completed_at = work.now
+    execution.completed_at = execution.retention_from = work.now
     mark_transition(work, execution)
     publish(
         work,
@@ -465,6 +465,7 @@ def reopen_execution(work: Work, execution: Execution, *, keep_journal: bool) ->
     execution.failure_reason = execution.failure_category = ""
     execution.cancellation_reason = execution.cancelled_by = ""
     execution.cancelled_from = execution.completed_at = execution.resumed_suspension_id = None
+    execution.retention_from = None
     execution.progress_pct = execution.progress_message = execution.progress_updated_at = None
     execution.has_result = False
     if not keep_journal:

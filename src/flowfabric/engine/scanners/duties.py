@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from flowfabric.contracts.base import Command
 from flowfabric.contracts.executions import ExpireExecutionArgs, ExpireReason, PromoteDelayedArgs
+from flowfabric.contracts.limits import RETENTION_MS
 from flowfabric.contracts.suspensions import ExpireSuspensionArgs
 from flowfabric.core import indexes
 from flowfabric.core.commands import (
@@ -27,9 +29,19 @@ from flowfabric.core.commands import (
 )
 from flowfabric.core.rules.creation import RESERVATION_GRACE_MS
 from flowfabric.engine.deliveries import cancel_member, deliver, forget_given_back, give_back
+from flowfabric.engine.retention import PAGE as RETENTION_PAGE
+from flowfabric.engine.retention import trim_command, trim_log
+
+if TYPE_CHECKING:
+    from flowfabric.engine.engine import Engine
 
 HEADROOM_PAGES: Final = 100
 """How many pages of those that wait one sweep lets go."""
+PAGE: Final = 100
+
+
+def _no_command(member: str) -> Command[Any]:
+    raise AssertionError(f"a duty without an index was given {member}")
 
 
 class Duty(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,21 +51,27 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
     index: str
     interval_ms: int
     """The longest pause between two sweeps; the next entry, or a wake-up, ends it sooner."""
-    command: Callable[[str], Command[Any]]
+    command: Callable[[str], Command[Any]] = _no_command
     """Makes the command for one index member."""
     forget: Callable[[str], Command[Any]] | None = None
     """Makes the command that removes the entry, if ``command`` cannot: it lies in another partition."""
     scope: str = ""
     grace_ms: int = 0
     """How long after its instant an entry is due."""
+    page: int = PAGE
+    """How many entries are done side by side."""
+    whole: Callable[[Engine], Awaitable[int]] | None = None
+    """Does the duty without an index of instants. Returns how much there was to do."""
 
 
-def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
+def duties(*, reclaim_grace_ms: int = 0, retention_ms: int | None = RETENTION_MS) -> tuple[Duty, ...]:
     """All duties of an engine.
 
     Args:
         reclaim_grace_ms: how long a lapsed lease keeps others from reclaiming the execution.
+        retention_ms: how long what has ended is kept; None keeps it for ever.
     """
+    retention = () if retention_ms is None else retention_duties(retention_ms)
     return (
         Duty(
             name="lease_expiry",
@@ -177,6 +195,37 @@ def duties(*, reclaim_grace_ms: int = 0) -> tuple[Duty, ...]:
             index=indexes.DUE_WORKER_DEATH,
             interval_ms=5_000,
             command=lambda member: SettleWorkerDeathArgs(death_id=member),
+        ),
+        *retention,
+    )
+
+
+def retention_duties(retention_ms: int) -> tuple[Duty, ...]:
+    """Those that remove what ended longer ago, the oldest first, and the events of that time."""
+    graces = {"": retention_ms, indexes.OWN_SCOPE: 0, indexes.FLOW_SCOPE: retention_ms}
+    names = {
+        "": "retention_trimmer",
+        indexes.OWN_SCOPE: "retention_trimmer_own_date",
+        indexes.FLOW_SCOPE: "retention_trimmer_flows",
+    }
+    return (
+        *(
+            Duty(
+                name=names[scope],
+                index=indexes.RETENTION,
+                scope=scope,
+                grace_ms=grace_ms,
+                interval_ms=60_000,
+                page=RETENTION_PAGE,
+                command=partial(trim_command, scope, retention_ms=retention_ms),
+            )
+            for scope, grace_ms in graces.items()
+        ),
+        Duty(
+            name="event_log_trimmer",
+            index="",
+            interval_ms=60_000,
+            whole=partial(trim_log, retention_ms=retention_ms),
         ),
     )
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flowfabric.scanners")
 
-PAGE: Final = 100
 PAUSE_AFTER_FAULT_MS: Final = 1_000
 
 
@@ -90,12 +89,14 @@ async def sweep(engine: Engine, duty: Duty, *, upto: int | None = None) -> int:
         duty: what to do.
         upto: the last instant that counts, instead of now.
     """
+    if duty.whole is not None:
+        return await duty.whole(engine)
     seen = 0
     after: tuple[int, str] | None = None
     if upto is None:
         upto = await engine.store.now() - duty.grace_ms
     while True:
-        page = await engine.store.read_index(duty.index, duty.scope, after=after, upto=upto, limit=PAGE)
+        page = await engine.store.read_index(duty.index, duty.scope, after=after, upto=upto, limit=duty.page)
         if not page:
             return seen
         done = await _carry_out(engine, duty.name, duty.command, [member for _, member in page])

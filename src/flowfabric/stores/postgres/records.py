@@ -175,6 +175,14 @@ class Statements:
         ]
         return _merged(parts, f"ORDER BY key LIMIT {bound}"), values
 
+    def list_owned(self, low: str, high: str, limit: int) -> tuple[str, Values]:
+        """Stored keys of a range, of both tables."""
+        parts = [
+            f"SELECT key FROM {self.schema}.{table} WHERE key >= $1 AND key < $2 ORDER BY key LIMIT $3"
+            for table in _TABLES
+        ]
+        return _merged(parts, "ORDER BY key LIMIT $3"), Values([low, high, limit])
+
     def read_frames(
         self, stream: str, first: tuple[int, int], last: tuple[int, int] | None, limit: int
     ) -> tuple[str, Values]:

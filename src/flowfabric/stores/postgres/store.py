@@ -20,9 +20,9 @@ import msgspec
 
 from flowfabric import errors
 from flowfabric.core.work import Frame
-from flowfabric.stores.base import Conflict
+from flowfabric.stores.base import Conflict, is_owned
 from flowfabric.stores.clock import StoreClock
-from flowfabric.stores.keys import restored_key, stored_key, stored_prefix_bounds
+from flowfabric.stores.keys import owned_bounds, restored_key, stored_key, stored_prefix_bounds
 from flowfabric.stores.postgres import records
 from flowfabric.stores.postgres.borrowed import BorrowedDatabase
 from flowfabric.stores.postgres.changes import Changes
@@ -196,6 +196,17 @@ class PostgresStore:
             if len(rows) < limit:
                 break
             place = rows[-1][0]
+        return found[:limit]
+
+    async def list_owned(self, identity: str, *, limit: int = 100) -> list[Key]:
+        low, high = owned_bounds(identity)
+        found: list[Key] = []
+        while len(found) < limit:
+            rows = await self._fetch(*self._statements.list_owned(low, high, limit))
+            found += [key for (name,) in rows if is_owned(key := restored_key(name), identity)]
+            if len(rows) < limit:
+                break
+            low = rows[-1][0] + "\x01"
         return found[:limit]
 
     async def read_frames(

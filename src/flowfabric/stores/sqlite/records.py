@@ -12,8 +12,9 @@ from flowfabric import errors
 from flowfabric.core.events import Event, Family, StoredEvent
 from flowfabric.core.records import RECORD_TYPES, Key, decode_record, encode_record, kind_of
 from flowfabric.core.work import Frame
-from flowfabric.stores.base import Commit, Conflict, Loaded
+from flowfabric.stores.base import Commit, Conflict, Loaded, is_owned
 from flowfabric.stores.keys import (
+    owned_bounds,
     prefix_bounds,
     restored_key,
     stored_key,
@@ -138,6 +139,22 @@ def list_keys(connection: Connection, prefix: Key, after: Key | None, limit: int
         if len(names) < limit:
             break
         place = names[-1][0]
+    return found[:limit]
+
+
+def list_owned(connection: Connection, identity: str, limit: int) -> list[Key]:
+    """Keys of records with this identity or one below it: one seek in each table."""
+    low, high = owned_bounds(identity)
+    found: list[Key] = []
+    while len(found) < limit:
+        names = connection.rows(
+            f"SELECT key FROM {_ALL_KEYS} WHERE key >= ? AND key < ? ORDER BY key LIMIT ?", (low, high, limit)
+        )
+        keys = (restored_key(name) for (name,) in names)
+        found += [key for key in keys if is_owned(key, identity)]
+        if len(names) < limit:
+            break
+        low = names[-1][0] + "\x00"
     return found[:limit]
 
 

@@ -209,6 +209,9 @@ class SqliteStore:
     async def list_keys(self, prefix: Key, *, after: Key | None = None, limit: int = 100) -> list[Key]:
         return await self._walk(lambda connection: records.list_keys(connection, prefix, after, limit))
 
+    async def list_owned(self, identity: str, *, limit: int = 100) -> list[Key]:
+        return await self._read(lambda connection: records.list_owned(connection, identity, limit))
+
     async def read_frames(
         self,
         stream: str,

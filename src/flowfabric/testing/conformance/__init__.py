@@ -23,6 +23,7 @@ pytest.register_assert_rewrite(
     "flowfabric.testing.conformance.flows",
     "flowfabric.testing.conformance.lanes",
     "flowfabric.testing.conformance.model",
+    "flowfabric.testing.conformance.retention",
     "flowfabric.testing.conformance.scenarios",
     "flowfabric.testing.conformance.workers",
 )
@@ -37,6 +38,7 @@ from flowfabric.testing.conformance.flows import FlowConformance  # noqa: E402
 from flowfabric.testing.conformance.lanes import LaneConformance  # noqa: E402
 from flowfabric.testing.conformance.model import ModelConformance  # noqa: E402
 from flowfabric.testing.conformance.protocol import ProtocolConformance  # noqa: E402
+from flowfabric.testing.conformance.retention import RetentionConformance  # noqa: E402
 from flowfabric.testing.conformance.scenarios import ScenarioConformance  # noqa: E402
 from flowfabric.testing.conformance.workers import DeathConformance, WorkerConformance  # noqa: E402
 
@@ -52,6 +54,7 @@ __all__ = [
     "LaneConformance",
     "ModelConformance",
     "ProtocolConformance",
+    "RetentionConformance",
     "ScenarioConformance",
     "StoreConformance",
     "WorkerConformance",
@@ -66,6 +69,7 @@ class StoreConformance(
     FlowConformance,
     BudgetConformance,
     AdmissionConformance,
+    RetentionConformance,
     LaneConformance,
     FeedConformance,
     FlowNewsConformance,

@@ -416,6 +416,14 @@ class KeyPromises(StoreSuite):
         assert await store.list_keys("stream/") == [stream().key]
         assert await store.list_keys("execution/") == []
 
+    async def test_what_an_identity_owns_is_listed_whatever_its_kind(self, store: ClockedStore) -> None:
+        await write(store, payload(1), stream(1), payload(2), stream(2))
+        owned = [payload(1).key, stream(1).key]
+        assert await store.list_owned(execution_id(1)) == owned
+        assert await store.list_owned(execution_id(1), limit=1) == owned[:1]
+        assert await store.list_owned(execution_id(1)[:-1]) == []
+        assert await store.list_owned(execution_id(1, partition=8)) == []
+
 
 class FramePromises(StoreSuite):
     """Frames of streams."""
