@@ -118,7 +118,7 @@ def test_a_field_that_is_not_honoured_is_refused(raw, field):
 
 def test_the_retention_of_streams_is_honoured():
     policy = p.parse_policy('{"stream_policy": {"retention_ttl_ms": 1000}}')
-    assert policy.stream_policy.retention_ttl_ms == 1_000
+    assert policy == p.ExecutionPolicy(stream_policy=p.StreamPolicy(retention_ttl_ms=1_000))
 
 
 def test_an_empty_list_of_budgets_asks_for_none_whatever_the_handler_says():

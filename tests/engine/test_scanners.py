@@ -6,8 +6,9 @@ import pytest
 
 from flowfabric import errors
 from flowfabric.contracts.executions import PromoteDelayedArgs
+from flowfabric.contracts.limits import DAY_MS
 from flowfabric.core import indexes
-from flowfabric.core.indexes import NAMES
+from flowfabric.core.indexes import NAMES, RETENTION
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import DUTIES, PAGE, Duty
@@ -28,7 +29,16 @@ async def bed():
 
 
 def test_every_index_of_instants_has_a_duty():
-    assert {duty.index for duty in DUTIES} == {index for index in NAMES if index.startswith("due_")}
+    due = {index for index in NAMES if index.startswith("due_")}
+    assert {duty.index for duty in DUTIES} == due | {RETENTION, ""}
+
+
+async def test_a_duty_without_an_index_does_what_there_is_to_do(bed):
+    duty = next(duty for duty in DUTIES if duty.whole is not None)
+    await bed.create()
+    bed.clock.advance(DAY_MS)
+    assert await sweep(bed.engine, duty) == 1
+    assert await sweep(bed.engine, duty) == 0
 
 
 @pytest.mark.scenario("BOOT-007")

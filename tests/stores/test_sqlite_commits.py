@@ -280,6 +280,10 @@ class TestCost:
         assert slow == []
 
 
+def file_size(path: str) -> int:
+    return Path(path).stat().st_size
+
+
 def log_size(path: str) -> int:
     return Path(f"{path}-wal").stat().st_size
 
@@ -346,5 +350,5 @@ async def test_a_file_that_is_filled_and_trimmed_again_and_again_does_not_grow(
             [(key, version, _)] = (await store.load([payload(number).key])).rows
             await store.commit(commit(changes=[Change(key, version, None)]))
         await store.trim_events(await store.last_event())
-        sizes.append(Path(path).stat().st_size)
+        sizes.append(file_size(path))
     assert max(sizes[1:]) <= sizes[1]

@@ -323,6 +323,8 @@ def _message_rows(message: Message) -> set[IndexRow]:
 
 def _flow_rows(flow: Flow) -> set[IndexRow]:
     """One row for those who see one namespace, and one for those who see all."""
+    if flow.removing_since is not None:
+        return set()
     partition = str(flow_partition(flow.flow_id))
     return {
         (FLOWS, scope_of(namespace, partition), 0, flow.identity)

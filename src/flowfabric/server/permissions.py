@@ -144,6 +144,7 @@ _GROUPS: Final[dict[frozenset[Role], tuple[str, ...]]] = {
         "rotate_waitpoint_hmac_secret",
         "rotate_waitpoint_hmac_secret_all",
         "seed_waitpoint_hmac_secret",
+        "trim_retention",
     ),
 }
 

@@ -23,9 +23,9 @@ import msgspec
 from flowfabric import errors
 from flowfabric.core.events import Family
 from flowfabric.core.records import RECORD_TYPES, kind_of
-from flowfabric.stores.base import Conflict, Loaded
+from flowfabric.stores.base import Conflict, Loaded, is_owned, key_order
 from flowfabric.stores.clock import StoreClock
-from flowfabric.stores.keys import restored_key, stored_key, stored_prefix_bounds
+from flowfabric.stores.keys import owned_bounds, restored_key, stored_key, stored_prefix_bounds
 from flowfabric.stores.valkey import records
 from flowfabric.stores.valkey.changes import Changes
 from flowfabric.stores.valkey.client import Client
@@ -228,6 +228,15 @@ class ValkeyStore:
         """Stored keys of one kind in some shards, in order."""
         parts = await self._read_each(shards, lambda shard: wanted.command(shard.listing(kind), limit))
         return [name.decode() for name in islice(heapq.merge(*parts), limit)]
+
+    async def list_owned(self, identity: str, *, limit: int = 100) -> list[Key]:
+        shard = self._shards.of(identity)
+        wanted = text_range(*owned_bounds(identity), None)
+        parts = await self._read(
+            shard, *(wanted.command(shard.listing(kind), limit) for kind in RECORD_TYPES)
+        )
+        keys = [restored_key(name.decode()) for part in parts for name in part]
+        return sorted((key for key in keys if is_owned(key, identity)), key=key_order)[:limit]
 
     async def read_frames(
         self,
