@@ -112,7 +112,8 @@ class FeedConformance(StoreSuite):
                 [event] = await taken(feed, 1)
                 assert (event.execution_id, event.outcome) == (first, TerminalOutcome.SUCCESS)
         second = await ended(bed)
-        assert asyncio.all_tasks() == tasks
+        await bed.store.last_event()  # what a store still carries to its log is there by then
+        assert asyncio.all_tasks() <= tasks
         async with bed.engine.subscribe_completion(after=one.cursor) as again:
             assert await ids_of(again, 1) == [second]
 
