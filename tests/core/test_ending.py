@@ -41,7 +41,7 @@ class TestCancel:
         outcome = book.run(requests.cancel(execution_id))
         assert outcome == cancelled(execution_id, LifecyclePhase.RUNNABLE)
         assert book.vector(execution_id) == (*DONE, "cancelled", "pending_first_attempt", "cancelled")
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
         execution = book.execution(execution_id)
         assert (execution.cancellation_reason, execution.cancelled_by) == ("not needed", "operator_override")
         assert (execution.lease_epoch, execution.attempt) == (0, None)
@@ -58,7 +58,7 @@ class TestCancel:
     def test_a_delayed_execution(self, book):
         execution_id = book.create(delay_until=START_MS + 9, execution_deadline_at=START_MS + 99)
         book.run(requests.cancel(execution_id))
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
 
     def test_an_operator_needs_no_lease_to_cancel_running_work(self, book):
         execution_id, fence = book.start()
@@ -87,7 +87,7 @@ class TestCancel:
         book.run(lapse(execution_id))
         book.run(requests.cancel(execution_id))
         assert book.situation(execution_id) is Situation.CANCELLED
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
 
     def test_a_suspension_and_its_waitpoint_are_closed(self, book):
         execution_id, suspension, waitpoint = suspended(book)
@@ -96,7 +96,7 @@ class TestCancel:
         closed = book.get(Suspension, suspension)
         assert (closed.closed_at, closed.close_reason) == (book.now, "cancelled")
         assert book.get(Waitpoint, waitpoint).state == "closed"
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
         attempt = book.execution(execution_id).attempt
         assert (attempt.state, attempt.stream_closed_reason) == ("ended_cancelled", "attempt_cancelled")
 
@@ -162,7 +162,7 @@ class TestDeadline:
         book.advance(1)
         assert book.run(requests.deadline(execution_id)) == ExecutionExpired(execution_id=execution_id)
         assert book.vector(execution_id) == (*DONE, "expired", "pending_first_attempt", "expired")
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
         execution = book.execution(execution_id)
         assert (execution.failure_reason, execution.failure_category) == ("execution_deadline", "timeout")
         assert book.names(Family.COMPLETION) == ["expired"]
@@ -188,7 +188,7 @@ class TestDeadline:
         assert book.situation(execution_id) is Situation.EXPIRED
         assert book.get(Suspension, suspension).close_reason == "expired:execution_deadline"
         assert book.get(Waitpoint, waitpoint).state == "closed"
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
 
     def test_a_lapsed_lease_and_a_delay_do_not_help_either(self, book):
         lapsed, _ = book.start(execution_deadline_at=START_MS + TTL_MS)

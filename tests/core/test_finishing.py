@@ -25,7 +25,7 @@ class TestComplete:
         outcome = book.run(requests.complete(execution_id, fence))
         assert outcome == ExecutionCompleted(execution_id=execution_id, public_state=PublicState.COMPLETED)
         assert book.vector(execution_id) == (*DONE, "success", "attempt_terminal", "completed")
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
         execution = book.execution(execution_id)
         assert (execution.lease, execution.completed_at) == (None, book.now)
         assert execution.attempt.state is AttemptLifecycle.ENDED_SUCCESS
@@ -133,7 +133,7 @@ class TestFail:
         assert (execution.failure_reason, execution.failure_category) == ("boom", "transient")
         assert execution.attempt.state is AttemptLifecycle.ENDED_FAILURE
         assert execution.attempt.stream_closed_reason == "attempt_failure"
-        assert book.indexes(execution_id) == {"created", "terminal"}
+        assert book.indexes(execution_id) == {"created", "retention", "terminal"}
         [completion] = [event for event in book.events if event.family is Family.COMPLETION]
         assert (completion.name, completion.data["failure_reason"]) == ("failed", "boom")
 

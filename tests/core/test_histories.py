@@ -236,7 +236,7 @@ class Histories(RuleBasedStateMachine):
         if is_terminal(execution):
             assert (execution.lease, execution.grant, execution.blockers) == (None, None, ())
             assert execution.completed_at is not None
-            assert self.book.indexes(self.execution_id) == {"created", "terminal"}
+            assert self.book.indexes(self.execution_id) == {"created", "retention", "terminal"}
         else:
             assert (execution.completed_at, execution.outcome) == (None, TerminalOutcome.NONE)
 

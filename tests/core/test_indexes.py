@@ -101,6 +101,7 @@ class TestExecution:
         assert book.rows(execution_id) == {
             ("created", NAMESPACE, START_MS, execution_id),
             ("terminal", scope_of(LANE_SCOPE, "cancelled"), START_MS + 3, execution_id),
+            ("retention", "", START_MS + 3, execution_id),
         }
 
     def test_one_that_is_suspended_stands_where_its_suspension_says(self, book):

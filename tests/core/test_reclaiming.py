@@ -124,7 +124,7 @@ def assert_failed_for_good(book, execution_id):
     assert execution.failure_reason == "max_reclaims_exceeded"
     assert (execution.attempt.state, execution.grant) == (AttemptLifecycle.ENDED_FAILURE, None)
     assert execution.attempt.stream_closed_reason == "attempt_failure"
-    assert book.indexes(execution_id) == {"created", "terminal"}
+    assert book.indexes(execution_id) == {"created", "retention", "terminal"}
     assert book.names()[-2:] == ["released", "failed"]
 
 
