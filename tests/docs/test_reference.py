@@ -132,6 +132,7 @@ def test_every_snippet_of_the_readme_compiles(code: str) -> None:
     compile(code, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
+@pytest.mark.scenario("BOOT-012")
 async def test_the_ten_lines_of_the_readme_do_what_it_says() -> None:
     """The handler runs twice, its step once; it is submitted and awaited as the second snippet does it."""
     written: list[str] = []

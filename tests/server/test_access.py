@@ -33,6 +33,7 @@ def options() -> ServerOptions:
 def concrete(route: Route) -> str:
     path = route.path.replace("{execution_id}", EXECUTION.rpartition("/")[2])
     for name, value in {
+        "{budget_id}": "0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22",
         "{flow_id}": "0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22",
         "{waitpoint_id}": "0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22",
         "{attempt_index}": "0",

@@ -1,9 +1,15 @@
 """The routes of flows."""
 
+from itertools import pairwise
+from pathlib import Path
+
 import httpx
 import pytest
 
+from flowfabric.engine.engine import Engine
 from flowfabric.minting import new_execution_id, new_flow_id, new_uuid4
+from flowfabric.server import ServerOptions, Service, make_app
+from tests.postgres import server
 from tests.server.conftest import CREATION
 
 FLOW = new_flow_id()
@@ -79,3 +85,29 @@ async def test_an_unknown_flow_is_not_found(client: httpx.AsyncClient) -> None:
 
 async def test_a_malformed_flow_id_is_refused(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/flows/nonsense/cancel", json={})).status_code == 400
+
+
+@pytest.mark.scenario("HTTP-011")
+async def test_a_flow_of_three_runs_over_postgres_too(tmp_path: Path) -> None:
+    async with Engine(server().store(tmp_path)) as engine:
+        transport = httpx.ASGITransport(make_app(Service(engine, ServerOptions())))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            await open_flow(client)
+            members = [(await add_member(client))[0] for _ in range(3)]
+            for revision, (upstream, downstream) in enumerate(pairwise(members), 3):
+                edge = {
+                    "flow_id": FLOW,
+                    "edge_id": new_uuid4(),
+                    "upstream_execution_id": upstream,
+                    "downstream_execution_id": downstream,
+                    "now": 1,
+                }
+                staged = await client.post(
+                    f"/v1/flows/{FLOW}/edges", json={**edge, "expected_graph_revision": revision}
+                )
+                assert staged.json()["Staged"]["new_graph_revision"] == revision + 1
+                await client.post(
+                    f"/v1/flows/{FLOW}/edges/apply", json={**edge, "graph_revision": revision + 1}
+                )
+            states = [(await client.get(f"/v1/executions/{member}/state")).json() for member in members]
+    assert states == ["waiting", "waiting_children", "waiting_children"]

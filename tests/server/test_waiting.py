@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 
 import httpx
 import pytest
@@ -270,3 +271,29 @@ class TestPermits:
         service.close()
         assert (await tail).status_code == 503
         assert (await client.get(STREAM)).status_code == 503
+
+
+@pytest.mark.scenario("BOOT-006")
+async def test_all_tails_end_together_when_the_server_does(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    await create(client)
+    tails = [asyncio.create_task(client.get(f"{STREAM}/tail?block_ms=20000")) for _ in range(16)]
+    while service.waiting < len(tails):
+        await asyncio.sleep(0)
+    service.close()
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*tails)
+    assert {answer.status_code for answer in answers} == {503}
+    late = await client.get(f"{STREAM}/tail?block_ms=20000")
+    assert (late.status_code, late.json()["kind"]) == (503, "unavailable")
+
+
+@pytest.mark.realtime
+@pytest.mark.scenario("STREAM-010")
+async def test_a_tail_of_an_idle_stream_waits_as_long_as_it_was_told(client: httpx.AsyncClient) -> None:
+    await create(client)
+    begun = time.monotonic()
+    answer = await client.get(f"{STREAM}/tail?block_ms=1500")
+    assert answer.json() == {"frames": [], "count": 0}
+    assert time.monotonic() - begun >= 1.45

@@ -119,6 +119,8 @@ def _query_parameters(route: Route) -> list[Schema]:
 
 def _without(schema: Schema, fields: set[str], schemas: Schemas) -> Schema:
     """The schema of a body that need not repeat what the path says."""
+    if "$ref" not in schema:
+        return schema
     named = schemas.found[schema["$ref"].rpartition("/")[2]]
     required = [name for name in named.get("required", []) if name not in fields]
     if not fields & set(named["properties"]):
