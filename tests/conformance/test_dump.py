@@ -25,7 +25,7 @@ async def test_a_dump_holds_records_rows_events_and_frames():
         held = await drive(bed)
     kinds = {key.partition("/")[0] for key in held["records"]}
     assert kinds == {"attempt", "execution", "payload", "reservation", "result", "stream"}
-    assert {row[0] for row in held["rows"]} == {"created", "due_reservation", "terminal"}
+    assert {row[0] for row in held["rows"]} == {"created", "due_reservation", "retention", "terminal"}
     assert [event["event"]["name"] for event in held["events"]][:2] == ["created", "acquired"]
     assert [len(frames) for frames in held["frames"].values()] == [1, 0, 0]
 

@@ -490,6 +490,11 @@ class EventPromises(StoreSuite):
         assert await store.last_event() == 0
         assert await store.read_events(0) == []
 
+    async def test_an_execution_without_events_of_a_family_has_none(self, store: ClockedStore) -> None:
+        await write(store, events=[event(1), event(1)])
+        completions = frozenset({Family.COMPLETION})
+        assert await store.read_events(0, families=completions, execution_id=execution_id(1)) == []
+
     async def test_pages_of_the_log_follow_each_other(self, store: ClockedStore) -> None:
         await write(store, events=[event(number) for number in range(1, 8)])
         assert [one.sequence for one in await store.read_events(2, limit=3)] == [3, 4, 5]

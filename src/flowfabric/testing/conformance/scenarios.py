@@ -110,7 +110,7 @@ class LifecycleScenarios(StoreSuite):
         assert (await bed.renew(claim)).expires_at == bed.clock.now_ms + TTL_MS
         await bed.complete(claim, result_payload=bytes(range(256)))
         assert await bed.state(execution_id) is PublicState.COMPLETED
-        assert await bed.indexes_of(execution_id) == {"created", "terminal"}
+        assert await bed.indexes_of(execution_id) == {"created", "retention", "terminal"}
         assert await bed.execute(GetExecutionResultArgs(execution_id=execution_id)) == bytes(range(256))
         assert await bed.events(execution_id, Family.COMPLETION) == ["success"]
 
@@ -388,7 +388,7 @@ class WaitingScenarios(StoreSuite):
         await bed.advance(1_000)
         vector = await bed.vector(execution_id)
         assert (vector.public_state, vector.attempt_state) == ("expired", "pending_first_attempt")
-        assert await bed.indexes_of(execution_id) == {"created", "terminal"}
+        assert await bed.indexes_of(execution_id) == {"created", "retention", "terminal"}
 
     @pytest.mark.scenario("TIME-008")
     async def test_expiry_is_told_once_in_the_commit_that_made_it_so(self, bed: Bed) -> None:
