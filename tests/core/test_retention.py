@@ -10,6 +10,7 @@ from flowfabric.core.records import (
     flow_identity,
     key_for,
 )
+from flowfabric.errors import InvalidInput
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.conformance.flows import Graph
@@ -61,3 +62,12 @@ async def test_a_member_that_has_ended_waits_for_its_flow():
         [answer] = await bed.engine.execute_unbounded([removal])
         assert answer.action == "kept"
         assert key_for(Execution, graph.ids["a"]) in (await bed.dump())["records"]
+
+
+async def test_records_of_something_else_are_not_removed():
+    async with Bed(MemoryStore()) as bed:
+        claim = await bed.start()
+        await bed.complete(claim)
+        other = key_for(Execution, await bed.create())
+        removal = RemoveExecutionArgs(execution_id=claim.execution_id, retention_ms=0, keys=(other,))
+        assert isinstance(await bed.refused(removal), InvalidInput)

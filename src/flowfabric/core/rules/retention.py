@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from flowfabric import errors
 from flowfabric.core.commands import (
     RemoveExecutionArgs,
     RemoveFlowArgs,
@@ -59,7 +60,7 @@ def remove_execution(work: Work, args: RemoveExecutionArgs) -> RetentionSettled:
         return RetentionSettled(action=GONE)
     if execution.removing_since is None and not _may_go(work, execution, args.retention_ms):
         return RetentionSettled(action=KEPT)
-    if _remove_records(work, args.keys) and args.last:
+    if _remove_records(work, args.execution_id, args.keys) and args.last:
         publish_tags(work, execution, "cleared", execution.tags)
         work.remove(execution)
         return RetentionSettled(action=REMOVED, executions=1)
@@ -83,11 +84,17 @@ def _may_go(work: Work, execution: Execution, retention_ms: int) -> bool:
     return due_at <= work.now
 
 
-def _remove_records(work: Work, keys: tuple[Key, ...]) -> bool:
-    """Remove records, and frames up to a number. Returns whether nothing of them is left."""
+def _remove_records(work: Work, identity: str, keys: tuple[Key, ...]) -> bool:
+    """Remove records, and frames up to a number. Returns whether nothing of them is left.
+
+    Raises:
+        InvalidInput: a record belongs to something else.
+    """
     frames = FRAMES_PER_STEP
     whole = True
     for key in keys:
+        if not f"{key.partition('/')[2]}/".startswith(f"{identity}/"):
+            raise errors.InvalidInput(field="keys", value=key, rule=f"records of {identity}")
         record = work.peek(key)
         if isinstance(record, StreamMeta):
             frames = _remove_frames(work, record, frames)
@@ -128,7 +135,7 @@ def remove_flow(work: Work, args: RemoveFlowArgs) -> RetentionSettled:
         return RetentionSettled(action=GONE)
     if flow.removing_since is None and not _flow_may_go(work, flow, progress, args):
         return RetentionSettled(action=KEPT)
-    _remove_records(work, args.keys)
+    _remove_records(work, args.flow_identity, args.keys)
     if args.last:
         work.remove(flow)
         work.remove(progress)
