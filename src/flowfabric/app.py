@@ -104,7 +104,7 @@ class FlowFabric:
         self.handlers: dict[str, Handler[..., Any]] = {}
         self._submissions = Submissions(self.handlers, self.namespace)
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
-        self._retention_ms = _retention_ms(retention)
+        self._retention_ms = retention_ms_of(retention)
         self._store = store
         self._layers = tuple(layers)
         self._token = token
@@ -545,8 +545,8 @@ def server_engine(
     return HttpEngine(url, token=known_by, namespace=namespace, layers=layers)
 
 
-def _retention_ms(given: timedelta | float | None) -> int | None:
-    """How long to keep what has ended; None for ever.
+def retention_ms_of(given: timedelta | float | None) -> int | None:
+    """How long to keep what has ended: as given, else as ``FF_RETENTION`` says; None for ever.
 
     Raises:
         ValueError: ``FF_RETENTION`` is neither a duration nor ``off``.

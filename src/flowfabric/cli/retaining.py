@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from flowfabric.app import retention_ms_of
 from flowfabric.cli.exits import OK, UsageError
 from flowfabric.cli.output import print_fields, print_json, print_note
 from flowfabric.cli.session import open_engine, run
-from flowfabric.contracts.durations import parse_duration_ms
-from flowfabric.contracts.limits import RETENTION_MS
 from flowfabric.contracts.retention import TrimRetentionArgs
 
 if TYPE_CHECKING:
@@ -41,10 +39,10 @@ def _default_ms() -> int:
     Raises:
         UsageError: it says that nothing is to be removed, or nothing that can be read.
     """
-    text = os.environ.get("FF_RETENTION") or ""
-    if text == "off":
-        raise UsageError("FF_RETENTION is off. Say --older-than to remove something all the same.")
     try:
-        return parse_duration_ms(text) if text else RETENTION_MS
+        kept_ms = retention_ms_of(None)
     except ValueError as error:
         raise UsageError(f"FF_RETENTION: {error}.") from error
+    if kept_ms is None:
+        raise UsageError("FF_RETENTION is off. Say --older-than to remove something all the same.")
+    return kept_ms

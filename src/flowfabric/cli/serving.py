@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowfabric.app import seed_signing_key
+from flowfabric.app import retention_ms_of, seed_signing_key
 from flowfabric.cli.exits import OK, UsageError
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import run
 from flowfabric.cli.working import SURVIVES
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
-from flowfabric.engine.scanners.duties import DUTIES
+from flowfabric.engine.scanners.duties import duties
 from flowfabric.errors import InvalidInput
 from flowfabric.urls import store_for
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from flowfabric.server.access import TokenEntry
     from flowfabric.server.settings import Settings
 
 log = logging.getLogger("flowfabric.cli")
@@ -32,7 +34,11 @@ def serve(arguments: Namespace) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    run(_serve(arguments, _settings_of(arguments)))
+    try:
+        kept_ms = retention_ms_of(None)
+    except ValueError as error:
+        raise UsageError(f"FF_RETENTION: {error}.") from error
+    run(_serve(arguments, _settings_of(arguments), kept_ms))
     return OK
 
 
@@ -47,14 +53,15 @@ def make_token(arguments: Namespace) -> int:
         print_json({"token": token, "entry": entry})
         return OK
     print(token)
-    print("\n".join(_toml_of(entry.name, entry.sha256, entry.roles, entry.namespace)), file=sys.stderr)
+    print("\n".join(_toml_of(entry)), file=sys.stderr)
     return OK
 
 
-def _toml_of(name: str, sha256: str, roles: tuple[str, ...], namespace: str | None) -> list[str]:
-    lines = ["[[token]]", f'name = "{name}"', f'sha256 = "{sha256}"']
-    lines.append(f"roles = [{', '.join(f'{chr(34)}{role}{chr(34)}' for role in roles)}]")
-    return lines if namespace is None else [*lines, f'namespace = "{namespace}"']
+def _toml_of(entry: TokenEntry) -> list[str]:
+    """The entry as a table of the tokens file. A JSON string is a TOML string too."""
+    fields = {"name": entry.name, "sha256": entry.sha256, "roles": entry.roles, "namespace": entry.namespace}
+    told = {name: json.dumps(value) for name, value in fields.items() if value is not None}
+    return ["[[token]]", *(f"{name} = {text}" for name, text in told.items())]
 
 
 def _settings_of(arguments: Namespace) -> Settings:
@@ -69,12 +76,12 @@ def _settings_of(arguments: Namespace) -> Settings:
         raise UsageError(str(error)) from error
 
 
-async def _serve(arguments: Namespace, settings: Settings) -> None:
+async def _serve(arguments: Namespace, settings: Settings, kept_ms: int | None) -> None:
     from flowfabric.server.serving import make_server
 
     async with Engine(store_for(arguments.url)) as engine:
         await seed_signing_key(engine)
-        scanners = Scanners(engine, DUTIES)
+        scanners = Scanners(engine, duties(retention_ms=kept_ms))
         scanners.start()
         try:
             _announce(engine, settings, as_json=arguments.json)
