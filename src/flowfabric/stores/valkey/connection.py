@@ -66,6 +66,8 @@ class Connection(asyncio.Protocol):
         """
         if self.closed:
             raise ConnectionResetError
+        if not commands:
+            return []  # nothing would ever arrive for them
         waiting = Waiting(len(commands), self._loop.create_future())
         self._waiting.append(waiting)
         if not self._unsent:

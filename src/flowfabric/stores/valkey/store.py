@@ -304,8 +304,6 @@ class ValkeyStore:
 
     async def _events_at(self, places: list[tuple[int, Family]]) -> list[StoredEvent]:
         """The events at some places, without those that were trimmed since."""
-        if not places:
-            return []
         home = self._shards.home
         parts = await self._read(
             home, *(("XRANGE", home.log(family), place, place) for place, family in places)
