@@ -81,6 +81,21 @@ async def test_many_commands_have_an_answer_each(client: httpx.AsyncClient) -> N
     assert (wrong["status"], unknown["status"]) == (400, 400)
 
 
+async def test_a_command_that_breaks_leaves_the_answers_of_the_others(
+    client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def carry_out_many(asked: list[Any]) -> list[Any]:
+        return ["first", ZeroDivisionError("a secret of ours")]
+
+    monkeypatch.setattr(engine, "carry_out_many", carry_out_many)
+    commands = [{"operation": "server_time", "command": {}}] * 2
+    answer = await client.post("/v1/commands", json={"commands": commands})
+    first, second = answer.json()["answers"]
+    assert first["outcome"] == "first"
+    assert (second["status"], second["problem"]["error"]) == (500, "internal error")
+    assert "secret" not in answer.text
+
+
 async def test_too_many_commands_are_refused(client: httpx.AsyncClient) -> None:
     commands = [{"operation": "server_time", "command": {}}] * 257
     answer = await client.post("/v1/commands", json={"commands": commands})

@@ -8,11 +8,14 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from flowfabric import errors
+from flowfabric.contracts.reads import ServerTimeArgs
 from flowfabric.engine.engine import Engine
 from flowfabric.remote import HttpEngine
 from flowfabric.server.serving import Server, make_server
 from flowfabric.server.settings import read_settings
 from flowfabric.stores.memory import MemoryStore
+from tests.server.conftest import CREATION, EXECUTION
 
 pytestmark = pytest.mark.realtime
 
@@ -100,6 +103,38 @@ async def test_a_server_that_ends_lets_go_of_those_who_wait() -> None:
             await asyncio.sleep(0.005)
         server.stop()
         assert (await waiting).status_code == 503
+
+
+async def test_a_client_that_has_gone_is_given_no_work() -> None:
+    claim = b'{"lanes": ["default"], "worker_id": "w", "worker_instance_id": "i", "lease_ttl_ms": 60000}'
+    head = b"POST /v1/claims?wait_ms=20000 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += b"FlowFabric-Namespace: demo\r\nContent-Length: %d\r\n\r\n" % len(claim)
+    async with serving() as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + claim)
+        while not server.service.waiting:
+            await asyncio.sleep(0.005)
+        writer.close()
+        await writer.wait_closed()
+        while server.server_state.connections:
+            await asyncio.sleep(0.005)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            await client.post("/v1/executions", json=CREATION)
+            while server.service.waiting:
+                await asyncio.sleep(0.005)
+            assert (await client.get(f"{EXECUTION}/state")).json() == "waiting"
+
+
+async def test_a_client_that_stops_has_the_answers_to_what_it_sent() -> None:
+    async with serving() as (_, port):
+        engine = HttpEngine(f"http://127.0.0.1:{port}")
+        await engine.start()
+        asked = [asyncio.create_task(engine.execute(ServerTimeArgs())) for _ in range(600)]
+        await asyncio.sleep(0)
+        await engine.stop()
+        assert all(answer.now_ms for answer in await asyncio.gather(*asked))
+        with pytest.raises(errors.Unavailable):
+            await engine.execute(ServerTimeArgs())
 
 
 async def test_a_client_finds_the_engine_behind_the_server() -> None:

@@ -140,6 +140,7 @@ class HttpEngine(Subscribing):
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
+        self._closing = False
         self._queue: list[Errand] = []
         self._senders: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
@@ -173,16 +174,17 @@ class HttpEngine(Subscribing):
 
     async def stop(self) -> None:
         """Finish what is in flight and close the connections."""
-        client, self._client = self._client, None
-        if client is None:
+        client = self._client
+        if client is None or self._closing:
             return
-        self.durability = None
+        self._closing = True
         self.notifier.close()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*self._senders, return_exceptions=True)
         await client.aclose()
+        self._client, self.durability, self._closing = None, None, False
 
     async def now(self) -> int:
         """The clock of the server's store, in milliseconds."""
@@ -247,6 +249,7 @@ class HttpEngine(Subscribing):
 
     async def send_alone(self, command: Command[R], request_id: str | None, namespace: str | None) -> R:
         """Send a command in a request of its own, which may take as long as the command says."""
+        self._require_running()
         kind = type(command)
         data = await self._post(
             f"/v1/commands/{operation_name(kind)}",
@@ -316,7 +319,7 @@ class HttpEngine(Subscribing):
         return f"{self._request_prefix}-{next(self._request_numbers)}"
 
     def _require_running(self) -> None:
-        if self._client is None:
+        if self._client is None or self._closing:
             raise errors.Unavailable("The engine is not running. Start it before sending commands.")
 
 

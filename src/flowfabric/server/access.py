@@ -65,6 +65,8 @@ class Principal(msgspec.Struct, frozen=True):
 
 ANYONE: Final = Principal("anonymous", None, frozenset({Role.ADMIN}))
 """Everybody, where no tokens are set."""
+NOBODY: Final = Principal("nobody", None, frozenset())
+"""Whoever comes without a token where tokens are set; open routes answer, and nothing else does."""
 
 
 def role_missing(needed: frozenset[Role]) -> Unauthorized:

@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from flowfabric import errors
-from flowfabric.server.access import ANYONE, Principal, Tokens, role_missing
+from flowfabric.server.access import ANYONE, NOBODY, Principal, Tokens, role_missing
 from flowfabric.server.calls import JSON, Call, Refused
-from flowfabric.server.problems import Problem, plain_problem, problem_of
+from flowfabric.server.problems import UNEXPECTED, Problem, plain_problem, problem_of
 from flowfabric.server.routes import ROUTES
 from flowfabric.server.service import Service
 
@@ -130,10 +130,10 @@ class Door:
 
 def _served(route: Route, service: Service) -> StarletteRoute:
     async def endpoint(request: Request) -> Response:
-        principal: Principal | None = request.scope["principal"]
-        if route.roles and (principal is None or not principal.may(route.roles)):
+        principal: Principal = request.scope["principal"] or NOBODY
+        if route.roles and not principal.may(route.roles):
             return _respond(problem_of(role_missing(route.roles)))
-        call = Call(request, route, service, principal or ANYONE)
+        call = Call(request, route, service, principal)
         return await _answered(route.answer(call), route)
 
     return StarletteRoute(route.path, endpoint, methods=[route.method], name=route.answer.__name__)
@@ -152,7 +152,7 @@ async def _answered(answer: Awaitable[Response], route: Route) -> Response:
         return _respond(problem)
     except Exception:
         log.exception("%s %s failed unexpectedly", route.method, route.path)
-        return _respond(plain_problem(500, "internal error", retryable=False))
+        return _respond(UNEXPECTED)
 
 
 def _respond(problem: Problem) -> Response:

@@ -13,10 +13,13 @@ import msgspec
 from starlette.responses import Response
 
 from flowfabric import errors
+from flowfabric.contracts.ids import parse_uuid
 from flowfabric.contracts.wire import from_wire, to_wire
 from flowfabric.server.problems import Problem, plain_problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request
 
     from flowfabric.contracts.base import Command
@@ -88,6 +91,17 @@ class Call:
     def path(self, name: str) -> str:
         """A part of the path, decoded."""
         return str(self.request.path_params[name])
+
+    def path_id(self, name: str, parse: Callable[[str], str] | None = None) -> str:
+        """An id in the path, in its canonical form: a uuid, unless another parser is given.
+
+        Raises:
+            Refused: it is no such id.
+        """
+        try:
+            return parse_uuid(self.path(name), name) if parse is None else parse(self.path(name))
+        except errors.InvalidInput as error:
+            raise refused(400, f"invalid {name}: {error.rule}") from error
 
     def query(self, name: str) -> str | None:
         """A query parameter; None when it is absent or empty."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.contracts.packed import JSON, MSGPACK
@@ -41,9 +40,8 @@ _REQUEST_ID: Final[Schema] = {
 }
 
 
-@cache
 def openapi_document() -> dict[str, Any]:
-    """The whole document. The routes do not change while a server runs, so it is made once."""
+    """The whole document."""
     public, plain = Schemas(Form.PUBLIC), Schemas(Form.PLAIN)
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:

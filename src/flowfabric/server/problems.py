@@ -107,6 +107,10 @@ def plain_problem(status: int, error: str, **more: Any) -> Problem:
     return Problem(status, {"error": error, **more})
 
 
+UNEXPECTED: Final = plain_problem(500, "internal error", retryable=False)
+"""A fault of ours that nobody foresaw. The log has the rest."""
+
+
 def _class_of(error: errors.FlowFabricError) -> tuple[int, str | None, bool | None]:
     """The status, the kind and whether to try again."""
     code = error.code

@@ -64,6 +64,128 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
     """Does the duty without an index of instants. Returns how much there was to do."""
 
 
+_ALWAYS: Final = (
+    Duty(
+        name="reclaim_grace",
+        index=indexes.DUE_RECLAIM,
+        interval_ms=1_500,
+        command=lambda member: EndReclaimGraceArgs(execution_id=member),
+    ),
+    Duty(
+        name="delayed_promoter",
+        index=indexes.DUE_DELAY,
+        interval_ms=750,
+        command=lambda member: PromoteDelayedArgs(execution_id=member),
+    ),
+    Duty(
+        name="attempt_timeout",
+        index=indexes.DUE_ATTEMPT,
+        interval_ms=2_000,
+        command=lambda member: ExpireExecutionArgs(
+            execution_id=member, expire_reason=ExpireReason.ATTEMPT_TIMEOUT
+        ),
+    ),
+    Duty(
+        name="execution_deadline",
+        index=indexes.DUE_DEADLINE,
+        interval_ms=5_000,
+        command=lambda member: ExpireExecutionArgs(
+            execution_id=member, expire_reason=ExpireReason.EXECUTION_DEADLINE
+        ),
+    ),
+    Duty(
+        name="suspension_timeout",
+        index=indexes.DUE_SUSPENSION,
+        interval_ms=2_000,
+        command=lambda member: ExpireSuspensionArgs(execution_id=member),
+    ),
+    Duty(
+        name="pending_wp_expiry",
+        index=indexes.DUE_WAITPOINT,
+        interval_ms=5_000,
+        command=lambda member: ExpireWaitpointArgs(waitpoint_identity=member),
+    ),
+    Duty(
+        name="reservation_settler",
+        index=indexes.DUE_RESERVATION,
+        scope="open",
+        grace_ms=RESERVATION_GRACE_MS,
+        interval_ms=15_000,
+        command=lambda member: SettleReservationArgs(reservation_id=member),
+    ),
+    Duty(
+        name="reservation_expiry",
+        index=indexes.DUE_RESERVATION,
+        scope="confirmed",
+        interval_ms=60_000,
+        command=lambda member: SettleReservationArgs(reservation_id=member),
+    ),
+    Duty(
+        name="dedup_expiry",
+        index=indexes.DUE_DEDUP,
+        interval_ms=60_000,
+        command=lambda member: ForgetDedupArgs(dedup_id=member),
+    ),
+    Duty(
+        name="live_frame_expiry",
+        index=indexes.DUE_LIVE_FRAMES,
+        interval_ms=5_000,
+        command=lambda member: ExpireLiveFramesArgs(stream_id=member),
+    ),
+    Duty(name="message_delivery", index=indexes.DUE_MESSAGE, interval_ms=15_000, command=deliver),
+    Duty(
+        name="flow_cancellation",
+        index=indexes.DUE_MEMBER_CANCEL,
+        interval_ms=15_000,
+        command=cancel_member,
+    ),
+    Duty(
+        name="budget_reset",
+        index=indexes.DUE_BUDGET_RESET,
+        interval_ms=15_000,
+        command=lambda member: RollBudgetArgs(budget_identity=member),
+    ),
+    Duty(
+        name="ledger_pruner",
+        index=indexes.DUE_LEDGER,
+        interval_ms=15_000,
+        command=lambda member: PruneLedgersArgs(budget_identity=member),
+    ),
+    Duty(
+        name="unblock",
+        index=indexes.DUE_HEADROOM,
+        interval_ms=5_000,
+        command=lambda member: LookAfterWaitingArgs(subject=member, pages=HEADROOM_PAGES),
+    ),
+    Duty(
+        name="quota_reconciler",
+        index=indexes.DUE_ADMISSION,
+        interval_ms=30_000,
+        command=lambda member: SettleAdmissionArgs(admission_id=member),
+    ),
+    Duty(
+        name="admission_return",
+        index=indexes.DUE_GIVEN_BACK,
+        interval_ms=15_000,
+        command=give_back,
+        forget=forget_given_back,
+    ),
+    Duty(
+        name="worker_registry_ttl_sweep",
+        index=indexes.DUE_WORKER,
+        interval_ms=30_000,
+        command=lambda member: ExpireWorkerArgs(worker_identity=member),
+    ),
+    Duty(
+        name="worker_death",
+        index=indexes.DUE_WORKER_DEATH,
+        interval_ms=5_000,
+        command=lambda member: SettleWorkerDeathArgs(death_id=member),
+    ),
+)
+"""The duties that nobody can set."""
+
+
 def duties(*, reclaim_grace_ms: int = 0, retention_ms: int | None = RETENTION_MS) -> tuple[Duty, ...]:
     """All duties of an engine.
 
@@ -71,133 +193,14 @@ def duties(*, reclaim_grace_ms: int = 0, retention_ms: int | None = RETENTION_MS
         reclaim_grace_ms: how long a lapsed lease keeps others from reclaiming the execution.
         retention_ms: how long what has ended is kept; None keeps it for ever.
     """
-    retention = () if retention_ms is None else retention_duties(retention_ms)
-    return (
-        Duty(
-            name="lease_expiry",
-            index=indexes.DUE_LEASE,
-            interval_ms=1_500,
-            command=lambda member: ExpireLeaseArgs(execution_id=member, reclaim_grace_ms=reclaim_grace_ms),
-        ),
-        Duty(
-            name="reclaim_grace",
-            index=indexes.DUE_RECLAIM,
-            interval_ms=1_500,
-            command=lambda member: EndReclaimGraceArgs(execution_id=member),
-        ),
-        Duty(
-            name="delayed_promoter",
-            index=indexes.DUE_DELAY,
-            interval_ms=750,
-            command=lambda member: PromoteDelayedArgs(execution_id=member),
-        ),
-        Duty(
-            name="attempt_timeout",
-            index=indexes.DUE_ATTEMPT,
-            interval_ms=2_000,
-            command=lambda member: ExpireExecutionArgs(
-                execution_id=member, expire_reason=ExpireReason.ATTEMPT_TIMEOUT
-            ),
-        ),
-        Duty(
-            name="execution_deadline",
-            index=indexes.DUE_DEADLINE,
-            interval_ms=5_000,
-            command=lambda member: ExpireExecutionArgs(
-                execution_id=member, expire_reason=ExpireReason.EXECUTION_DEADLINE
-            ),
-        ),
-        Duty(
-            name="suspension_timeout",
-            index=indexes.DUE_SUSPENSION,
-            interval_ms=2_000,
-            command=lambda member: ExpireSuspensionArgs(execution_id=member),
-        ),
-        Duty(
-            name="pending_wp_expiry",
-            index=indexes.DUE_WAITPOINT,
-            interval_ms=5_000,
-            command=lambda member: ExpireWaitpointArgs(waitpoint_identity=member),
-        ),
-        Duty(
-            name="reservation_settler",
-            index=indexes.DUE_RESERVATION,
-            scope="open",
-            grace_ms=RESERVATION_GRACE_MS,
-            interval_ms=15_000,
-            command=lambda member: SettleReservationArgs(reservation_id=member),
-        ),
-        Duty(
-            name="reservation_expiry",
-            index=indexes.DUE_RESERVATION,
-            scope="confirmed",
-            interval_ms=60_000,
-            command=lambda member: SettleReservationArgs(reservation_id=member),
-        ),
-        Duty(
-            name="dedup_expiry",
-            index=indexes.DUE_DEDUP,
-            interval_ms=60_000,
-            command=lambda member: ForgetDedupArgs(dedup_id=member),
-        ),
-        Duty(
-            name="live_frame_expiry",
-            index=indexes.DUE_LIVE_FRAMES,
-            interval_ms=5_000,
-            command=lambda member: ExpireLiveFramesArgs(stream_id=member),
-        ),
-        Duty(name="message_delivery", index=indexes.DUE_MESSAGE, interval_ms=15_000, command=deliver),
-        Duty(
-            name="flow_cancellation",
-            index=indexes.DUE_MEMBER_CANCEL,
-            interval_ms=15_000,
-            command=cancel_member,
-        ),
-        Duty(
-            name="budget_reset",
-            index=indexes.DUE_BUDGET_RESET,
-            interval_ms=15_000,
-            command=lambda member: RollBudgetArgs(budget_identity=member),
-        ),
-        Duty(
-            name="ledger_pruner",
-            index=indexes.DUE_LEDGER,
-            interval_ms=15_000,
-            command=lambda member: PruneLedgersArgs(budget_identity=member),
-        ),
-        Duty(
-            name="unblock",
-            index=indexes.DUE_HEADROOM,
-            interval_ms=5_000,
-            command=lambda member: LookAfterWaitingArgs(subject=member, pages=HEADROOM_PAGES),
-        ),
-        Duty(
-            name="quota_reconciler",
-            index=indexes.DUE_ADMISSION,
-            interval_ms=30_000,
-            command=lambda member: SettleAdmissionArgs(admission_id=member),
-        ),
-        Duty(
-            name="admission_return",
-            index=indexes.DUE_GIVEN_BACK,
-            interval_ms=15_000,
-            command=give_back,
-            forget=forget_given_back,
-        ),
-        Duty(
-            name="worker_registry_ttl_sweep",
-            index=indexes.DUE_WORKER,
-            interval_ms=30_000,
-            command=lambda member: ExpireWorkerArgs(worker_identity=member),
-        ),
-        Duty(
-            name="worker_death",
-            index=indexes.DUE_WORKER_DEATH,
-            interval_ms=5_000,
-            command=lambda member: SettleWorkerDeathArgs(death_id=member),
-        ),
-        *retention,
+    lease_expiry = Duty(
+        name="lease_expiry",
+        index=indexes.DUE_LEASE,
+        interval_ms=1_500,
+        command=lambda member: ExpireLeaseArgs(execution_id=member, reclaim_grace_ms=reclaim_grace_ms),
     )
+    retention = () if retention_ms is None else retention_duties(retention_ms)
+    return (lease_expiry, *_ALWAYS, *retention)
 
 
 def retention_duties(retention_ms: int) -> tuple[Duty, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from flowfabric.server.calls import Call
 
 ROTATION_S: Final = 120
-HMAC_GRACE_MS: Final = 86_400_000
 
 
 @route("GET", "/healthz", statuses={200: dict[str, str]})
@@ -41,9 +41,15 @@ async def read_readiness(call: Call) -> Response:
 @route("GET", "/openapi.json", statuses={200: dict[str, object]})
 async def read_openapi(call: Call) -> Response:
     """Describe every route."""
+    return Response(_document(), media_type=JSON)
+
+
+@cache
+def _document() -> bytes:
+    """The document as it is sent. It is large, and open to everybody, so it is written once."""
     from flowfabric.server.openapi import openapi_document  # noqa: PLC0415 - it needs the finished table
 
-    return Response(msgspec.json.encode(openapi_document()), media_type=JSON)
+    return msgspec.json.encode(openapi_document())
 
 
 @route("GET", "/v1/server", *Role, statuses={200: dict[str, object]})

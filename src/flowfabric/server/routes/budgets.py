@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flowfabric import errors
 from flowfabric.contracts.budgets import (
     BudgetCreated,
     BudgetReset,
@@ -16,7 +15,6 @@ from flowfabric.contracts.budgets import (
     ReportUsageResult,
     ResetBudgetArgs,
 )
-from flowfabric.contracts.ids import parse_uuid
 from flowfabric.contracts.quotas import CreateQuotaPolicyArgs, CreateQuotaPolicyResult, QuotaPolicyCreated
 from flowfabric.server.access import Role
 from flowfabric.server.calls import read_as, refused
@@ -28,18 +26,6 @@ if TYPE_CHECKING:
     from flowfabric.server.calls import Call
 
 BUDGET = "/v1/budgets/{budget_id}"
-
-
-def budget_id_of(call: Call) -> str:
-    """The budget that the path names.
-
-    Raises:
-        Refused: it is no budget id.
-    """
-    try:
-        return parse_uuid(call.path("budget_id"), "budget_id")
-    except errors.InvalidInput as error:
-        raise refused(400, f"invalid budget_id: {error.rule}") from error
 
 
 @route(
@@ -58,7 +44,7 @@ async def create_budget(call: Call) -> Response:
 @route("GET", BUDGET, Role.READ, statuses={200: BudgetStatus})
 async def read_budget(call: Call) -> Response:
     """Read a budget: its limits, and what has been spent."""
-    return call.answer(await call.execute(GetBudgetStatusArgs(budget_id=budget_id_of(call))))
+    return call.answer(await call.execute(GetBudgetStatusArgs(budget_id=call.path_id("budget_id"))))
 
 
 @route("POST", f"{BUDGET}/usage", Role.OPERATOR, body=dict[str, Any], statuses={200: ReportUsageResult})
@@ -69,14 +55,14 @@ async def report_usage(call: Call) -> Response:
     if not isinstance(usage, dict):
         raise refused(422, "invalid JSON: Unprocessable Entity", detail="dimensions: Expected `object`")
     told = {**body, "dimensions": list(usage), "deltas": list(usage.values())}
-    command = read_as(ReportUsageAdminArgs, {**told, "budget_id": budget_id_of(call)})
+    command = read_as(ReportUsageAdminArgs, {**told, "budget_id": call.path_id("budget_id")})
     return call.answer(await call.execute(command))
 
 
 @route("POST", f"{BUDGET}/reset", Role.OPERATOR, statuses={200: BudgetReset}, body_bytes_max=0)
 async def reset_budget(call: Call) -> Response:
     """Begin a new period: what was spent no longer counts."""
-    return call.answer(await call.execute(ResetBudgetArgs(budget_id=budget_id_of(call))))
+    return call.answer(await call.execute(ResetBudgetArgs(budget_id=call.path_id("budget_id"))))
 
 
 @route(

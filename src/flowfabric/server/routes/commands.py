@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,11 +26,13 @@ from flowfabric.engine.notifier import EVENTS
 from flowfabric.server.access import Role, role_missing
 from flowfabric.server.calls import Refused, refused
 from flowfabric.server.permissions import roles_for
-from flowfabric.server.problems import problem_of
+from flowfabric.server.problems import UNEXPECTED, problem_of
 from flowfabric.server.routes.table import DATA_BODY_BYTES, route, text, whole_number
 
 if TYPE_CHECKING:
     from flowfabric.server.calls import Call
+
+log = logging.getLogger("flowfabric.server")
 
 COMMANDS_MAX: Final = 256
 WAIT_MS_MAX: Final = 30_000
@@ -152,6 +155,8 @@ async def _claim(call: Call, args: ClaimBatchArgs, wait_ms: int) -> ClaimBatchRe
     deadline = loop.time() + wait_ms / 1_000
     with call.engine.notifier.subscribe(EVENTS) as news:
         while True:
+            if await call.request.is_disconnected():  # what it claimed would wait for its lease to lapse
+                return ClaimBatchResult(claims=())
             result = await call.execute(args)
             left_ms = (deadline - loop.time()) * 1_000
             if result.claims or left_ms <= 0:
@@ -227,6 +232,7 @@ def _told(answer: Any) -> Told:
     if isinstance(answer, errors.FlowFabricError):
         problem = problem_of(answer)
         return Told(status=problem.status, problem=problem.body)
-    if isinstance(answer, Exception):
-        raise answer
+    if isinstance(answer, Exception):  # the commands beside it may have been carried out
+        log.error("a command failed unexpectedly", exc_info=answer)
+        return Told(status=UNEXPECTED.status, problem=UNEXPECTED.body)
     return Told(outcome=answer)

@@ -18,7 +18,7 @@ from flowfabric.contracts.executions import (
     PriorityChanged,
     ReplayExecutionArgs,
 )
-from flowfabric.contracts.ids import parse_execution_id, parse_uuid
+from flowfabric.contracts.ids import parse_execution_id
 from flowfabric.contracts.leases import (
     ClaimForWorkerArgs,
     ClaimGrant,
@@ -61,10 +61,7 @@ def execution_id_of(call: Call) -> str:
     Raises:
         Refused: it is no execution id.
     """
-    try:
-        return parse_execution_id(call.path("execution_id"))
-    except errors.InvalidInput as error:
-        raise refused(400, f"invalid execution_id: {error.rule}") from error
+    return call.path_id("execution_id", parse_execution_id)
 
 
 @route(
@@ -146,10 +143,7 @@ async def list_pending_waitpoints(call: Call) -> Response:
 )
 async def read_waitpoint_token(call: Call) -> Response:
     """Fetch the token that answers a waitpoint."""
-    try:
-        waitpoint_id = parse_uuid(call.path("waitpoint_id"), "waitpoint_id")
-    except errors.InvalidInput as error:
-        raise refused(400, f"waitpoint_id: {error.rule}") from error
+    waitpoint_id = call.path_id("waitpoint_id")
     command = ReadWaitpointTokenArgs(execution_id=execution_id_of(call), waitpoint_id=waitpoint_id)
     try:
         token = await call.execute(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowfabric import errors
 from flowfabric.contracts.flows import (
     AddExecutionToFlowArgs,
     AddExecutionToFlowResult,
@@ -19,9 +18,7 @@ from flowfabric.contracts.flows import (
     MemberAdded,
     StageDependencyEdgeArgs,
 )
-from flowfabric.contracts.ids import parse_uuid
 from flowfabric.server.access import Role
-from flowfabric.server.calls import refused
 from flowfabric.server.routes.table import route, text
 
 if TYPE_CHECKING:
@@ -30,18 +27,6 @@ if TYPE_CHECKING:
     from flowfabric.server.calls import Call
 
 FLOW = "/v1/flows/{flow_id}"
-
-
-def flow_id_of(call: Call) -> str:
-    """The flow that the path names.
-
-    Raises:
-        Refused: it is no flow id.
-    """
-    try:
-        return parse_uuid(call.path("flow_id"), "flow_id")
-    except errors.InvalidInput as error:
-        raise refused(400, f"invalid flow_id: {error.rule}") from error
 
 
 @route(
@@ -66,7 +51,7 @@ async def create_flow(call: Call) -> Response:
 )
 async def add_member(call: Call) -> Response:
     """Make an execution a member of a flow."""
-    command = await call.command(AddExecutionToFlowArgs, flow_id=flow_id_of(call))
+    command = await call.command(AddExecutionToFlowArgs, flow_id=call.path_id("flow_id"))
     outcome = await call.execute(command)
     return call.answer(outcome, 201 if isinstance(outcome, MemberAdded) else 200)
 
@@ -82,14 +67,14 @@ async def add_member(call: Call) -> Response:
 async def cancel_flow(call: Call) -> Response:
     """Cancel a flow, and its members as the policy says."""
     wait = (call.query("wait") or "").lower() in ("true", "1")
-    command = await call.command(CancelFlowArgs, flow_id=flow_id_of(call), wait=wait)
+    command = await call.command(CancelFlowArgs, flow_id=call.path_id("flow_id"), wait=wait)
     return call.answer(await call.execute(command))
 
 
 @route("POST", f"{FLOW}/edges", Role.SUBMIT, body=StageDependencyEdgeArgs, statuses={201: EdgeStaged})
 async def stage_edge(call: Call) -> Response:
     """Add an edge to a flow's graph."""
-    command = await call.command(StageDependencyEdgeArgs, flow_id=flow_id_of(call))
+    command = await call.command(StageDependencyEdgeArgs, flow_id=call.path_id("flow_id"))
     return call.answer(await call.execute(command), 201)
 
 
@@ -102,5 +87,5 @@ async def stage_edge(call: Call) -> Response:
 )
 async def apply_edge(call: Call) -> Response:
     """Let an edge that was added decide about its child."""
-    command = await call.command(ApplyDependencyToChildArgs, flow_id=flow_id_of(call))
+    command = await call.command(ApplyDependencyToChildArgs, flow_id=call.path_id("flow_id"))
     return call.answer(await call.execute(command))
