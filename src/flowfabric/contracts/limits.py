@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SAFE_INTEGER_MAX = 2**53 - 1
 U32_MAX = 2**32 - 1
+U64_MAX = 2**64 - 1
 I32_MIN, I32_MAX = -(2**31), 2**31 - 1
 U16_MAX = 2**16 - 1
 

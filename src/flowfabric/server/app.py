@@ -16,17 +16,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 
 from flowfabric import errors
 from flowfabric.server.access import ANYONE, NOBODY, Principal, Tokens, role_missing
-from flowfabric.server.calls import JSON, Call, Refused
+from flowfabric.server.calls import Call, Refused
 from flowfabric.server.problems import UNEXPECTED, Problem, plain_problem, problem_of
 from flowfabric.server.routes import ROUTES
 from flowfabric.server.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -133,16 +134,18 @@ def _served(route: Route, service: Service) -> StarletteRoute:
         principal: Principal = request.scope["principal"] or NOBODY
         if route.roles and not principal.may(route.roles):
             return _respond(problem_of(role_missing(route.roles)))
-        call = Call(request, route, service, principal)
-        return await _answered(route.answer(call), route)
+        return await _answered(Call(request, route, service, principal))
 
     return StarletteRoute(route.path, endpoint, methods=[route.method], name=route.answer.__name__)
 
 
-async def _answered(answer: Awaitable[Response], route: Route) -> Response:
+async def _answered(call: Call) -> Response:
     """The answer, whatever happens. What went wrong inside is in the log, not in the answer."""
+    route = call.route
     try:
-        return await answer
+        if route.body_bytes_max:
+            call.check_declared_length()
+        return await route.answer(call)
     except Refused as refusal:
         return _respond(refusal.problem)
     except errors.FlowFabricError as error:
@@ -156,9 +159,21 @@ async def _answered(answer: Awaitable[Response], route: Route) -> Response:
 
 
 def _respond(problem: Problem) -> Response:
-    return Response(problem.encode(), problem.status, problem.headers, JSON)
+    return Response(problem.encode(), problem.status, problem.headers, problem.media_type)
 
 
 async def _empty_answer(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return Response(status_code=error.status_code, headers=error.headers)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+    return Response(status_code=error.status_code, headers=headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """The methods of all routes with the path that was asked for."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, StarletteRoute) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return found

@@ -14,6 +14,8 @@ from starlette.responses import Response
 
 from flowfabric import errors
 from flowfabric.contracts.ids import parse_uuid
+from flowfabric.contracts.limits import U64_MAX
+from flowfabric.contracts.schema import Form
 from flowfabric.contracts.wire import from_wire, to_wire
 from flowfabric.server.problems import Problem, plain_problem
 
@@ -48,6 +50,14 @@ class Refused(Exception):
 def refused(status: int, error: str, **more: Any) -> Refused:
     """A refusal that stands for no error of the engine."""
     return Refused(plain_problem(status, error, **more))
+
+
+def unreadable(what: str, route: Route) -> Refused:
+    """A refusal of a number in the query or the path that is none.
+
+    Clients of other makes expect a bare sentence for it from the routes that they know.
+    """
+    return Refused(Problem(400, {"error": what}, is_plain=route.form is Form.PUBLIC))
 
 
 class Call:
@@ -101,23 +111,24 @@ class Call:
         try:
             return parse_uuid(self.path(name), name) if parse is None else parse(self.path(name))
         except errors.InvalidInput as error:
-            raise refused(400, f"invalid {name}: {error.rule}") from error
+            label = name if name == "waitpoint_id" else f"invalid {name}"
+            raise refused(400, f"{label}: {error.rule}") from error
 
     def query(self, name: str) -> str | None:
         """A query parameter; None when it is absent or empty."""
         return self.request.query_params.get(name) or None
 
-    def query_number(self, name: str, default: int | None = None) -> int:
-        """A query parameter that has to be a whole number.
+    def query_number(self, name: str, default: int | None = None, most: int = U64_MAX) -> int:
+        """A query parameter that has to be a whole number, and at most ``most``.
 
         Raises:
-            Refused: it is missing or no number.
+            Refused: it is missing, no number, or larger.
         """
         text = self.request.query_params.get(name)
         if text is None and default is not None:
             return default
-        if text is None or not (text.isascii() and text.isdigit()) or len(text) > _DIGITS_MAX:
-            raise refused(400, f"invalid query: {name} must be a whole number")
+        if text is None or whole(text, most) is None:
+            raise unreadable(f"invalid query: {name} must be a whole number up to {most}", self.route)
         return int(text)
 
     async def body(self) -> bytes:
@@ -126,10 +137,8 @@ class Call:
         Raises:
             Refused: it is too long, or too slow.
         """
+        self.check_declared_length()
         limit = self.route.body_bytes_max
-        declared = self.request.headers.get("content-length", "0")
-        if not declared.isdigit() or len(declared) > _DIGITS_MAX or int(declared) > limit:
-            raise self._too_large()
         parts, size = [], 0
         try:
             async with asyncio.timeout(self.service.options.body_timeout_ms / 1_000):
@@ -141,6 +150,16 @@ class Call:
         except TimeoutError:
             raise refused(408, "request body timed out") from None
         return b"".join(parts)
+
+    def check_declared_length(self) -> None:
+        """Look at how long the body says it is, before anything is read of it.
+
+        Raises:
+            Refused: it is too long.
+        """
+        declared = self.request.headers.get("content-length", "0")
+        if not declared.isdigit() or len(declared) > _DIGITS_MAX or int(declared) > self.route.body_bytes_max:
+            raise self._too_large()
 
     def _too_large(self) -> Refused:
         limit, path = self.route.body_bytes_max, self.route.template
@@ -191,14 +210,24 @@ class Call:
 _DIGITS_MAX: Final = 18
 
 
+def whole(text: str, most: int) -> int | None:
+    """The whole number that is written as digits; None if it is none, or larger than ``most``."""
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(most)) or int(text) > most:
+        return None
+    return int(text)
+
+
 def read_as(kind: type[T], raw: dict[str, Any]) -> T:
     """The value of a contract's type that decoded JSON describes.
 
     Raises:
         Refused: it does not describe one; the field is named.
+        InvalidPolicyJson, InvalidCapabilities: its policy cannot be honoured.
     """
     try:
         found: T = from_wire(raw, kind)
+    except (errors.InvalidPolicyJson, errors.InvalidCapabilities):
+        raise
     except errors.InvalidInput as error:
         raise _unprocessable(f"{error.field}: {error.rule}") from error
     return found

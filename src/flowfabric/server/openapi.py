@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 VERSION: Final = "3.1.0"
 _PATH_FIELD: Final = re.compile(r"\{(\w+)\}")
 _OCTETS: Final = "application/octet-stream"
+_TEXT: Final = "text/plain"
 _PROBLEM: Final[Schema] = {
     "type": "object",
     "description": "What went wrong.",
@@ -83,6 +84,8 @@ def _operation(route: Route, public: Schemas, plain: Schemas) -> dict[str, Any]:
         "parameters": [*_path_parameters(route), *_query_parameters(route)],
         "responses": {**_successes(route, schemas), "default": _failure()},
     }
+    if route.form is Form.PUBLIC and _has_numbers(route):
+        described["responses"]["400"] = _failure(_TEXT)
     if route.roles:
         described["security"] = [{"token": []}]
         described["description"] = f"Needs one of the roles: {', '.join(sorted(route.roles))}."
@@ -148,6 +151,13 @@ def _success(schema: Schema, *forms: str) -> Schema:
     return {"description": "Done.", "content": {form: {"schema": schema} for form in forms}}
 
 
-def _failure() -> Schema:
-    content = {JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+def _has_numbers(route: Route) -> bool:
+    """Whether the path or the query has a number, which may be none."""
+    numbers = (parameter.schema["type"] == "integer" for parameter in route.query.values())
+    return "{attempt_index}" in route.path or any(numbers)
+
+
+def _failure(*also: str) -> Schema:
+    content: Schema = {JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content.update({form: {"schema": {"type": "string"}} for form in also})
     return {"description": "Refused, or failed.", "content": content}

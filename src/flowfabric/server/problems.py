@@ -73,6 +73,8 @@ class Problem(msgspec.Struct, frozen=True):
 
     status: int
     body: dict[str, Any]
+    is_plain: bool = False
+    """Whether the answer is the bare sentence instead of the envelope."""
 
     @property
     def is_fault(self) -> bool:
@@ -84,9 +86,14 @@ class Problem(msgspec.Struct, frozen=True):
         """When to come back, where that helps."""
         return {"Retry-After": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
 
+    @property
+    def media_type(self) -> str:
+        """The form of what ``encode`` returns."""
+        return "text/plain; charset=utf-8" if self.is_plain else "application/json"
+
     def encode(self) -> bytes:
-        """The envelope as JSON."""
-        return msgspec.json.encode(self.body)
+        """The envelope as JSON, or the sentence alone."""
+        return str(self.body["error"]).encode() if self.is_plain else msgspec.json.encode(self.body)
 
 
 def problem_of(error: errors.FlowFabricError) -> Problem:

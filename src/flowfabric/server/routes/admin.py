@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from starlette.responses import Response
 
+from flowfabric import errors
 from flowfabric.contracts.keyring import RotateWaitpointHmacSecretAllArgs
 from flowfabric.contracts.reads import ServerTimeArgs
 from flowfabric.server.access import Role
@@ -90,4 +91,6 @@ async def rotate_waitpoint_secret(call: Call) -> Response:
             raise refused(504, "rotation timed out; it is safe to send the request again") from None
     failed = [entry.partition for entry in result.entries if entry.error_code is not None]
     done = len(result.entries) - len(failed)
+    if not done:
+        raise errors.RotationConflict(kid=command.new_kid)
     return call.answer({"rotated": done, "failed": failed, "new_kid": command.new_kid})

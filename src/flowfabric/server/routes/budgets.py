@@ -59,7 +59,7 @@ async def report_usage(call: Call) -> Response:
     return call.answer(await call.execute(command))
 
 
-@route("POST", f"{BUDGET}/reset", Role.OPERATOR, statuses={200: BudgetReset}, body_bytes_max=0)
+@route("POST", f"{BUDGET}/reset", Role.OPERATOR, statuses={200: BudgetReset})
 async def reset_budget(call: Call) -> Response:
     """Begin a new period: what was spent no longer counts."""
     return call.answer(await call.execute(ResetBudgetArgs(budget_id=call.path_id("budget_id"))))

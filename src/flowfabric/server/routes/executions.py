@@ -84,7 +84,7 @@ async def list_executions(call: Call) -> Response:
         raise refused(400, f"invalid cursor: {error.rule}") from error
     limit = min(call.query_number("limit", 50), PAGE_ROWS_MAX)
     page = await call.execute(
-        ListExecutionsArgs(partition=call.query_number("partition"), cursor=after, limit=limit)
+        ListExecutionsArgs(partition=call.query_number("partition", most=U16_MAX), cursor=after, limit=limit)
     )
     return call.answer(page)
 
@@ -205,7 +205,6 @@ async def change_priority(call: Call) -> Response:
     f"{EXECUTION}/replay",
     Role.OPERATOR,
     statuses={200: ExecutionReplayed},
-    body_bytes_max=0,
 )
 async def replay_execution(call: Call) -> Response:
     """Run an ended execution again."""
@@ -217,7 +216,6 @@ async def replay_execution(call: Call) -> Response:
     f"{EXECUTION}/revoke-lease",
     Role.OPERATOR,
     statuses={200: RevokeLeaseResult},
-    body_bytes_max=0,
 )
 async def revoke_lease(call: Call) -> Response:
     """Take an execution away from the worker that holds it."""
@@ -250,8 +248,9 @@ async def issue_reclaim_grant(call: Call) -> Response:
 async def claim_for_worker(call: Call) -> Response:
     """Reserve the most urgent execution of a lane that this worker can run."""
     worker_id = call.path("worker_id")
-    if not worker_id.isprintable() or any(map(str.isspace, worker_id)) or len(worker_id) > _WORKER_ID_CHARS:
-        raise refused(400, "worker_id must be 1 to 256 characters without whitespace or control characters")
+    length = len(worker_id.encode(errors="replace"))
+    if not worker_id.isprintable() or any(map(str.isspace, worker_id)) or length > _WORKER_ID_BYTES:
+        raise refused(400, "worker_id must be 1 to 256 bytes without whitespace or control characters")
     body = await call.json()
     _require_grant_ttl(body)
     command = await call.command(
@@ -263,7 +262,7 @@ async def claim_for_worker(call: Call) -> Response:
     return call.answer(outcome.grant)
 
 
-_WORKER_ID_CHARS = 256
+_WORKER_ID_BYTES = 256
 _GRANT_TTL_MS_MAX = 60_000
 
 

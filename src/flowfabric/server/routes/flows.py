@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flowfabric import errors
 from flowfabric.contracts.flows import (
     AddExecutionToFlowArgs,
     AddExecutionToFlowResult,
@@ -19,6 +20,7 @@ from flowfabric.contracts.flows import (
     StageDependencyEdgeArgs,
 )
 from flowfabric.server.access import Role
+from flowfabric.server.calls import refused
 from flowfabric.server.routes.table import route, text
 
 if TYPE_CHECKING:
@@ -52,7 +54,10 @@ async def create_flow(call: Call) -> Response:
 async def add_member(call: Call) -> Response:
     """Make an execution a member of a flow."""
     command = await call.command(AddExecutionToFlowArgs, flow_id=call.path_id("flow_id"))
-    outcome = await call.execute(command)
+    try:
+        outcome = await call.execute(command)
+    except errors.InvalidInput as error:
+        raise refused(400, f"{error.code}: add_execution_to_flow: {error.rule}") from error
     return call.answer(outcome, 201 if isinstance(outcome, MemberAdded) else 200)
 
 

@@ -10,7 +10,7 @@ from flowfabric.contracts.limits import TAIL_BLOCK_MS_MAX, U32_MAX
 from flowfabric.contracts.streams import ReadFramesArgs, StreamFrames, TailFramesArgs
 from flowfabric.contracts.wire import to_wire
 from flowfabric.server.access import Role
-from flowfabric.server.calls import refused
+from flowfabric.server.calls import refused, unreadable, whole
 from flowfabric.server.routes.executions import EXECUTION, execution_id_of
 from flowfabric.server.routes.table import route, text, whole_number
 
@@ -29,10 +29,10 @@ def attempt_index_of(call: Call) -> int:
     Raises:
         Refused: it is no attempt index.
     """
-    text = call.path("attempt_index")
-    if not (text.isascii() and text.isdigit()) or len(text) > len(str(U32_MAX)) or int(text) > U32_MAX:
-        raise refused(400, "attempt index must be a whole number")
-    return int(text)
+    index = whole(call.path("attempt_index"), U32_MAX)
+    if index is None:
+        raise unreadable("attempt index must be a whole number", call.route)
+    return index
 
 
 def cursor_of(call: Call, name: str, default: str) -> StreamCursor:
