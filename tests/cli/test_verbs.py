@@ -517,3 +517,33 @@ def test_retention_is_off_where_the_environment_says_so(
     assert shell.run("retention")[0] == 2
     assert "soon" in shell.err
     assert shell.run("retention", "--older-than", "1d")[0] == 0
+
+
+@pytest.mark.scenario("BOOT-008")
+def test_lanes_that_share_a_partition_are_told(shell: Shell) -> None:
+    shell.submit("greet", "ada")
+    shell.out("lane", "disable", "hot")
+    apart = shell.out("lane", "collisions").splitlines()
+    assert [row.split() for row in apart[1:]] == [["default", "86"], ["hot", "205"]]
+    assert shell.err == (
+        "clean: 0 of 2 lanes share one of 256 partitions. Every lane has a partition of its own.\n"
+    )
+    together = shell.json("lane", "collisions", "--partitions", "1")
+    assert (together["colliding"], together["severity"]) == (2, "remediate")
+    assert together["lanes"][0] == {"lane_id": "default", "partition": 0, "shared_with": ["hot"]}
+
+
+@pytest.mark.scenario("BOOT-008")
+def test_names_of_lanes_are_tried_without_a_store(shell: Shell) -> None:
+    rows = shell.out("lane", "collisions", "workers-b", "workers-a").splitlines()[1:]
+    assert [row.split() for row in rows] == [["workers-b", "162"], ["workers-a", "193"]]
+    assert not (shell.folder / "work.db").exists()
+
+
+@pytest.mark.scenario("BOOT-008")
+@pytest.mark.parametrize(
+    "wrong", [("a", "--partitions", "0"), ("a", "--partitions", "65536"), ("a", "\u00e4"), ("",)]
+)
+def test_collisions_of_what_cannot_be_are_a_wrong_command_line(shell: Shell, wrong: tuple[str, ...]) -> None:
+    assert shell.run("lane", "collisions", *wrong) == (2, "")
+    assert shell.err.endswith("[usage]\n")

@@ -1,4 +1,4 @@
-"""``lane``: list lanes, and say what they let through."""
+"""``lane``: list lanes, say what they let through, and which share a partition."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from flowfabric.cli.session import open_engine, run
 from flowfabric.contracts.lanes import LaneStateUnchanged, SetLaneStateArgs
 from flowfabric.contracts.reads import ListLanesArgs
 from flowfabric.contracts.states import LaneState
-from flowfabric.errors import StoreError
+from flowfabric.core.collisions import report_collisions
+from flowfabric.errors import InvalidInput, StoreError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from flowfabric.contracts.reads import ListLanesPage
+    from flowfabric.core.collisions import CollisionReport
 
 STATE_OF_ACTION: Final = {
     "pause": LaneState.PAUSED,
@@ -29,6 +31,8 @@ def manage_lanes(arguments: Namespace) -> int:
     """Carry out ``lane``."""
     if arguments.action == "list":
         return run(_list(arguments))
+    if arguments.action == "collisions":
+        return run(_show_collisions(arguments))
     if not arguments.lanes:
         raise UsageError(f"name the lanes: flowfabric lane {arguments.action} NAME")
     return run(_set(arguments))
@@ -95,3 +99,36 @@ def _report(lane_id: str, answer: Any, *, as_json: bool) -> int:
     else:
         print(f"lane {lane_id} is {answer.state} now; it was {answer.previous}")
     return OK
+
+
+async def _show_collisions(arguments: Namespace) -> int:
+    lanes = arguments.lanes or await _all_lanes(arguments)
+    try:
+        report = report_collisions(lanes, arguments.partitions)
+    except InvalidInput as error:
+        raise UsageError(str(error)) from error
+    if arguments.json:
+        print_json(report)
+    else:
+        _print_collisions(report)
+    return OK
+
+
+async def _all_lanes(arguments: Namespace) -> list[str]:
+    """The lanes of the namespace, page by page."""
+    found: list[str] = []
+    cursor: str | None = None
+    async with open_engine(arguments) as engine:
+        while True:
+            page = await engine.execute(ListLanesArgs(cursor=cursor))
+            found += page.lanes
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+
+def _print_collisions(report: CollisionReport) -> None:
+    rows = [[place.lane_id, str(place.partition), ", ".join(place.shared_with)] for place in report.lanes]
+    print_table(["LANE", "PARTITION", "SHARED WITH"], rows, flexible=2)
+    counted = f"{report.colliding} of {len(report.lanes)} lanes share one of {report.partitions} partitions"
+    print_note(f"{report.severity}: {counted}. {report.severity.advice}")

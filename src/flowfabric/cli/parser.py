@@ -390,19 +390,31 @@ def _token(verbs: Any) -> None:
 
 
 def _lane(verbs: Any) -> None:
-    parser = _verb(verbs, "lane", "list lanes, or pause, resume, drain or disable some", "lanes:manage_lanes")
+    parser = _verb(
+        verbs,
+        "lane",
+        "list lanes, pause, resume, drain or disable some, or say which share a partition",
+        "lanes:manage_lanes",
+    )
     add = parser.add_argument
     add(
         "action",
-        choices=("list", "pause", "resume", "drain", "disable"),
+        choices=("list", "pause", "resume", "drain", "disable", "collisions"),
         metavar="ACTION",
         help="list; pause: give no work to workers; drain: take no new work; disable: neither; "
-        "resume: both again",
+        "resume: both again; collisions: say which share a partition when ids are minted beside their lane",
     )
-    add("lanes", metavar="NAME", nargs="*", help="the lanes to act on")
+    add("lanes", metavar="NAME", nargs="*", help="the lanes to act on; collisions: all that there are")
     add("--reason", default="", metavar="TEXT", help="why, for the record and for those who wait")
     add("--limit", type=values.positive, metavar="N", default=100, help="how many to list at most (100)")
     add("--cursor", metavar="NAME", help="list the lanes behind this one")
+    add(
+        "--partitions",
+        type=values.positive,
+        metavar="N",
+        default=256,
+        help="collisions: among how many partitions (256)",
+    )
 
 
 def _flow(verbs: Any) -> None:
