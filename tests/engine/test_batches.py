@@ -8,7 +8,7 @@ from flowfabric import errors
 from flowfabric.contracts.executions import ChangePriorityArgs, CompleteExecutionArgs
 from flowfabric.contracts.limits import PAYLOAD_BYTES_MAX
 from flowfabric.core.registry import RULES
-from flowfabric.engine.engine import BATCH_BYTES_MAX, BATCH_MAX
+from flowfabric.engine.batches import BATCH_BYTES_MAX, BATCH_MAX
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, RecordingStore
 
@@ -65,7 +65,7 @@ async def test_whoever_waits_for_a_commit_that_is_cancelled_is_told_that_nothing
         waiting = [asyncio.create_task(bed.execute(bed.creation())) for _ in range(2)]
         for _ in range(3):
             await asyncio.sleep(0)
-        pump = bed.engine._pump
+        pump = bed.engine._batches.pump
         assert pump is not None
         pump.cancel()
         answers = await asyncio.gather(*waiting, return_exceptions=True)

@@ -14,7 +14,7 @@ from flowfabric.contracts.journal import RecordStepArgs
 from flowfabric.core.records import Execution, StreamMeta, key_for
 from flowfabric.core.registry import RULES
 from flowfabric.engine.commits import EARLIER_REQUESTS_MAX
-from flowfabric.engine.engine import CONFLICTS_MAX
+from flowfabric.engine.cycle import CONFLICTS_MAX
 from flowfabric.stores.base import Conflict
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore

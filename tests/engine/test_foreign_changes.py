@@ -32,7 +32,7 @@ async def test_a_change_by_another_process_wakes_who_waits() -> None:
 
 
 async def test_the_watch_goes_on_after_an_unexpected_fault(monkeypatch) -> None:
-    monkeypatch.setattr("flowfabric.engine.engine.WATCH_MS", 1)
+    monkeypatch.setattr("flowfabric.engine.watches.WATCH_MS", 1)
     store = SharedStore()
     looks = 0
 
@@ -51,7 +51,7 @@ async def test_the_watch_goes_on_after_an_unexpected_fault(monkeypatch) -> None:
 
 
 async def test_what_commits_survive_is_asked_for_again(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("flowfabric.engine.engine.ATTEST_S", 0.001)
+    monkeypatch.setattr("flowfabric.engine.watches.ATTEST_S", 0.001)
     store = WeakenedStore()
     async with Engine(store) as engine:
         assert engine.durability == STRONG

@@ -16,7 +16,6 @@ from flowfabric.core.records import (
 )
 from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS
 from flowfabric.core.state import Situation
-from flowfabric.engine import engine as engine_module
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore
 from flowfabric.testing.conformance.admission import active, asking_for_work, limited, new_quota
@@ -62,11 +61,6 @@ class FailingStore(StoreAround):
         if self.loads_left == 0:
             raise errors.StoreUnreachable
         return await self.inner.load(keys)
-
-
-def lose_what_is_owed(monkeypatch):
-    """From now on nothing that a commit owes is done before the answer: as if the process died."""
-    monkeypatch.setattr(engine_module, "owed_by", lambda commit: [])
 
 
 # Damage
@@ -169,14 +163,13 @@ async def test_a_place_that_a_crash_left_taken_goes_to_another(bed):
     assert await claim_some(bed) == [waiting]
 
 
-async def test_an_end_that_the_policy_was_not_told_of_is_told_by_a_duty(bed, monkeypatch):
+async def test_an_end_that_the_policy_was_not_told_of_is_told_by_a_duty(bed):
     await new_quota(bed, cap=1)
     await limited(bed)
     waiting = await limited(bed)
     [claim] = await claim_work(bed)
     await bed.settle()
-    with monkeypatch.context() as crash:
-        lose_what_is_owed(crash)
+    with bed.nothing_delivered():
         await bed.complete(claim)
     assert await active(bed) == 1
     assert await bed.find(GivenBack, f"{claim.execution_id}/1") is not None
@@ -185,26 +178,24 @@ async def test_an_end_that_the_policy_was_not_told_of_is_told_by_a_duty(bed, mon
     assert await claim_some(bed) == [waiting]
 
 
-async def test_headroom_that_nobody_was_told_of_is_told_by_a_duty(bed, monkeypatch):
+async def test_headroom_that_nobody_was_told_of_is_told_by_a_duty(bed):
     budget_id = await new_budget(bed, hard=1)
     waiting = await attached(bed, budget_id)
     await spend(bed, budget_id, 1)
     await claim_some(bed)
-    with monkeypatch.context() as crash:
-        lose_what_is_owed(crash)
+    with bed.nothing_delivered():
         await bed.execute(ResetBudgetArgs(budget_id=budget_id))
     assert await bed.situation(waiting) is Situation.BLOCKED
     await bed.settle()
     assert await claim_some(bed) == [waiting]
 
 
-async def test_giving_back_twice_takes_no_other_place(bed, monkeypatch):
+async def test_giving_back_twice_takes_no_other_place(bed):
     """The message of an earlier claim comes again after the execution was claimed once more."""
     await new_quota(bed, cap=2)
     execution_id = await limited(bed)
     [claim] = await claim_work(bed)
-    with monkeypatch.context() as crash:
-        lose_what_is_owed(crash)
+    with bed.nothing_delivered():
         await bed.delay(claim, 0)
         assert await claim_some(bed) == [execution_id]
     await bed.settle()

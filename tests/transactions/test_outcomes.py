@@ -9,7 +9,7 @@ import flowfabric.run as run_module
 from flowfabric import FlowFabric, Run, errors
 from flowfabric.codec import Unencodable
 from flowfabric.contracts.states import PublicState
-from flowfabric.engine import engine
+from flowfabric.engine import watches
 from flowfabric.worker import worker
 from tests.transactions.conftest import with_handlers
 from tests.transactions.parties import Party, Place
@@ -22,7 +22,7 @@ NEVER_MS = 600_000
 @pytest.fixture
 def only_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody who waits looks by itself in time, so whoever moves was woken."""
-    for module, name in ((engine, "WATCH_MS"), (worker, "SAFETY_POLL_MS"), (run_module, "SAFETY_POLL_MS")):
+    for module, name in ((watches, "WATCH_MS"), (worker, "SAFETY_POLL_MS"), (run_module, "SAFETY_POLL_MS")):
         monkeypatch.setattr(module, name, NEVER_MS)
 
 

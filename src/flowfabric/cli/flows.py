@@ -197,7 +197,7 @@ async def _list(arguments: Namespace) -> int:
 
 
 async def _summaries(engine: Engine, keys: list[str]) -> list[dict[str, Any]]:
-    flows = await load_records(engine, keys)
+    flows = await load_records(engine.store, keys)
     progress_keys = [key_for(FlowProgress, key.partition("/")[2]) for key in keys]
     return [
         {
@@ -208,7 +208,7 @@ async def _summaries(engine: Engine, keys: list[str]) -> list[dict[str, Any]]:
             "ended": sum(progress.outcomes.values()),
             "created_at": flow.created_at,
         }
-        for flow, progress in zip(flows, await load_records(engine, progress_keys), strict=True)
+        for flow, progress in zip(flows, await load_records(engine.store, progress_keys), strict=True)
         if isinstance(flow, FlowRecord) and isinstance(progress, FlowProgress)
         if flow.namespace == engine.namespace
     ]

@@ -6,8 +6,8 @@ it answers; a duty of the scanners sees to the rest, and to what a crash left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -20,9 +20,24 @@ from flowfabric.core.commands import (
     LookAfterWaitingArgs,
 )
 from flowfabric.core.indexes import DUE_GIVEN_BACK, DUE_HEADROOM, DUE_MEMBER_CANCEL, DUE_MESSAGE
+from flowfabric.core.work import Envelope
+from flowfabric.engine.headroom import look_after_waiting
+from flowfabric.stores.base import Store
 
 if TYPE_CHECKING:
     from flowfabric.stores.base import Commit
+
+
+class Aside(Protocol):
+    """What an operation needs of the engine that a delivery runs on."""
+
+    store: Store
+
+    async def execute_unbounded(self, commands: Sequence[Command[Any]], *, actor: str) -> list[Any]:
+        """Carry out commands that may concern any namespace."""
+
+
+CarryOutAside: TypeAlias = "Callable[[Aside, Any, Envelope], Awaitable[object]]"
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -34,6 +49,8 @@ class Delivery(msgspec.Struct, frozen=True):
 
     act: Callable[[str], Command[Any]]
     forget: Callable[[str], Command[Any]] | None = None
+    carry_out: CarryOutAside | None = None
+    """What carries the command out if it takes more than its rule."""
 
 
 def deliver(member: str) -> DeliverMessageArgs:
@@ -65,7 +82,7 @@ DELIVERIES: Final[dict[str, Delivery]] = {
     DUE_MESSAGE: Delivery(deliver),
     DUE_MEMBER_CANCEL: Delivery(cancel_member),
     DUE_GIVEN_BACK: Delivery(give_back, forget_given_back),
-    DUE_HEADROOM: Delivery(look_after_some),
+    DUE_HEADROOM: Delivery(look_after_some, carry_out=look_after_waiting),
 }
 
 

@@ -72,7 +72,7 @@ async def explain_execution(
 async def _records_beside(engine: Engine, execution: Execution) -> list[Record | None]:
     """The flow, the join and the open suspension of an execution, and its lane."""
     return await load_records(
-        engine,
+        engine.store,
         [
             key_for(Flow, flow_identity(execution.flow_id) if execution.flow_id else execution.execution_id),
             key_for(EdgeGroup, execution.execution_id),
@@ -86,12 +86,12 @@ async def _open_edges(engine: Engine, execution: Execution) -> tuple[Edge, ...]:
     blocked = any(blocker.kind is BlockerKind.DEPENDENCIES for blocker in execution.blockers)
     if not blocked or execution.flow_id is None:
         return ()
-    [node] = await load_records(engine, [key_for(FlowNode, execution.execution_id)])
+    [node] = await load_records(engine.store, [key_for(FlowNode, execution.execution_id)])
     if not isinstance(node, FlowNode):
         return ()
     identity = flow_identity(execution.flow_id)
     edges = await load_records(
-        engine, [key_for(Edge, f"{identity}/{link.edge_id}") for link in node.incoming]
+        engine.store, [key_for(Edge, f"{identity}/{link.edge_id}") for link in node.incoming]
     )
     return tuple(edge for edge in edges if isinstance(edge, Edge) and edge.state == PENDING)
 
@@ -102,7 +102,7 @@ async def live_workers(engine: Engine, execution: Execution, now: int) -> tuple[
         return ()
     scope = scope_of(execution.namespace, execution.lane_id)
     rows = await engine.store.read_index(indexes.WORKER_LANES, scope, limit=WORKERS_MAX, descending=True)
-    workers = await load_records(engine, [key_for(WorkerRegistration, member) for _, member in rows])
+    workers = await load_records(engine.store, [key_for(WorkerRegistration, member) for _, member in rows])
     return tuple(
         worker for worker in workers if isinstance(worker, WorkerRegistration) and worker.expires_at > now
     )

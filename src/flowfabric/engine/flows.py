@@ -82,7 +82,7 @@ async def _cancel_members(engine: Engine, flow_id: str, count: int) -> tuple[str
         failed += [
             place for place, answer in zip(batch, answers, strict=True) if isinstance(answer, Exception)
         ]
-    members = await load_records(engine, [key_for(FlowMember, place) for place in failed])
+    members = await load_records(engine.store, [key_for(FlowMember, place) for place in failed])
     return tuple(member.execution_id for member in members if isinstance(member, FlowMember))
 
 
@@ -98,8 +98,10 @@ async def list_flows(engine: Engine, args: ListFlowsArgs, envelope: Envelope) ->
 
 
 async def _summaries(engine: Engine, identities: list[str]) -> list[FlowSummary]:
-    flows = await load_records(engine, [key_for(Flow, identity) for identity in identities])
-    progresses = await load_records(engine, [key_for(FlowProgress, identity) for identity in identities])
+    flows = await load_records(engine.store, [key_for(Flow, identity) for identity in identities])
+    progresses = await load_records(
+        engine.store, [key_for(FlowProgress, identity) for identity in identities]
+    )
     return [
         FlowSummary(
             flow_id=flow.flow_id,

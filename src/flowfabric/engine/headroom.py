@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.work import Envelope
+    from flowfabric.engine.deliveries import Aside
     from flowfabric.engine.engine import Engine
 
 PAGE: Final = 100
@@ -54,9 +55,8 @@ COUNTS_MAX: Final = 3
 ACTOR: Final = "headroom"
 
 
-@operation(LookAfterWaitingArgs)
 async def look_after_waiting(
-    engine: Engine, args: LookAfterWaitingArgs, _envelope: Envelope
+    engine: Aside, args: LookAfterWaitingArgs, _envelope: Envelope
 ) -> HeadroomSettled:
     """Let those go that wait, page by page, as long as there is room for them."""
     look = _look_after_budget if kind_of(args.subject) == Budget.KIND else _look_after_quota
@@ -66,9 +66,12 @@ async def look_after_waiting(
     return HeadroomSettled(action="more")
 
 
-async def _look_after_budget(engine: Engine, identity: str) -> bool:
+operation(LookAfterWaitingArgs)(look_after_waiting)
+
+
+async def _look_after_budget(engine: Aside, identity: str) -> bool:
     """Cancel a page, or let a page go. Returns whether there may be more to do."""
-    [budget] = await load_records(engine, [key_for(Budget, identity)])
+    [budget] = await load_records(engine.store, [key_for(Budget, identity)])
     if not isinstance(budget, Budget) or (budget.cancelling_at is None and budget.waking_at is None):
         return False
     cancelled = budget.cancelling_at is not None and await _cancel_page(engine, budget)
@@ -87,7 +90,7 @@ async def _look_after_budget(engine: Engine, identity: str) -> bool:
     return True
 
 
-async def _cancel_page(engine: Engine, budget: Budget) -> bool:
+async def _cancel_page(engine: Aside, budget: Budget) -> bool:
     """Cancel a page of what the breached budget is attached to. Returns whether none is left."""
     rows = await engine.store.read_index(ATTACHED, budget.budget_id, upto=budget.cancelling_at, limit=PAGE)
     commands = [CancelForBudgetArgs(execution_id=member, budget_id=budget.budget_id) for _, member in rows]
@@ -95,14 +98,14 @@ async def _cancel_page(engine: Engine, budget: Budget) -> bool:
     return len(rows) < PAGE and not any(isinstance(answer, Exception) for answer in answers)
 
 
-async def _wake_page(engine: Engine, budget: Budget) -> bool:
+async def _wake_page(engine: Aside, budget: Budget) -> bool:
     """Let a page of those go that wait for the budget. Returns whether none is left."""
     rows = await engine.store.read_index(WAITING, budget.budget_id, limit=PAGE)
     await _let_go(engine, rows, budget.budget_id)
     return len(rows) < PAGE
 
 
-async def _look_after_quota(engine: Engine, identity: str) -> bool:
+async def _look_after_quota(engine: Aside, identity: str) -> bool:
     """Let go as many as there is room for, the most urgent first. Returns whether to look again."""
     [left] = await _run(engine, [ReadRoomArgs(quota_identity=identity, page=PAGE)])
     if isinstance(left, Exception):
@@ -126,11 +129,11 @@ async def _look_after_quota(engine: Engine, identity: str) -> bool:
     return isinstance(settled, HeadroomSettled) and settled.action != "done"
 
 
-async def _let_go(engine: Engine, rows: Sequence[tuple[int, str]], waits_for: str) -> None:
+async def _let_go(engine: Aside, rows: Sequence[tuple[int, str]], waits_for: str) -> None:
     await _run(engine, [LetGoArgs(execution_id=member, waits_for=waits_for) for _, member in rows])
 
 
-async def _run(engine: Engine, commands: Sequence[Command[Any]]) -> list[Any]:
+async def _run(engine: Aside, commands: Sequence[Command[Any]]) -> list[Any]:
     return await engine.execute_unbounded(commands, actor=ACTOR)
 
 
@@ -140,7 +143,7 @@ async def _run(engine: Engine, commands: Sequence[Command[Any]]) -> list[Any]:
 @operation(PruneLedgersArgs)
 async def prune_ledgers(engine: Engine, args: PruneLedgersArgs, _envelope: Envelope) -> LedgersForgotten:
     """Remove a page of the ledgers of the oldest period that is over."""
-    [budget] = await load_records(engine, [key_for(Budget, args.budget_identity)])
+    [budget] = await load_records(engine.store, [key_for(Budget, args.budget_identity)])
     if not isinstance(budget, Budget) or budget.oldest_period >= budget.period:
         return LedgersForgotten(action="done")
     prefix = f"{key_for(BudgetLedger, budget.identity)}/{budget.oldest_period}/"
@@ -171,7 +174,7 @@ async def reconcile_budget_counters(
     total: dict[str, int] = {}
     for _ in range(COUNTS_MAX):
         budget, usage = await load_records(
-            engine, [key_for(Budget, identity), key_for(BudgetUsage, identity)]
+            engine.store, [key_for(Budget, identity), key_for(BudgetUsage, identity)]
         )
         if not isinstance(budget, Budget) or envelope.namespace not in (None, budget.namespace):
             raise errors.BudgetNotFound(budget_id=args.budget_id)
@@ -192,7 +195,7 @@ async def reconcile_budget_counters(
 async def _sum_of_ledgers(engine: Engine, budget: Budget) -> dict[str, int]:
     total: dict[str, int] = {}
     async for keys in _pages(engine, f"{key_for(BudgetLedger, budget.identity)}/{budget.period}/"):
-        for ledger in await load_records(engine, keys):
+        for ledger in await load_records(engine.store, keys):
             if isinstance(ledger, BudgetLedger):
                 for name, amount in ledger.spent.items():
                     total[name] = total.get(name, 0) + amount
@@ -211,7 +214,7 @@ async def reconcile_quota_counters(
     identity = quota_identity(args.quota_policy_id)
     active = 0
     for _ in range(COUNTS_MAX):
-        [quota] = await load_records(engine, [key_for(QuotaPolicy, identity)])
+        [quota] = await load_records(engine.store, [key_for(QuotaPolicy, identity)])
         if not isinstance(quota, QuotaPolicy) or envelope.namespace not in (None, quota.namespace):
             raise errors.QuotaPolicyNotFound(quota_policy_id=args.quota_policy_id)
         active = sum([len(keys) async for keys in _pages(engine, f"{key_for(Admission, identity)}/")])

@@ -20,9 +20,11 @@ from flowfabric.contracts.check import check
 from flowfabric.contracts.executions import CreateExecutionArgs
 from flowfabric.core.registry import RULES
 from flowfabric.core.work import Envelope, WorkingSet
+from flowfabric.engine.batches import BATCH_MAX
 from flowfabric.engine.commits import build_commit
 from flowfabric.engine.creating import create_once, has_key
-from flowfabric.engine.engine import BATCH_MAX, Group, Ticket, decide_batch
+from flowfabric.engine.deciding import decide_batch
+from flowfabric.engine.tickets import Group, Ticket
 from flowfabric.stores.base import Conflict
 
 if TYPE_CHECKING:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
+    from flowfabric.stores.base import Ledger
 
 Row = tuple[int, str]
 """The sort value and the member of an index row."""
@@ -91,16 +92,16 @@ async def server_time(engine: Engine, args: ServerTimeArgs, envelope: Envelope) 
     return ServerTime(now_ms=await engine.store.now())
 
 
-async def load_records(engine: Engine, keys: list[str]) -> list[Record | None]:
+async def load_records(store: Ledger, keys: list[str]) -> list[Record | None]:
     """The records with these keys, in order."""
-    loaded = await engine.store.load(keys)
+    loaded = await store.load(keys)
     found = {key: record for key, _, record in loaded.rows}
     return [found[key] for key in keys]
 
 
 async def load_executions(engine: Engine, ids: list[str], namespace: str | None) -> list[Execution]:
     """The executions with these ids that exist in the namespace, in order."""
-    records = await load_records(engine, [key_for(Execution, execution_id) for execution_id in ids])
+    records = await load_records(engine.store, [key_for(Execution, execution_id) for execution_id in ids])
     return [
         record
         for record in records
@@ -243,7 +244,7 @@ async def list_suspended(engine: Engine, args: ListSuspendedArgs, envelope: Enve
 async def _suspended_row(engine: Engine, cursor: str, namespace: str | None) -> Row:
     """Where a cursor's execution stands, or stood, in the order of deadlines."""
     for execution in await load_executions(engine, [cursor], namespace):
-        for suspension in await load_records(engine, _keys_of_suspensions(execution)):
+        for suspension in await load_records(engine.store, _keys_of_suspensions(execution)):
             if isinstance(suspension, Suspension):
                 return suspension.timeout_at or indexes.FOREVER, cursor
     rule = "an execution that is or was suspended; begin again without a cursor"
@@ -263,7 +264,7 @@ def _keys_of_suspensions(execution: Execution) -> list[Key]:
 async def _suspension_reasons(engine: Engine, ids: list[str]) -> dict[str, str]:
     executions = await load_executions(engine, ids, None)
     open_ones = [f"{found.execution_id}/{found.suspension_id}" for found in executions if found.suspension_id]
-    suspensions = await load_records(engine, [key_for(Suspension, identity) for identity in open_ones])
+    suspensions = await load_records(engine.store, [key_for(Suspension, identity) for identity in open_ones])
     return {found.execution_id: found.reason_code for found in suspensions if isinstance(found, Suspension)}
 
 
@@ -319,7 +320,7 @@ def _group_of(scope: str) -> Group:
 async def _load_lanes(engine: Engine, groups: Iterable[Group]) -> dict[Group, Lane]:
     """What operators have said about some lanes."""
     keys = [key_for(Lane, lane_identity(*group)) for group in groups]
-    records = await load_records(engine, keys) if keys else []
+    records = await load_records(engine.store, keys) if keys else []
     return {(lane.namespace, lane.lane_id): lane for lane in records if isinstance(lane, Lane)}
 
 

@@ -129,13 +129,13 @@ async def _step(engine: Engine, command: Command[RetentionSettled], envelope: En
 
 
 async def _loaded_flow(engine: Engine, identity: str) -> Flow | None:
-    [flow] = await load_records(engine, [key_for(Flow, identity)])
+    [flow] = await load_records(engine.store, [key_for(Flow, identity)])
     return flow if isinstance(flow, Flow) else None
 
 
 async def _members_kept_until(engine: Engine, flow: Flow, retention_ms: int) -> int:
     """Until when any member has to be kept; 0 while the flow itself has not ended or is not old."""
-    [progress] = await load_records(engine, [key_for(FlowProgress, flow.identity)])
+    [progress] = await load_records(engine.store, [key_for(FlowProgress, flow.identity)])
     now = await engine.store.now()
     due_at = flow_due_at(flow, progress, retention_ms) if isinstance(progress, FlowProgress) else None
     if flow.removing_since is not None or due_at is None or due_at > now:
@@ -143,7 +143,7 @@ async def _members_kept_until(engine: Engine, flow: Flow, retention_ms: int) -> 
     latest = 0
     for start in range(0, flow.node_count, PAGE):
         keys = [key_for(Execution, member) for member in await _members(engine, flow, start)]
-        found = [one for one in await load_records(engine, keys) if isinstance(one, Execution)]
+        found = [one for one in await load_records(engine.store, keys) if isinstance(one, Execution)]
         latest = max([latest, *map(kept_until, found)])
     return latest
 
@@ -152,7 +152,7 @@ async def _members(engine: Engine, flow: Flow, start: int) -> list[str]:
     """The executions of one page of members."""
     places = range(start, min(start + PAGE, flow.node_count))
     keys = [key_for(FlowMember, f"{flow.identity}/{place}") for place in places]
-    members = await load_records(engine, keys)
+    members = await load_records(engine.store, keys)
     return [member.execution_id for member in members if isinstance(member, FlowMember)]
 
 

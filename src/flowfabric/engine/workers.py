@@ -73,7 +73,7 @@ async def settle_worker_death(
 
 async def _settle(engine: Engine, death_id: str) -> int:
     """Revoke the leases of a dead worker. Its death is forgotten once none is left to look at."""
-    [death] = await load_records(engine, [key_for(WorkerDeath, death_id)])
+    [death] = await load_records(engine.store, [key_for(WorkerDeath, death_id)])
     if not isinstance(death, WorkerDeath):
         return 0
     revoked, failed, after = 0, False, None
@@ -114,7 +114,9 @@ async def list_workers(engine: Engine, args: ListWorkersArgs, envelope: Envelope
     read = merged(engine, scopes)
 
     async def keep(rows: list[Row]) -> list[tuple[Row, WorkerRegistration]]:
-        workers = await load_records(engine, [key_for(WorkerRegistration, member) for _, member in rows])
+        workers = await load_records(
+            engine.store, [key_for(WorkerRegistration, member) for _, member in rows]
+        )
         return [
             (row, worker)
             for row, worker in zip(rows, workers, strict=True)

@@ -7,6 +7,7 @@ ids, request ids and random numbers follow from a counter, and time only passes 
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
@@ -111,6 +112,20 @@ class Bed:
         self.store = store
         self.engine = SteadyEngine(store, namespace=self.engine.namespace, requests=self._requests)
         await self.engine.start()
+
+    @contextmanager
+    def nothing_delivered(self) -> Iterator[None]:
+        """What is committed in the block does nothing of what it owes, as if the process crashed there."""
+        courier: Any = self.engine._courier  # noqa: SLF001 - all that is owed goes through it
+
+        async def crash(owed: list[Any]) -> None:
+            """Commit, and no more."""
+
+        courier.deliver = crash
+        try:
+            yield
+        finally:
+            del courier.deliver
 
     # Ids
 

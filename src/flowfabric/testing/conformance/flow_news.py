@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowfabric.contracts.executions import ReplayExecutionArgs
 from flowfabric.contracts.flows import AnyOfEdges, OnSatisfied, QuorumOfEdges
@@ -15,29 +14,12 @@ from flowfabric.testing.conformance.base import StoreSuite
 from flowfabric.testing.conformance.flows import graph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from flowfabric.contracts.flows import EdgeDependencyPolicy
     from flowfabric.testing.bed import Bed
     from flowfabric.testing.conformance.flows import Graph
 
 WAITING, WAITING_CHILDREN = PublicState.WAITING, PublicState.WAITING_CHILDREN
 SKIPPED = PublicState.SKIPPED
-
-
-@contextmanager
-def nothing_delivered(bed: Bed) -> Iterator[None]:
-    """What is committed in the block does nothing of what it owes, as if the process crashed there."""
-    engine: Any = bed.engine
-
-    async def crash(owed: list[Any]) -> None:
-        """Commit, and no more."""
-
-    engine._deliver = crash  # noqa: SLF001 - a crash between the commit and what follows it
-    try:
-        yield
-    finally:
-        del engine._deliver  # noqa: SLF001
 
 
 async def replay(flow: Graph, name: str) -> None:
@@ -152,7 +134,7 @@ class LateNewsScenarios(StoreSuite):
         flow = await graph(bed, "abcd")
         await flow.connect("ad bd cd", {"d": QuorumOfEdges(k=2, on_satisfied=OnSatisfied.LET_RUN)})
         await flow.fail("a")
-        with nothing_delivered(bed):
+        with bed.nothing_delivered():
             await replay(flow, "a")
             await flow.run("a", "b")
         await bed.settle()
@@ -163,7 +145,7 @@ class LateNewsScenarios(StoreSuite):
         flow = await graph(bed, "abc")
         await flow.connect("ac bc", {"c": AnyOfEdges()})
         claim = await bed.claim(flow.ids["b"])
-        with nothing_delivered(bed):
+        with bed.nothing_delivered():
             await flow.run("a")
             message = DeliverMessageArgs(message_id=f"{flow.ids['a']}/ended/0/0")
             await bed.engine.execute_unbounded([message], actor="tests")
@@ -178,7 +160,7 @@ class LateNewsScenarios(StoreSuite):
     async def test_a_member_that_runs_again_is_cancelled_although_the_news_are_late(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
         await flow.run("a")
-        with nothing_delivered(bed):
+        with bed.nothing_delivered():
             await replay(flow, "a")
             await bed.execute(flow.cancelling())
             cancelling = DeliverMessageArgs(message_id=f"{flow_identity(flow.flow_id)}/cancelled/0")

@@ -682,15 +682,9 @@ class JoinScenarios(StoreSuite):
     async def test_what_a_crash_left_undelivered_a_duty_delivers(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
         await flow.connect("ab")
-        engine: Any = bed.engine
-
-        async def crash(owed: list[Any]) -> None:
-            """Commit, and do nothing of what the commit owes."""
-
-        engine._deliver = crash  # noqa: SLF001 - a crash between the commit and what follows it
-        await flow.run("a")
+        with bed.nothing_delivered():
+            await flow.run("a")
         assert await bed.state(flow.ids["b"]) is WAITING_CHILDREN
-        del engine._deliver  # noqa: SLF001
         await bed.settle()
         assert await bed.state(flow.ids["b"]) is WAITING
 
@@ -821,14 +815,8 @@ class FlowCancelScenarios(StoreSuite):
 
     async def test_what_is_left_to_cancel_is_on_record(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
-        engine: Any = bed.engine
-
-        async def crash(owed: list[Any]) -> None:
-            """Commit, and do nothing of what the commit owes."""
-
-        engine._deliver = crash  # noqa: SLF001 - a crash between the commit and what follows it
-        await bed.execute(flow.cancelling())
-        del engine._deliver  # noqa: SLF001
+        with bed.nothing_delivered():
+            await bed.execute(flow.cancelling())
         held = await bed.dump()
         assert [row[0] for row in held["rows"] if row[0] in MEMBERS_OWED] == ["due_message"]
         refusal = await bed.refused(bed.claiming(flow.ids["a"]))

@@ -1,0 +1,126 @@
+"""Sees to what commits owe to other records, before they are answered.
+
+It acts in the task of the batch that owes it, beside the queue: the queue waits for that batch, so
+commands that went through it would wait for ever. What cannot be done now is left to the scanners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from flowfabric.engine.batches import BATCH_MAX
+from flowfabric.engine.cycle import Cycle
+from flowfabric.engine.tickets import group_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flowfabric.contracts.base import Command
+    from flowfabric.core.work import Envelope
+    from flowfabric.engine.deliveries import CarryOutAside, Owed
+    from flowfabric.engine.lanes import KnownLanes
+    from flowfabric.engine.notifier import Notifier
+    from flowfabric.stores.base import Store
+
+ACTOR: Final = "engine"
+DELIVERY_ROUNDS_MAX: Final = 8
+"""How many steps of what a commit owes are done before it is answered; a scanner does the rest."""
+
+log = logging.getLogger("flowfabric.engine")
+
+
+class Courier:
+    """Delivers what commits owe.
+
+    Args:
+        store, lanes, notifier: see ``Cycle``.
+        envelope: makes what travels with a command that may concern any namespace, for an actor.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lanes: KnownLanes,
+        notifier: Notifier,
+        envelope: Callable[[str], Envelope],
+    ) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._notifier = notifier
+        self._envelope = envelope
+
+    async def deliver(self, owed: list[Owed]) -> None:
+        """Do what a commit owes to other records, and what follows from that, up to a bound."""
+        errand = Errand(self._store, self._lanes, self._notifier, self._envelope)
+        for _ in range(DELIVERY_ROUNDS_MAX):
+            if not owed:
+                return
+            await errand.run(owed[:BATCH_MAX])
+            owed = owed[BATCH_MAX:] + errand.take_following()
+
+
+class Errand:
+    """What one commit owes. It is the engine of the commands that this takes."""
+
+    def __init__(
+        self, store: Store, lanes: KnownLanes, notifier: Notifier, envelope: Callable[[str], Envelope]
+    ) -> None:
+        self.store = store
+        self._cycle = Cycle(store, lanes, notifier, self)
+        self._envelope = envelope
+        self._following: list[Owed] = []
+
+    async def run(self, owed: list[Owed]) -> None:
+        """See to some entries. What cannot be done now is left to the scanners."""
+        ruled = [one for one in owed if one.delivery.carry_out is None]
+        done = await self._run_rules([(one, one.delivery.act(one.member)) for one in ruled])
+        forgetting = [
+            (one, one.delivery.forget(one.member)) for one in done if one.delivery.forget is not None
+        ]
+        await self._run_rules(forgetting)
+        for one in owed:
+            if one.delivery.carry_out is not None:  # one after the other: each takes several commits
+                await self._run_operation(one, one.delivery.carry_out)
+
+    async def deliver(self, owed: list[Owed]) -> None:
+        """Note what a commit of this errand owes in turn."""
+        self._following += owed
+
+    def take_following(self) -> list[Owed]:
+        """What the commits of this errand owed since the last call."""
+        taken, self._following = self._following, []
+        return taken
+
+    async def execute_unbounded(self, commands: Sequence[Command[Any]], *, actor: str = ACTOR) -> list[Any]:
+        """Carry out commands that rules alone answer, at once."""
+        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        waiting = group_of([(command, self._envelope(actor)) for command in commands], answers).start()
+        for start in range(0, len(waiting), BATCH_MAX):
+            await self._cycle.run(waiting[start : start + BATCH_MAX])
+        return await answers
+
+    async def _run_rules(self, asked: list[tuple[Owed, Command[Any]]]) -> list[Owed]:
+        """Run the commands for some entries. Returns the entries whose command was carried out."""
+        if not asked:
+            return []
+        answers = await self.execute_unbounded([command for _, command in asked])
+        done = []
+        for (one, command), answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception):
+                _leave(command, answer)
+            else:
+                done.append(one)
+        return done
+
+    async def _run_operation(self, one: Owed, carry_out: CarryOutAside) -> None:
+        command = one.delivery.act(one.member)
+        try:
+            await carry_out(self, command, self._envelope(ACTOR))
+        except Exception as error:  # noqa: BLE001 - the commit stands, whatever becomes of this
+            _leave(command, error)
+
+
+def _leave(command: Command[Any], error: Exception) -> None:
+    log.warning("%s is left to the scanners: %s", type(command).__name__, error)

@@ -1,0 +1,134 @@
+"""What happens to a batch: load, decide, commit, see to what is owed, answer.
+
+The rules this module keeps:
+
+- An answer is given after the commit that made it true, never before.
+- A refused command never fails its batch; a conflict runs again only the commands that touched the
+  changed records.
+- A store fault fails every command of the batch with that fault. Whether it took effect is
+  learned by asking again with the same request id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final, Protocol
+
+from flowfabric import errors
+from flowfabric.core.work import WorkingSet
+from flowfabric.engine.commits import affected_by, build_commit
+from flowfabric.engine.deciding import decide_batch
+from flowfabric.engine.deliveries import owed_by
+from flowfabric.engine.notifier import topics_of
+from flowfabric.stores.base import Conflict
+
+if TYPE_CHECKING:
+    from flowfabric.engine.deliveries import Owed
+    from flowfabric.engine.lanes import KnownLanes
+    from flowfabric.engine.notifier import Notifier
+    from flowfabric.engine.tickets import Ticket
+    from flowfabric.stores.base import Store
+
+CONFLICTS_MAX: Final = 8
+
+
+class Deliverer(Protocol):
+    """What is told what a commit owes to other records, before the commit is answered."""
+
+    async def deliver(self, owed: list[Owed]) -> None:
+        """See to it now, or see that somebody does. It is on record, so nothing is lost."""
+
+
+class Cycle:
+    """Gives the tickets of a batch their answers.
+
+    Args:
+        store: what is loaded from and committed to.
+        lanes: the lanes that need not be loaded.
+        notifier: is told what every commit has changed.
+        deliverer: is told what every commit owes.
+    """
+
+    def __init__(self, store: Store, lanes: KnownLanes, notifier: Notifier, deliverer: Deliverer) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._notifier = notifier
+        self._deliverer = deliverer
+
+    async def run(self, batch: list[Ticket]) -> None:
+        """Give every ticket of the batch its answer, those of each place together."""
+        parts = _by_place(batch, self._store)
+        if len(parts) == 1:
+            await self._run_part(batch)
+        else:
+            await asyncio.gather(*(self._run_part(part) for part in parts))
+
+    async def _run_part(self, batch: list[Ticket]) -> None:
+        """Load, decide and commit until every ticket has its answer."""
+        working_set = WorkingSet(self._lanes)
+        try:
+            while batch:
+                await decide_batch(self._store, batch, working_set)
+                batch = await self._commit(batch, working_set)
+        except errors.StoreCorrupt as error:
+            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
+        except errors.FlowFabricError as error:
+            for ticket in batch:
+                ticket.settle(error)
+        except Exception as error:  # noqa: BLE001 - a value that cannot be stored, or a fault of ours
+            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
+        except asyncio.CancelledError:
+            for ticket in batch:
+                ticket.settle(errors.Unavailable("The engine was cancelled. Whether it acted is not known."))
+            raise
+
+    async def _run_apart(self, batch: list[Ticket], error: Exception) -> None:
+        """Run each ticket alone, so that what is damaged fails only the one that needs it."""
+        if len(batch) == 1:
+            batch[0].settle(error)
+            return
+        for ticket in batch:
+            await self._run_part([ticket])
+
+    async def _commit(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
+        """Commit what the batch changed, settle it, and return the tickets that must run again."""
+        commit = build_commit([ticket.work for ticket in batch], working_set)
+        if commit is not None:
+            try:
+                await self._store.commit(commit)
+            except Conflict as conflict:
+                return await self._retry(batch, working_set, conflict)
+            self._notifier.publish(topics_of(commit))
+            if owed := owed_by(commit):
+                await self._deliverer.deliver(owed)
+        for ticket in batch:
+            ticket.settle()
+        return []
+
+    async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
+        """Commit the tickets that the conflict did not touch; return the others, to run again."""
+        self._lanes.forget(conflict.keys)
+        affected = affected_by(conflict.keys, [ticket.work for ticket in batch])
+        again = [ticket for ticket, touched in zip(batch, affected, strict=True) if touched]
+        rest = [ticket for ticket, touched in zip(batch, affected, strict=True) if not touched]
+        for ticket in again:
+            ticket.conflicts += 1
+            if ticket.conflicts >= CONFLICTS_MAX:
+                ticket.settle(errors.Contention(record=min(conflict.keys), tries=CONFLICTS_MAX))
+        again = [ticket for ticket in again if ticket.conflicts < CONFLICTS_MAX]
+        if rest:
+            again += await self._commit(rest, working_set)
+        working_set.clear()
+        patience_ms = max((ticket.conflicts for ticket in again), default=0)
+        await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
+        return again
+
+
+def _by_place(batch: list[Ticket], store: Store) -> list[list[Ticket]]:
+    """The tickets by the place in which their commands write: that of the first record they read."""
+    parts: dict[int, list[Ticket]] = {}
+    for ticket in batch:
+        key = next(iter(ticket.first_reads()), "")
+        parts.setdefault(store.place_of(key), []).append(ticket)
+    return list(parts.values())

@@ -1,0 +1,90 @@
+"""Queries: those that come up in one turn of the event loop share one load, and wait for no commit."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from flowfabric.core.work import Missing, Work, WorkingSet
+from flowfabric.engine.deciding import ROUNDS_MAX
+from flowfabric.engine.tickets import first_reads
+
+if TYPE_CHECKING:
+    from flowfabric.contracts.base import Command
+    from flowfabric.core.records import Key
+    from flowfabric.core.registry import Rule
+    from flowfabric.core.work import Envelope
+    from flowfabric.stores.base import Store
+
+
+class Questions:
+    """Answers queries over one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: list[Question] = []
+        self._asking: asyncio.Task[None] | None = None
+
+    async def answer(self, rule: Rule, command: Command[Any], envelope: Envelope) -> Any:
+        """The answer to one query.
+
+        Raises:
+            FlowFabricError: the refusal of its rule, or the fault that stopped the load.
+        """
+        loop = asyncio.get_running_loop()
+        question = Question(rule, command, envelope, loop.create_future())
+        self._open.append(question)
+        if self._asking is None:
+            self._asking = loop.create_task(self._answer_all())
+        return await question.future
+
+    async def _answer_all(self) -> None:
+        """Answer all queries that have come up, with one load for all of them."""
+        questions, self._open, self._asking = self._open, [], None
+        try:
+            await self._load_and_answer(questions)
+        except Exception as error:  # noqa: BLE001 - every asker gets the fault that stopped the load
+            for question in questions:
+                if not question.future.done():
+                    question.future.set_exception(error)
+
+    async def _load_and_answer(self, questions: list[Question]) -> None:
+        working_set = WorkingSet()
+        wanted = {key for question in questions for key in question.first_reads()}
+        for _ in range(ROUNDS_MAX):
+            loaded = await self._store.load(wanted)
+            working_set.put_loaded(loaded.now, loaded.rows)
+            wanted = {key for question in questions for key in question.settle(working_set)}
+            if not wanted:
+                return
+        raise AssertionError(f"queries still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
+
+
+class Question:
+    """One query on its way to its answer."""
+
+    __slots__ = ("command", "envelope", "future", "rule")
+
+    def __init__(
+        self, rule: Rule, command: Command[Any], envelope: Envelope, future: asyncio.Future[Any]
+    ) -> None:
+        self.rule = rule
+        self.command = command
+        self.envelope = envelope
+        self.future = future
+
+    def first_reads(self) -> tuple[Key, ...]:
+        """The records that the query is sure to read."""
+        return first_reads(self.rule, self.command)
+
+    def settle(self, working_set: WorkingSet) -> tuple[Key, ...]:
+        """Answer, or return the keys of the records that are still missing."""
+        if self.future.done():
+            return ()
+        try:
+            self.future.set_result(self.rule.decide(Work(working_set, self.envelope), self.command))
+        except Missing as missing:
+            return missing.keys
+        except Exception as refusal:  # noqa: BLE001 - one broken query must not fail those beside it
+            self.future.set_exception(refusal)
+        return ()
