@@ -8,6 +8,7 @@ level D1.
 import atexit
 import ctypes
 import hashlib
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ START_TIMEOUT_S = 30
 QUICK = {"appendonly": "yes", "appendfsync": "no", "save": "", "repl-diskless-sync-delay": "0"}
 SLOTS = 16_384
 PR_SET_PDEATHSIG = 1
+SOCKET_BUFFERS = 32 << 20
+"""More than lies between two servers of one host, in bytes."""
 _libc = ctypes.CDLL(None)
 
 
@@ -117,6 +120,21 @@ class Server:
             self._process.send_signal(how)
             self._process.wait(START_TIMEOUT_S)
 
+    def pause(self) -> None:
+        """Let the server do nothing, as if its host were overloaded."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it runs and accepts writes."""
+        return self.runs and b"role:master" in self.ask_all("INFO", "replication")
+
     def remove(self) -> None:
         """End the server and remove its folder."""
         self.stop(signal.SIGKILL)
@@ -135,6 +153,8 @@ class Server:
 
 class Cluster:
     """Some servers of this host as one cluster.
+
+    ``primaries`` are those that had slots in the beginning.
 
     Args:
         primaries: how many have slots.
@@ -159,6 +179,7 @@ class Cluster:
         self._join()
         for place, follower in enumerate(self.servers[primaries:]):
             self._follow(follower, self.primaries[place % primaries])
+        self._until_whole()
 
     def _join(self) -> None:
         for place, one in enumerate(self.primaries):
@@ -171,7 +192,6 @@ class Cluster:
     def _follow(self, follower: Server, primary: Server) -> None:
         name = primary.ask_all("CLUSTER", "MYID").splitlines()[1].decode()
         wait_until(lambda: follower.ask("CLUSTER", "REPLICATE", name) == b"+OK", "the replica did not follow")
-        wait_until(lambda: b"connected_slaves:1" in primary.ask_all("INFO", "replication"), "no replica came")
 
     def until(self, *words: str) -> None:
         """Wait until every server that runs says all of this of the cluster."""
@@ -181,6 +201,89 @@ class Cluster:
             return all(word.encode() in info for word in words for info in told)
 
         wait_until(settled, f"the cluster did not become {words}")
+
+    def owner_of(self, key: str) -> Server:
+        """The primary that has the slot of a key."""
+        return next(
+            one
+            for one in self.servers
+            if one.is_primary and not one.ask("EXISTS", key).startswith((b"-MOVED", b"-CLUSTERDOWN"))
+        )
+
+    def replica_of(self, primary: Server) -> Server:
+        """The server that follows a primary."""
+        port = primary.settings["port"]
+        return next(
+            one
+            for one in self.servers
+            if one.runs and f"master_port:{port}\r\n".encode() in one.ask_all("INFO", "replication")
+        )
+
+    def kill(self, primary: Server) -> Server:
+        """Kill a primary and wait until its replica has taken over. Returns the new primary."""
+        replica = self.replica_of(primary)
+        primary.stop(signal.SIGKILL)
+        self._until_promoted(replica)
+        return replica
+
+    def switch(self, primary: Server) -> Server:
+        """Let a primary and its replica change their roles in an orderly way. Returns the new primary."""
+        replica = self.replica_of(primary)
+        assert replica.ask("CLUSTER", "FAILOVER") == b"+OK"
+        self._until_promoted(replica)
+        return replica
+
+    @contextmanager
+    def held_back(self, primary: Server, key: str) -> Iterator[None]:
+        """What is written inside the block is acknowledged by the primary and then lost in a failover.
+
+        Its replica stands still meanwhile. What is on its way to the replica survives in the buffers of
+        the sockets, so they are filled first.
+
+        Args:
+            primary: which one is killed when the block is left.
+            key: one that it has, and that may be overwritten.
+        """
+        replica = self.replica_of(primary)
+        told, heard = re.compile(rb"master_repl_offset:\d+"), re.compile(rb"slave_repl_offset:\d+")
+
+        def caught_up() -> bool:
+            written = told.search(primary.ask_all("INFO", "replication"))
+            read = heard.search(replica.ask_all("INFO", "replication"))
+            assert written is not None
+            return read is not None and written[0].split(b":")[1] == read[0].split(b":")[1]
+
+        wait_until(caught_up, "the replica does not catch up")
+        replica.pause()
+        try:
+            assert primary.ask("SET", key, "x" * SOCKET_BUFFERS) == b"+OK"
+            assert primary.ask("DEL", key) == b":1"
+            yield
+            primary.stop(signal.SIGKILL)
+        finally:
+            replica.resume()
+        self._until_promoted(replica)
+
+    def _until_promoted(self, replica: Server) -> None:
+        wait_until(lambda: replica.is_primary, "no replica was promoted")
+        self.until("cluster_state:ok")
+
+    def heal(self) -> None:
+        """Start the servers that were killed again, and wait until they follow those that took over."""
+        for one in self.servers:
+            if not one.runs:
+                one.start()
+        self._until_whole()
+
+    def _until_whole(self) -> None:
+        followers = len(self.servers) - len(self.primaries)
+
+        def whole() -> bool:
+            told = [one.ask_all("INFO", "replication") for one in self.servers]
+            return sum(b"master_link_status:up" in info for info in told) == followers
+
+        wait_until(whole, "the cluster did not become whole again")
+        self.until("cluster_state:ok")
 
     def remove(self) -> None:
         """End all servers and remove their folders."""

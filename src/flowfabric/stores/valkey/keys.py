@@ -43,7 +43,8 @@ class Keys:
         """The slot of all these keys."""
         tag = f"{{{hashed}}}"
         self.state: Final = f"{tag}state"
-        """A hash: numbers of commits, events and trimmed events, the clock's mark and offset, the layout."""
+        """A hash: numbers of commits, events and trimmed events, the clock's mark and offset, the layout,
+        and which server's line of writes the numbers belong to."""
         self._record = f"{tag}record:"
         self._listing = f"{tag}keys:"
         self._index = f"{tag}index:"

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
+from flowfabric.stores.valkey.confirming import require_confirmed, waiting
 from flowfabric.stores.valkey.records import log_call
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ class Outboxes:
         [entries] = await self._client.read(keys.slot, read)
         if not entries:
             return False
-        call = log_call(home, keys.shard, entries, self._client.settings, self._origin)
-        [taken] = await self._client.invoke(home.slot, "log", *call)
+        settings = self._client.settings
+        call = log_call(home, keys.shard, entries, settings, self._origin)
+        # What goes from the outbox must be as safe in the log as it was there.
+        [taken, *confirmed] = await self._client.invoke(home.slot, "log", *call, *waiting(settings))
+        require_confirmed(confirmed, settings)
         await self._client.write(keys.slot, ("XTRIM", keys.outbox, "MINID", int(taken) + 1))
         return len(entries) == CARRIED_AT_ONCE
 

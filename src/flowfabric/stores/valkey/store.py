@@ -29,6 +29,7 @@ from flowfabric.stores.keys import owned_bounds, restored_key, stored_key, store
 from flowfabric.stores.valkey import records
 from flowfabric.stores.valkey.changes import Changes
 from flowfabric.stores.valkey.client import Client
+from flowfabric.stores.valkey.confirming import require_confirmed, waiting
 from flowfabric.stores.valkey.keys import Shards, prefix_range, row_of, row_range, text_range
 from flowfabric.stores.valkey.opening import attest, prepare
 from flowfabric.stores.valkey.outboxes import Outboxes
@@ -347,7 +348,7 @@ class ValkeyStore:
             commit, shard, self.settings, self.clock, changes.origin, logs=home
         )
         [done, *answer], *confirmed = await self._client.invoke(
-            shard.slot, function, keys, arguments, *self._waiting()
+            shard.slot, function, keys, arguments, *waiting(self.settings)
         )
         if not done:
             self.statistics.conflicts += 1
@@ -359,7 +360,7 @@ class ValkeyStore:
         self._mark_ms = self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)
         if commit.events:
             self._open_outboxes().note(shard)
-        self._require_confirmed(confirmed)
+        require_confirmed(confirmed, self.settings)
 
     def _shard_of(self, commit: Commit) -> Keys:
         """The only shard that a commit changes."""
@@ -387,13 +388,6 @@ class ValkeyStore:
         here = [(key, version) for key, version in commit.relied_on if key not in elsewhere]
         return msgspec.structs.replace(commit, relied_on=here)
 
-    def _waiting(self) -> tuple[Command, ...]:
-        """What is sent behind a commit, to wait until replicas have it."""
-        if not self.settings.replicas:
-            return ()
-        # Half of the time, so that the answer comes before the connection is given up.
-        return (("WAIT", self.settings.replicas, max(1, self.settings.timeout_ms // 2)),)
-
     async def trim_events(self, upto: int) -> None:
         home = self._shards.home
         logs = [home.log(family) for family in Family]
@@ -406,13 +400,6 @@ class ValkeyStore:
             told |= {home.told_in(stored.event.namespace, stored.event.family) for stored in gone}
             keys = [home.state, *logs, *sorted(told)]
             await self._client.invoke(home.slot, "trim_events", keys, [gone[-1].sequence, len(logs)])
-
-    def _require_confirmed(self, confirmed: list[int]) -> None:
-        if confirmed and confirmed[0] < self.settings.replicas:
-            raise errors.StoreTimeout(
-                f"{self.settings.place} has committed, but only {confirmed[0]} of {self.settings.replicas} "
-                "replicas have confirmed it in time: repeat with the same request id."
-            )
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, on the servers themselves. Only tests do that."""

@@ -135,6 +135,7 @@ local function commit(keys, arguments)
   if not frames_are_in_order(keys, take) then
     return server.error_reply('FFORDER a frame is not behind the last one of its stream')
   end
+  leap_over_lost(keys[1])
   local state = server.call('HMGET', keys[1], 'mark_ms', 'clock_offset_ms', 'commits', 'events', 'put_out')
   local mark, offset = tonumber(state[1] or 0), tonumber(state[2] or 0)
   local clock = arguments[1] == '' and server_clock_ms() or tonumber(arguments[1])

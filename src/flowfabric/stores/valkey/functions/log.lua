@@ -13,6 +13,7 @@
 local function log(keys, arguments)
   local take = reader(arguments, 5)
   local taken_field = 'taken:' .. arguments[1]
+  leap_over_lost(keys[1])
   local state = server.call('HMGET', keys[1], 'events', taken_field)
   local last, taken = tonumber(state[1] or 0), tonumber(state[2] or 0)
   for _ = 1, tonumber(arguments[4]) do

@@ -12,6 +12,47 @@ local function server_clock_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+-- By how much every counter leaps when writes may have been lost: more than can have been.
+local LEAP = 16777216
+-- How long a server is believed to be what it was, in milliseconds. To be replaced, and to come back
+-- without what was written meanwhile, takes it longer.
+local HISTORY_MS = 200
+
+local history, was_promoted, history_read_ms = nil, false, 0
+
+-- The name of the line of writes that this server continues: another one after every failover and
+-- restart, so whenever it may lack writes that were acknowledged. And whether it was a replica once.
+local function current_history()
+  local now = server_clock_ms()
+  if not history or math.abs(now - history_read_ms) >= HISTORY_MS then
+    local told = server.call('INFO', 'replication')
+    history = string.match(told, 'master_replid:(%w+)')
+    was_promoted = string.match(told, 'master_replid2:0+%s') == nil
+    history_read_ms = now
+  end
+  return history, was_promoted
+end
+
+-- Let the counters of a shard leap if this server may have lost writes, before they are read to be
+-- counted on. Numbers that were lost here may be known elsewhere, as versions of records, as places
+-- in the log, as what was taken from the outbox, and must not come to stand for something else.
+local function leap_over_lost(state)
+  local current, promoted = current_history()
+  local known = server.call('HGET', state, 'history')
+  if known == current then
+    return
+  end
+  -- Without a history nothing was counted here yet, unless all of it was lost. Then there is nothing
+  -- to leap from, and the clock is ahead of whatever was counted before, at less than one a microsecond.
+  local leap = known and LEAP or (promoted and server_clock_ms() * 1000)
+  if leap then
+    for _, counter in ipairs({'commits', 'events', 'put_out'}) do
+      server.call('HINCRBY', state, counter, text(leap))
+    end
+  end
+  server.call('HSET', state, 'history', current)
+end
+
 -- The version that a stored record begins with; '0' if there is no record.
 local function version_of(key)
   local head = server.call('GETRANGE', key, 0, 20)
