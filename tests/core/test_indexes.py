@@ -35,10 +35,10 @@ def test_of_equal_priorities_what_waits_longer_goes_first(priority, one, other):
     assert (one < other) == (claim_order(priority, one) < claim_order(priority, other))
 
 
-@given(low=priorities, high=priorities, since=instants, begun=st.booleans())
-def test_nothing_waits_longer_than_the_greatest_head_start_for_what_came_later(low, high, since, begun):
+@given(low=priorities, high=priorities, since=instants, returns=st.booleans())
+def test_nothing_waits_longer_than_the_greatest_head_start_for_what_came_later(low, high, since, returns):
     later = since + HEAD_START_MS_MAX + 1
-    assert claim_order(low, since) < claim_order(high, later, begun=begun)
+    assert claim_order(low, since) < claim_order(high, later, returns=returns)
 
 
 @pytest.mark.parametrize("priority", [0, 1, 3, 7, 1023])
@@ -47,9 +47,9 @@ def test_a_doubling_of_priority_is_worth_the_documented_waiting(priority):
     assert claim_order(2 * priority + 1, later) == claim_order(priority, earlier)
 
 
-@given(priority=priorities, since=instants, begun=st.booleans())
-def test_the_place_in_the_queue_is_a_number_that_every_store_keeps_exactly(priority, since, begun):
-    assert 0 <= claim_order(priority, since, begun=begun) <= SAFE_INTEGER_MAX
+@given(priority=priorities, since=instants, returns=st.booleans())
+def test_the_place_in_the_queue_is_a_number_that_every_store_keeps_exactly(priority, since, returns):
+    assert 0 <= claim_order(priority, since, returns=returns) <= SAFE_INTEGER_MAX
 
 
 def test_work_that_resumes_goes_before_fresh_work_of_its_priority(book):

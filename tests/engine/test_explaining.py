@@ -2,23 +2,26 @@
 
 import pytest
 
+from flowfabric.contracts.blocking import BlockExecutionArgs, PauseExecutionArgs
 from flowfabric.contracts.conditions import Composite, Count, CountKind, OperatorOnly, Single, TimeoutOnly
 from flowfabric.contracts.executions import CancelExecutionArgs
 from flowfabric.contracts.explaining import ExplainExecutionArgs, WaitingReason
 from flowfabric.contracts.flows import FlowCancellationPolicy
+from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.leases import IssueClaimGrantArgs, RevokeLeaseArgs
 from flowfabric.contracts.policy import ExecutionPolicy, RoutingRequirements
-from flowfabric.contracts.states import BlockingReason
+from flowfabric.contracts.states import BlockingReason, LaneState
 from flowfabric.contracts.suspensions import FreshWaitpoint
 from flowfabric.core.commands import ExpireLeaseArgs
-from flowfabric.core.explaining import Facts, explain
+from flowfabric.core.explaining import UNBLOCK_IT, Facts, explain
 from flowfabric.core.records import Blocker, Flow, flow_identity
+from flowfabric.core.rules.blocking import KIND_OF_REASON
 from flowfabric.core.rules.transitions import add_blocker
 from flowfabric.core.vocabulary import BlockerKind
 from flowfabric.engine import explaining
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
-from flowfabric.testing.bed import INSTANCE, LANE, TTL_MS, WORKER
+from flowfabric.testing.bed import INSTANCE, LANE, NAMESPACE, TTL_MS, WORKER
 from flowfabric.testing.conformance.flows import graph
 from flowfabric.testing.conformance.situations import SITUATION_STEPS, bring, seed_key, suspension
 from flowfabric.testing.conformance.workers import registering
@@ -165,6 +168,22 @@ async def test_a_lapsed_lease_waits_for_a_worker_that_reclaims(bed):
     assert (await why(bed, claim.execution_id)).would_change_it == "The next free worker reclaims it."
 
 
+async def test_a_lapsed_lease_of_paused_work_waits_for_the_operator(bed):
+    claim = await bed.start()
+    await bed.execute(registering("worker-2"))
+    await bed.execute(PauseExecutionArgs(execution_id=claim.execution_id))
+    await bed.advance(TTL_MS)
+    assert "An operator ends the pause" in (await why(bed, claim.execution_id)).would_change_it
+
+
+async def test_a_lapsed_lease_in_a_paused_lane_waits_for_the_lane(bed):
+    claim = await bed.start()
+    await bed.execute(registering("worker-2"))
+    await bed.execute(SetLaneStateArgs(namespace=NAMESPACE, lane_id=LANE, state=LaneState.PAUSED))
+    await bed.advance(TTL_MS)
+    assert "is opened again" in (await why(bed, claim.execution_id)).would_change_it
+
+
 async def test_an_unmarked_lease_that_has_run_out_counts_as_lapsed(bed):
     claim = await bed.start()
     bed.clock.advance(TTL_MS)
@@ -239,4 +258,15 @@ async def test_what_was_put_aside_for_want_of_a_worker_tells_when_one_is_there(b
     add_blocker(execution, Blocker(kind=BlockerKind.ROUTE, reason=BlockingReason.WAITING_FOR_CAPABLE_WORKER))
     workers = await explaining.live_workers(bed.engine, execution, bed.clock.now_ms)
     found = explain(Facts(execution=execution, now=bed.clock.now_ms, workers=workers))
-    assert found.would_change_it.startswith("The next look")
+    assert "one can by now" in found.sentence
+    assert found.would_change_it == UNBLOCK_IT
+
+
+@pytest.mark.parametrize(
+    "reason", [reason for reason in KIND_OF_REASON if reason is not BlockingReason.PAUSED_BY_OPERATOR]
+)
+async def test_what_was_blocked_by_hand_is_unblocked_by_hand(bed, reason):
+    """No headroom that returns, no lane that opens and no worker that comes takes it away."""
+    execution_id = await bed.create()
+    await bed.execute(BlockExecutionArgs(execution_id=execution_id, blocking_reason=str(reason)))
+    assert (await why(bed, execution_id)).would_change_it.endswith(UNBLOCK_IT.removeprefix("An"))

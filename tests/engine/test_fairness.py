@@ -12,6 +12,8 @@ from flowfabric.engine import scheduler
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, RecordingStore
 from flowfabric.testing.bed import INSTANCE, LANE, TTL_MS, WORKER
+from flowfabric.testing.conformance.admission import limited, new_quota
+from flowfabric.testing.conformance.budgets import claim_work
 
 TICK_MS = 600_000
 BUSY_TICKS = 170
@@ -52,6 +54,25 @@ async def test_low_priority_work_is_claimed_under_a_stream_of_urgent_work_that_t
                 break
             bed.clock.advance(TICK_MS)
         assert bed.clock.now_ms - begun <= HEAD_START_MS_MAX + TICK_MS
+
+
+async def test_what_a_quota_policy_lets_go_is_not_overtaken_by_those_who_came_later():
+    """A free worker looks at all that waits while there is no room; others come before there is some."""
+    async with Bed(MemoryStore()) as bed:
+        await new_quota(bed, cap=1)
+        first, *oldest = [await limited(bed) for _ in range(4)]
+        [claim] = await claim_work(bed, limit=1)
+        assert claim.execution_id == first
+        done = []
+        for _ in oldest:
+            assert await claim_work(bed) == ()
+            await limited(bed)
+            bed.clock.advance(1)
+            await bed.complete(claim)
+            [claim] = await claim_work(bed, limit=1)
+            done.append(claim.execution_id)
+        assert done == oldest
+        await bed.check()
 
 
 @pytest.mark.slow

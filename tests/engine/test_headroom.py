@@ -3,19 +3,28 @@
 import pytest
 
 from flowfabric import errors
-from flowfabric.contracts.budgets import ReconcileBudgetCountersArgs, ResetBudgetArgs
+from flowfabric.contracts.budgets import (
+    OnHardLimit,
+    ReconcileBudgetCountersArgs,
+    RecordSpendArgs,
+    ResetBudgetArgs,
+)
 from flowfabric.contracts.quotas import CheckAdmissionArgs, ReconcileQuotaCountersArgs
+from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.core.records import (
     Budget,
     BudgetUsage,
+    Execution,
     GivenBack,
     QuotaPolicy,
     budget_identity,
     key_for,
     quota_identity,
 )
+from flowfabric.core.rules.headroom import LOOK_AGAIN_MS
 from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS
 from flowfabric.core.state import Situation
+from flowfabric.engine import headroom
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore
 from flowfabric.testing.conformance.admission import active, asking_for_work, limited, new_quota
@@ -27,6 +36,7 @@ from flowfabric.testing.conformance.budgets import (
     reporting,
     spend,
     status,
+    sweep_duty,
     tokens_used,
 )
 from flowfabric.testing.stores import RecordingStore, StoreAround
@@ -61,6 +71,26 @@ class FailingStore(StoreAround):
         if self.loads_left == 0:
             raise errors.StoreUnreachable
         return await self.inner.load(keys)
+
+
+class KeepingStore(StoreAround):
+    """Cannot write some records, as if their part of the store were away."""
+
+    kept: frozenset[str] = frozenset()
+    refused = 0
+
+    async def commit(self, commit):
+        if any(change.key in self.kept for change in commit.changes):
+            self.refused += 1
+            raise errors.StoreUnreachable
+        await self.inner.commit(commit)
+
+
+async def trim(bed):
+    """Remove what has ended."""
+    bed.clock.advance(1)
+    [answer] = await bed.engine.execute_unbounded([TrimRetentionArgs(retention_ms=0)])
+    return answer
 
 
 # Damage
@@ -200,6 +230,103 @@ async def test_giving_back_twice_takes_no_other_place(bed):
         assert await claim_some(bed) == [execution_id]
     await bed.settle()
     assert await active(bed) == 1
+
+
+async def test_an_execution_is_not_removed_before_its_policy_knows_that_it_has_ended(bed):
+    """With the execution the news would go, and the policy would count it as active for ever."""
+    await new_quota(bed, cap=1)
+    await limited(bed)
+    [claim] = await claim_work(bed)
+    await bed.renew(claim, 2 * ADMISSION_GRACE_MS)
+    await bed.advance(ADMISSION_GRACE_MS)
+    with bed.nothing_delivered():
+        await bed.complete(claim)
+    assert (await trim(bed)).executions == 1
+    assert await active(bed) == 0
+
+
+async def test_an_execution_is_kept_while_its_policy_cannot_be_told(bed):
+    await new_quota(bed, cap=1)
+    await limited(bed)
+    [claim] = await claim_work(bed)
+    with bed.nothing_delivered():
+        await bed.complete(claim)
+    bed.store.lost_commits = 1
+    assert (await trim(bed)).executions == 0
+    assert await bed.find(GivenBack, f"{claim.execution_id}/1") is not None
+    assert (await trim(bed)).executions == 1
+    assert await active(bed) == 0
+
+
+async def blocked_by_budget(bed):
+    """Work that waits for a budget, and what makes headroom for it."""
+    budget_id = await new_budget(bed, hard=1)
+    waiting = [await attached(bed, budget_id) for _ in range(2)]
+    await spend(bed, budget_id, 1)
+    assert await claim_some(bed) == []
+    return waiting, bed.execute(ResetBudgetArgs(budget_id=budget_id))
+
+
+async def blocked_by_quota(bed):
+    """Work that waits for a quota policy, and what makes room for it."""
+    await new_quota(bed, cap=1)
+    _, *waiting = [await limited(bed) for _ in range(3)]
+    [claim] = await claim_work(bed)
+    return waiting, bed.complete(claim)
+
+
+@pytest.mark.parametrize("block", [blocked_by_budget, blocked_by_quota])
+async def test_work_that_could_not_be_let_go_is_let_go_later(block):
+    store = KeepingStore(MemoryStore())
+    async with Bed(store) as bed:
+        waiting, make_room = await block(bed)
+        store.kept = frozenset(key_for(Execution, execution_id) for execution_id in waiting)
+        await make_room
+        await bed.settle()
+        assert await claim_some(bed) == []
+        store.kept = frozenset()
+        await bed.advance(LOOK_AGAIN_MS)
+        assert waiting[0] in await claim_some(bed)
+        await bed.check()
+
+
+@pytest.mark.parametrize("block", [blocked_by_budget, blocked_by_quota])
+async def test_damaged_work_that_waits_keeps_no_other_waiting(block):
+    async with Bed(MemoryStore()) as bed:
+        waiting, make_room = await block(bed)
+        overwrite(bed, key_for(Execution, waiting[0]), b"\x81\xa5phase\xa3ten")
+        await make_room
+        assert await claim_some(bed) == [waiting[1]]
+
+
+async def test_work_that_cannot_be_cancelled_is_tried_once_in_each_look():
+    store = KeepingStore(MemoryStore())
+    async with Bed(store) as bed:
+        budget_id = await new_budget(bed, hard=1, on_hard_limit=OnHardLimit.CANCEL)
+        execution_id = await attached(bed, budget_id)
+        store.kept = frozenset({key_for(Execution, execution_id)})
+        await spend(bed, budget_id, 2)
+        store.refused = 0
+        await sweep_duty(bed, "unblock")
+        assert store.refused == 1
+        store.kept = frozenset()
+        await bed.settle()
+        assert await bed.situation(execution_id) is Situation.CANCELLED
+        await bed.check()
+
+
+async def test_ledgers_of_many_spenders_are_removed_in_one_sweep(bed, monkeypatch):
+    monkeypatch.setattr(headroom, "PAGE", 3)
+    budget_id = await new_budget(bed)
+    for _ in range(3):
+        for _ in range(7):
+            spender = await bed.create()
+            await bed.execute(
+                RecordSpendArgs(budget_id=budget_id, execution_id=spender, deltas={"tokens": 1})
+            )
+        await bed.execute(ResetBudgetArgs(budget_id=budget_id))
+    await sweep_duty(bed, "ledger_pruner")
+    assert await bed.store.list_keys("budget_ledger/") == []
 
 
 # Costs

@@ -3,13 +3,18 @@
 import pytest
 
 from flowfabric import errors
+from flowfabric.contracts.budgets import RecordSpendArgs
 from flowfabric.contracts.executions import CreateExecutionArgs, ReplayExecutionArgs, SetExecutionTagArgs
+from flowfabric.contracts.ids import budget_id_of, quota_policy_id_of
+from flowfabric.contracts.quotas import CheckAdmissionArgs, ReleaseAdmissionArgs
 from flowfabric.contracts.reads import ListExpiredLeasesArgs
 from flowfabric.core.records import Reservation
 from flowfabric.core.rules.creation import reservation_identity
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.bed import NAMESPACE, TTL_MS
+from flowfabric.testing.conformance.admission import POLICY_NAME, quota_creation
+from flowfabric.testing.conformance.budgets import NAME, budget_creation, reporting
 from flowfabric.testing.conformance.scenarios import frame
 
 
@@ -78,3 +83,28 @@ async def test_the_empty_namespace_sees_nothing():
 async def test_a_request_id_or_actor_that_cannot_be_kept_is_refused_before_it_joins_a_batch(bed, name):
     for options in ({"request_id": name}, {"actor": name}):
         assert isinstance(await bed.refused(bed.creation(), **options), errors.InvalidInput)
+
+
+@pytest.mark.parametrize("kind", ["worker", "system"])
+async def test_whoever_may_see_all_namespaces_charges_no_budget_of_another_one(kind):
+    async with Bed(MemoryStore(), namespace=None) as bed:
+        budget_id = budget_id_of("other", NAME)
+        await bed.execute(budget_creation(namespace="other", budget_id=budget_id))
+        claim = await bed.start()
+        command = {
+            "worker": reporting(budget_id, claim, 1),
+            "system": RecordSpendArgs(
+                budget_id=budget_id, execution_id=claim.execution_id, deltas={"tokens": 1}
+            ),
+        }[kind]
+        assert isinstance(await bed.refused(command), errors.BudgetNotFound)
+
+
+async def test_whoever_may_see_all_namespaces_takes_no_place_in_a_policy_of_another_one():
+    async with Bed(MemoryStore(), namespace=None) as bed:
+        quota_policy_id = quota_policy_id_of("other", POLICY_NAME)
+        await bed.execute(quota_creation(namespace="other", quota_policy_id=quota_policy_id, cap=1))
+        execution_id = await bed.create()
+        for command in (CheckAdmissionArgs, ReleaseAdmissionArgs):
+            asking = command(quota_policy_id=quota_policy_id, execution_id=execution_id)
+            assert isinstance(await bed.refused(asking), errors.ExecutionNotFound)

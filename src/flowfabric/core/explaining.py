@@ -22,11 +22,13 @@ from flowfabric.core.records import (
     EdgeGroup,
     Execution,
     Flow,
+    Lane,
     Suspension,
     WorkerRegistration,
 )
 from flowfabric.core.rules.graph import cancels
 from flowfabric.core.rules.joins import open_dependencies
+from flowfabric.core.rules.lanes import GIVES_NO_WORK
 from flowfabric.core.rules.replaying import replay_cap
 from flowfabric.core.rules.suspending import resume_condition
 from flowfabric.core.state import first_blocker, public_state
@@ -47,6 +49,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     execution: Execution
     now: int
     flow: Flow | None = None
+    lane: Lane | None = None
     group: EdgeGroup | None = None
     open_edges: tuple[Edge, ...] = ()
     """Those incoming edges whose upstream has not ended."""
@@ -140,13 +143,21 @@ def _lapsed(facts: Facts) -> Reason:
         **_worker_details(facts),
     }
     sentence = f"The lease of {lease.worker_instance_id} {fate}. It waits for another worker to reclaim it."
-    if lease.reclaimable_at is not None and lease.reclaimable_at > facts.now:
+    if facts.execution.pause_reason is not None:
+        change = "An operator ends the pause, which keeps it from being reclaimed."
+    elif _lane_is_shut(facts):
+        change = f"Its lane {facts.execution.lane_id!r} is opened again; until then it gives nothing out."
+    elif lease.reclaimable_at is not None and lease.reclaimable_at > facts.now:
         change = f"Its grace ends at {shown_time(lease.reclaimable_at)}; then a worker may reclaim it."
     elif _capable(facts):
         change = "The next free worker reclaims it."
     else:
         change = _wanted_worker(facts)
     return Reason(WaitingReason.LEASE_LAPSED, sentence, change, details)
+
+
+def _lane_is_shut(facts: Facts) -> bool:
+    return facts.lane is not None and facts.lane.state in GIVES_NO_WORK
 
 
 # Suspended
@@ -288,13 +299,16 @@ def _worker_details(facts: Facts) -> dict[str, Detail]:
 
 # Blocked
 
+UNBLOCK_IT: Final = "An operator unblocks it."
+"""What takes a reason away that was set by hand."""
+
 
 def _by_operator(facts: Facts, blocker: Blocker) -> Reason:
     said = f": {blocker.detail}" if blocker.detail else ""
     return Reason(
         WaitingReason.PAUSED_BY_OPERATOR,
         f"An operator has paused it{said}.",
-        "An operator unblocks it.",
+        UNBLOCK_IT,
         _blocker_details(facts, blocker),
     )
 
@@ -304,7 +318,7 @@ def _by_lane(facts: Facts, blocker: Blocker) -> Reason:
     return Reason(
         WaitingReason.LANE_NOT_OPEN,
         f"Its lane {facts.execution.lane_id!r} gives nothing out{said}.",
-        "The lane is opened again.",
+        "The lane is opened again." if _lane_is_shut(facts) else UNBLOCK_IT,
         {"lane_id": facts.execution.lane_id, **_blocker_details(facts, blocker)},
     )
 
@@ -345,7 +359,7 @@ def _by_budget(facts: Facts, blocker: Blocker) -> Reason:
     return Reason(
         WaitingReason.BUDGET_EXHAUSTED,
         f"A budget that it counts against is used up{said}.",
-        "The budget is raised or reset.",
+        "The budget is raised or reset." if blocker.waits_for else UNBLOCK_IT,
         _blocker_details(facts, blocker),
     )
 
@@ -355,18 +369,21 @@ def _by_quota(facts: Facts, blocker: Blocker) -> Reason:
     return Reason(
         WaitingReason.QUOTA_EXHAUSTED,
         f"A quota lets no more through for now{said}.",
-        "The window moves on, or running work ends.",
+        "The window moves on, or running work ends." if blocker.waits_for else UNBLOCK_IT,
         _blocker_details(facts, blocker),
     )
 
 
 def _by_route(facts: Facts, blocker: Blocker) -> Reason:
-    if not _capable(facts):
-        return _unserved(facts)
+    if _capable(facts):
+        sentence, change = "It was put aside because no worker could run it; one can by now.", UNBLOCK_IT
+    else:
+        unserved = _unserved(facts)
+        sentence, change = unserved.sentence, f"{unserved.would_change_it} Then an operator unblocks it."
     return Reason(
         WaitingReason.NO_CAPABLE_WORKER,
-        "It was put aside because no worker could run it; one can by now.",
-        "The next look at what was put aside lets it go.",
+        sentence,
+        change,
         {**_worker_details(facts), **_blocker_details(facts, blocker)},
     )
 

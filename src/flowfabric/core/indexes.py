@@ -165,19 +165,19 @@ def head_start_ms(priority: int) -> int:
 
 
 HEAD_START_MS_MAX: Final = head_start_ms(PRIORITY_MAX) + AGEING_MS_PER_DOUBLING
-"""The head start of begun work at the highest priority: no work waits longer than this for others
+"""The head start of work that returns, at the highest priority: no work waits longer than this for others
 that became eligible later."""
 
 
-def claim_order(priority: int, eligible_since: int, *, begun: bool = False) -> int:
+def claim_order(priority: int, eligible_since: int, *, returns: bool = False) -> int:
     """The sort value of ``eligible``: an instant, brought forward by what is urgent about the work.
 
     It stands still while work waits, so ageing costs nothing: what comes later has a later value,
-    and sooner or later even the most urgent that comes stands behind. Work that was begun, and
-    resumes or has lost its worker, has the head start of one doubling, so that it does not wait
-    for the whole queue again at each of its waits.
+    and sooner or later even the most urgent that comes stands behind. Work that returns, because
+    it resumes, has lost its worker or found no headroom when its turn came, has the head start of
+    one doubling, so that it does not wait for the whole queue again at each of its waits.
     """
-    head_start = head_start_ms(priority) + (AGEING_MS_PER_DOUBLING if begun else 0)
+    head_start = head_start_ms(priority) + (AGEING_MS_PER_DOUBLING if returns else 0)
     return eligible_since + HEAD_START_MS_MAX - head_start
 
 
@@ -198,8 +198,12 @@ def eligible_scope(execution: Execution) -> str:
 
 def _eligible_row(execution: Execution) -> IndexRow:
     # What is eligible became so by its latest transition.
-    begun = execution.continuation is Continuation.RESUME or execution.phase is LifecyclePhase.ACTIVE
-    order = claim_order(execution.priority, execution.last_transition_at, begun=begun)
+    returns = (
+        execution.continuation is Continuation.RESUME
+        or execution.phase is LifecyclePhase.ACTIVE
+        or execution.held_back
+    )
+    order = claim_order(execution.priority, execution.last_transition_at, returns=returns)
     return ELIGIBLE, eligible_scope(execution), order, execution.execution_id
 
 

@@ -243,6 +243,8 @@ class Execution(Record):
     journal_generation: int = 0
     admitted_round: int | None = None
     """The lease epoch that the quota policy has admitted, while that admission is held."""
+    held_back: bool = False
+    """Whether there was no headroom for it when its turn came; until its next claim."""
     pause_reason: str | None = None
     """Set while an operator wants the execution held as soon as it is runnable again."""
     keyed_until: int | None = None

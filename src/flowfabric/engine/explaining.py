@@ -53,11 +53,13 @@ async def explain_execution(
     ahead, ahead_is_all = await _ahead(engine, execution)
     open_edges = await _open_edges(engine, execution)
     flow, group, suspension, lane = await _records_beside(engine, execution)
+    lane = lane if isinstance(lane, Lane) else None
     now = await engine.store.now()
     return explain(
         Facts(
-            execution=under_lane(execution, lane if isinstance(lane, Lane) else None),
+            execution=under_lane(execution, lane),
             now=now,
+            lane=lane,
             flow=flow if isinstance(flow, Flow) else None,
             group=group if isinstance(group, EdgeGroup) else None,
             suspension=suspension if isinstance(suspension, Suspension) else None,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from flowfabric import errors
 from flowfabric.contracts.budgets import BudgetReconciled, ReconcileBudgetCountersArgs
 from flowfabric.contracts.quotas import QuotaReconciled, ReconcileQuotaCountersArgs
@@ -18,6 +20,7 @@ from flowfabric.core.commands import (
     ForgetLedgersArgs,
     HeadroomSettled,
     LedgersForgotten,
+    LetGo,
     LetGoArgs,
     LookAfterWaitingArgs,
     PruneLedgersArgs,
@@ -49,6 +52,10 @@ if TYPE_CHECKING:
     from flowfabric.engine.engine import Engine
 
 PAGE: Final = 100
+STEPS_MAX: Final = 10
+"""How often others are looked for who take the room that some could not."""
+LEDGER_PAGES_MAX: Final = 100
+"""How many pages of ledgers one look removes. With fewer, many spenders would outrun it."""
 COUNTS_MAX: Final = 3
 """How often counters are added up that change meanwhile."""
 
@@ -69,68 +76,102 @@ async def look_after_waiting(
 operation(LookAfterWaitingArgs)(look_after_waiting)
 
 
+class Page(msgspec.Struct, frozen=True):
+    """What became of a page of executions."""
+
+    failed: bool
+    """Whether some have still to be seen to, which could not be done now."""
+    last: bool
+    """Whether there were no others behind it."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.last and not self.failed
+
+
+NOTHING_TO_DO: Final = Page(failed=False, last=True)
+
+
 async def _look_after_budget(engine: Aside, identity: str) -> bool:
-    """Cancel a page, or let a page go. Returns whether there may be more to do."""
+    """Cancel a page, or let a page go. Returns whether to look again at once."""
     [budget] = await load_records(engine.store, [key_for(Budget, identity)])
     if not isinstance(budget, Budget) or (budget.cancelling_at is None and budget.waking_at is None):
         return False
-    cancelled = budget.cancelling_at is not None and await _cancel_page(engine, budget)
-    woken = budget.waking_at is not None and (
-        budget.closed_at is not None or await _wake_page(engine, budget)
+    cancelled, woken = await _cancel_page(engine, budget), await _wake_page(engine, budget)
+    settling = SettleBudgetHeadroomArgs(
+        budget_identity=identity,
+        turn=budget.turn,
+        woken=budget.waking_at is not None and woken.is_done,
+        cancelled=budget.cancelling_at is not None and cancelled.is_done,
     )
-    if cancelled or woken:
-        await _run(
-            engine,
-            [
-                SettleBudgetHeadroomArgs(
-                    budget_identity=identity, turn=budget.turn, woken=woken, cancelled=cancelled
-                )
-            ],
-        )
-    return True
+    if settling.woken or settling.cancelled:
+        await _run(engine, [settling])
+    return not (cancelled.failed or woken.failed)
 
 
-async def _cancel_page(engine: Aside, budget: Budget) -> bool:
-    """Cancel a page of what the breached budget is attached to. Returns whether none is left."""
+async def _cancel_page(engine: Aside, budget: Budget) -> Page:
+    """Cancel a page of what the breached budget is attached to."""
+    if budget.cancelling_at is None:
+        return NOTHING_TO_DO
     rows = await engine.store.read_index(ATTACHED, budget.budget_id, upto=budget.cancelling_at, limit=PAGE)
     commands = [CancelForBudgetArgs(execution_id=member, budget_id=budget.budget_id) for _, member in rows]
-    answers = await _run(engine, commands)
-    return len(rows) < PAGE and not any(isinstance(answer, Exception) for answer in answers)
+    return Page(failed=_any_failed(await _run(engine, commands)), last=len(rows) < PAGE)
 
 
-async def _wake_page(engine: Aside, budget: Budget) -> bool:
-    """Let a page of those go that wait for the budget. Returns whether none is left."""
+async def _wake_page(engine: Aside, budget: Budget) -> Page:
+    """Let a page of those go that wait for the budget. While it is closed there is nobody to let go."""
+    if budget.waking_at is None or budget.closed_at is not None:
+        return NOTHING_TO_DO
     rows = await engine.store.read_index(WAITING, budget.budget_id, limit=PAGE)
-    await _let_go(engine, rows, budget.budget_id)
-    return len(rows) < PAGE
+    return Page(failed=_any_failed(await _let_go(engine, rows, budget.budget_id)), last=len(rows) < PAGE)
 
 
 async def _look_after_quota(engine: Aside, identity: str) -> bool:
-    """Let go as many as there is room for, the most urgent first. Returns whether to look again."""
+    """Let go as many as there is room for. Returns whether to look again at once."""
     [left] = await _run(engine, [ReadRoomArgs(quota_identity=identity, page=PAGE)])
     if isinstance(left, Exception):
         raise left
     if not left.due:
         return False
-    quota_policy_id = identity.partition("}:")[2]
-    rows = await engine.store.read_index(WAITING, quota_policy_id, limit=left.room + 1)
-    await _let_go(engine, rows[: left.room], quota_policy_id)
+    let_go, others = await _let_some_go(engine, identity.partition("}:")[2], left.room)
     [settled] = await _run(
         engine,
-        [
-            SettleQuotaHeadroomArgs(
-                quota_identity=identity,
-                turn=left.turn,
-                let_go=min(len(rows), left.room),
-                more=len(rows) > left.room,
-            )
-        ],
+        [SettleQuotaHeadroomArgs(quota_identity=identity, turn=left.turn, let_go=let_go, more=others)],
     )
     return isinstance(settled, HeadroomSettled) and settled.action != "done"
 
 
-async def _let_go(engine: Aside, rows: Sequence[tuple[int, str]], waits_for: str) -> None:
-    await _run(engine, [LetGoArgs(execution_id=member, waits_for=waits_for) for _, member in rows])
+async def _let_some_go(engine: Aside, quota_policy_id: str, room: int) -> tuple[int, bool]:
+    """Let go as many as there is room for, the most urgent first.
+
+    One that cannot be let go takes no room from those behind it.
+
+    Returns:
+        How many were let go, and whether others may still wait.
+    """
+    let_go, any_failed = 0, False
+    after: tuple[int, str] | None = None
+    for _ in range(STEPS_MAX):
+        wanted = room - let_go
+        rows = await engine.store.read_index(WAITING, quota_policy_id, after=after, limit=wanted + 1)
+        answers = await _let_go(engine, rows[:wanted], quota_policy_id)
+        let_go += sum(isinstance(answer, LetGo) and answer.action == "let_go" for answer in answers)
+        any_failed |= _any_failed(answers)
+        if len(rows) <= wanted:
+            return let_go, any_failed
+        if let_go == room:
+            break
+        after = rows[wanted - 1]
+    return let_go, True
+
+
+async def _let_go(engine: Aside, rows: Sequence[tuple[int, str]], waits_for: str) -> list[Any]:
+    return await _run(engine, [LetGoArgs(execution_id=member, waits_for=waits_for) for _, member in rows])
+
+
+def _any_failed(answers: Sequence[Any]) -> bool:
+    return any(isinstance(answer, Exception) for answer in answers)
 
 
 async def _run(engine: Aside, commands: Sequence[Command[Any]]) -> list[Any]:
@@ -142,14 +183,23 @@ async def _run(engine: Aside, commands: Sequence[Command[Any]]) -> list[Any]:
 
 @operation(PruneLedgersArgs)
 async def prune_ledgers(engine: Engine, args: PruneLedgersArgs, _envelope: Envelope) -> LedgersForgotten:
+    """Remove the ledgers of periods that are over, page by page."""
+    for _ in range(LEDGER_PAGES_MAX):
+        forgotten = await _prune_page(engine, args.budget_identity)
+        if forgotten.action == "done":
+            return forgotten
+    return LedgersForgotten(action="more")
+
+
+async def _prune_page(engine: Engine, identity: str) -> LedgersForgotten:
     """Remove a page of the ledgers of the oldest period that is over."""
-    [budget] = await load_records(engine.store, [key_for(Budget, args.budget_identity)])
+    [budget] = await load_records(engine.store, [key_for(Budget, identity)])
     if not isinstance(budget, Budget) or budget.oldest_period >= budget.period:
         return LedgersForgotten(action="done")
-    prefix = f"{key_for(BudgetLedger, budget.identity)}/{budget.oldest_period}/"
+    prefix = f"{key_for(BudgetLedger, identity)}/{budget.oldest_period}/"
     keys = await engine.store.list_keys(prefix, limit=PAGE)
     forgetting = ForgetLedgersArgs(
-        budget_identity=budget.identity,
+        budget_identity=identity,
         period=budget.oldest_period,
         ledger_ids=tuple(key.partition("/")[2] for key in keys),
         last=len(keys) < PAGE,

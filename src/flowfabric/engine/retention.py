@@ -30,12 +30,14 @@ from flowfabric.core.records import (
     Flow,
     FlowMember,
     FlowProgress,
+    GivenBack,
     Key,
     kept_until,
     key_for,
     kind_of,
 )
 from flowfabric.core.rules.retention import KEPT, REMOVING, flow_due_at
+from flowfabric.engine.deliveries import forget_given_back, give_back
 from flowfabric.engine.listing import load_records
 from flowfabric.engine.operations import operation
 
@@ -98,11 +100,27 @@ async def _remove_all(
     core = {key_for(record_type, identity) for record_type in last}
     while True:
         owned = await engine.store.list_owned(identity, limit=RECORDS_PER_STEP + len(core) + 1)
+        if debts := [key for key in owned if kind_of(key) == GivenBack.KIND]:
+            await _pay(engine, debts)
+            continue
         keys = _one_step([key for key in owned if key not in core])
         step = replace(asked, keys=keys, last=len(keys) + len(core & set(owned)) == len(owned))
         answer = await _step(engine, step, envelope)
         if answer.action != REMOVING:
             return answer
+
+
+async def _pay(engine: Engine, debts: list[Key]) -> None:
+    """Tell the quota policies first which admissions are not needed any more; nobody else would.
+
+    Raises:
+        FlowFabricError: a policy cannot be told now. The execution is kept until it can.
+    """
+    members = [debt.partition("/")[2] for debt in debts]
+    for command in (give_back, forget_given_back):
+        for answer in await engine.execute_unbounded([command(member) for member in members]):
+            if isinstance(answer, Exception):
+                raise answer
 
 
 def _one_step(keys: list[Key]) -> tuple[Key, ...]:

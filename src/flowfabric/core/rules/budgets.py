@@ -26,7 +26,7 @@ from flowfabric.contracts.budgets import (
     ResetBudgetResult,
 )
 from flowfabric.contracts.ids import budget_id_of
-from flowfabric.contracts.limits import SAFE_INTEGER_MAX
+from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
 from flowfabric.core.commands import BudgetRolled, RollBudgetArgs
 from flowfabric.core.records import Budget, BudgetUsage, Key, budget_identity, key_for
 from flowfabric.core.registry import no_subject, rule
@@ -169,15 +169,28 @@ def change_budget_limits(work: Work, args: ChangeBudgetLimitsArgs) -> BudgetLimi
 
     Raises:
         BudgetNotFound: there is no such budget.
+        InvalidInput: it would have too many dimensions.
     """
     budget = work.edit(the_budget(work, args.budget_id))
     hard = zip(args.dimensions, args.hard_limits, strict=True)
     soft = zip(args.dimensions, args.soft_limits, strict=True)
     budget.hard_limits = {**budget.hard_limits, **dict(hard)}
     budget.soft_limits = {**budget.soft_limits, **dict(soft)}
+    require_dimensions(budget.hard_limits)
     budget.last_updated_at = work.now
     open_or_close(work, budget, the_usage(work, budget))
     return BudgetLimitsChanged(hard_limits=budget.hard_limits, soft_limits=budget.soft_limits)
+
+
+def require_dimensions(amounts: dict[str, int]) -> None:
+    """Refuse more dimensions than a budget may have: every report reads and writes all of them.
+
+    Raises:
+        InvalidInput: the last one that was named is one too many.
+    """
+    if len(amounts) > DIMENSIONS_MAX:
+        rule_text = f"at most {DIMENSIONS_MAX} in one budget"
+        raise errors.InvalidInput(field="dimensions", value=next(reversed(amounts)), rule=rule_text)
 
 
 # Open and closed

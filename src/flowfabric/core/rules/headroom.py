@@ -161,6 +161,7 @@ def hold_back(work: Work, args: HoldBackArgs) -> HeldBack:
         held.lease = replace(held.lease, reclaimable_at=work.now + RECLAIM_LATER_MS)
         return HeldBack(action="later")
     add_blocker(held, _blocker_for(refusal))
+    held.held_back = True
     mark_transition(work, held)
     return HeldBack(action="blocked")
 

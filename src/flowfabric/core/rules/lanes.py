@@ -42,7 +42,7 @@ def lane_subject(args: Any) -> Key:
     return key_for(Lane, lane_identity(args.namespace, args.lane_id))
 
 
-@rule(SetLaneStateArgs, subject=lane_subject)
+@rule(SetLaneStateArgs, subject=lane_subject, acts_anew=True)
 def set_lane_state(work: Work, args: SetLaneStateArgs) -> SetLaneStateResult:
     """Change what a lane lets through.
 
@@ -57,16 +57,17 @@ def set_lane_state(work: Work, args: SetLaneStateArgs) -> SetLaneStateResult:
     previous = LaneState.ACTIVE if lane is None else lane.state
     if args.state is previous:
         return LaneStateUnchanged(namespace=args.namespace, lane_id=args.lane_id, state=previous)
-    work.add(
-        Lane(
-            namespace=args.namespace,
-            lane_id=args.lane_id,
-            state=args.state,
-            changed_at=work.now,
-            changed_by=work.envelope.actor,
-            reason=args.reason,
-        )
+    changed = Lane(
+        namespace=args.namespace,
+        lane_id=args.lane_id,
+        state=args.state,
+        changed_at=work.now,
+        changed_by=work.envelope.actor,
+        reason=args.reason,
     )
+    if lane is not None:  # earlier requests keep their answers
+        changed.last_request, changed.earlier_requests = lane.last_request, lane.earlier_requests
+    work.add(changed)
     work.publish(
         Event(
             family=Family.OPERATOR,

@@ -215,7 +215,7 @@ def check_admission(work: Work, args: CheckAdmissionArgs) -> CheckAdmissionResul
     """
     quota = the_quota(work, args.quota_policy_id)
     _refuse_other_limits(quota, args)
-    claim_round = _round_of(work.execution(args.execution_id, observed=True))
+    claim_round = _round_of(_execution_of(work, quota, args.execution_id))
     identity = admission_identity(args.quota_policy_id, args.execution_id)
     admission = work.read(Admission, identity)
     if admission is not None and admission.round == claim_round:
@@ -259,6 +259,18 @@ def _refuse_other_limits(quota: QuotaPolicy, args: CheckAdmissionArgs) -> None:
             )
 
 
+def _execution_of(work: Work, quota: QuotaPolicy, execution_id: str) -> Execution:
+    """The execution, which has to be in the namespace of the policy.
+
+    Raises:
+        ExecutionNotFound: there is none there.
+    """
+    execution = work.execution(execution_id, observed=True)
+    if execution.namespace != quota.namespace:
+        raise errors.ExecutionNotFound(execution_id=execution_id)
+    return execution
+
+
 def _round_of(execution: Execution) -> int:
     """Which claim is asked for: the next one, or the one that the execution runs under."""
     return execution.lease_epoch + 1 if execution.admitted_round is None else execution.admitted_round
@@ -287,7 +299,7 @@ def release_admission(work: Work, args: ReleaseAdmissionArgs) -> ReleaseAdmissio
         QuotaPolicyNotFound, ExecutionNotFound: there is no such policy, or execution.
     """
     quota = the_quota(work, args.quota_policy_id)
-    work.execution(args.execution_id, observed=True)
+    _execution_of(work, quota, args.execution_id)
     admission = work.read(Admission, admission_identity(args.quota_policy_id, args.execution_id))
     if admission is not None:
         _remove_admission(work, quota, admission)
@@ -345,7 +357,7 @@ def settle_admission(work: Work, args: SettleAdmissionArgs) -> AdmissionSettled:
     if admission.settle_at > work.now:
         return AdmissionSettled(action="kept")
     execution = work.read(Execution, admission.admitted_id)
-    if execution is not None and execution.admitted_round == admission.round:
+    if execution is not None and _uses(execution, admission):
         work.edit(admission).settle_at = None
         return AdmissionSettled(action="confirmed")
     grant = None if execution is None else execution.grant
@@ -357,6 +369,13 @@ def settle_admission(work: Work, args: SettleAdmissionArgs) -> AdmissionSettled:
         raise errors.StoreCorrupt(record=key_for(QuotaPolicy, quota_identity(admission.quota_policy_id)))
     _remove_admission(work, quota, admission)
     return AdmissionSettled(action="released")
+
+
+def _uses(execution: Execution, admission: Admission) -> bool:
+    """Whether the execution runs with this admission. Only its own policy is told when it ends."""
+    policy = execution.policy
+    own = None if policy is None else policy.quota_policy_id
+    return execution.admitted_round == admission.round and own == admission.quota_policy_id
 
 
 @rule(CorrectQuotaCounterArgs, subject=no_subject, reads=lambda args: (quota_subject(args),))

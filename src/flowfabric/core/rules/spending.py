@@ -58,6 +58,7 @@ from flowfabric.core.rules.budgets import (
     close_budget,
     exhausted_dimension,
     open_or_close,
+    require_dimensions,
     the_budget,
     the_usage,
     usage_subject,
@@ -66,7 +67,7 @@ from flowfabric.core.rules.fencing import check_lease
 from flowfabric.core.rules.remembered import content_digest, recall, remember
 
 if TYPE_CHECKING:
-    from flowfabric.core.records import Key
+    from flowfabric.core.records import Execution, Key
     from flowfabric.core.work import Work
 
 Deltas = dict[str, int]
@@ -105,7 +106,7 @@ def _scope(budget_id: str) -> str:
     return f"{budget_identity(budget_id)}/usage"
 
 
-@rule(ReportUsageArgs, subject=usage_subject, reads=_report_keys)
+@rule(ReportUsageArgs, subject=usage_subject, reads=_report_keys, acts_anew=True)
 def report_usage(work: Work, args: ReportUsageArgs) -> ReportUsageResult:
     """Count what the holder of a lease has spent.
 
@@ -117,32 +118,47 @@ def report_usage(work: Work, args: ReportUsageArgs) -> ReportUsageResult:
             does not hold the lease.
         BudgetNotFound: there is no such budget.
         IdempotencyConflict: the key was used for another report.
-        InvalidInput: a sum is above 2**53-1.
+        InvalidInput: a sum is above 2**53-1, or the budget has too many dimensions in this period.
     """
-    check_lease(work, work.execution(args.execution_id, observed=True), args.fence)
-    deltas = _summed(args.dimensions, args.deltas)
-    return _count(work, args.budget_id, args.execution_id, deltas, args.dedup_key)
+    execution = work.execution(args.execution_id, observed=True)
+    check_lease(work, execution, args.fence)
+    budget = _budget_of(work, execution, args.budget_id)
+    return _count(work, budget, args.execution_id, _summed(args.dimensions, args.deltas), args.dedup_key)
 
 
-@rule(ReportUsageAdminArgs, subject=usage_subject, reads=_admin_keys)
+@rule(ReportUsageAdminArgs, subject=usage_subject, reads=_admin_keys, acts_anew=True)
 def report_usage_admin(work: Work, args: ReportUsageAdminArgs) -> ReportUsageResult:
     """Count what was spent outside of any execution.
 
     Raises:
         BudgetNotFound, IdempotencyConflict, InvalidInput: see ``report_usage``.
     """
-    return _count(work, args.budget_id, ADMIN, _summed(args.dimensions, args.deltas), args.dedup_key)
+    budget = the_budget(work, args.budget_id)
+    return _count(work, budget, ADMIN, _summed(args.dimensions, args.deltas), args.dedup_key)
 
 
-@rule(RecordSpendArgs, subject=usage_subject, reads=_spend_keys)
+@rule(RecordSpendArgs, subject=usage_subject, reads=_spend_keys, acts_anew=True)
 def record_spend(work: Work, args: RecordSpendArgs) -> ReportUsageResult:
     """Count what an execution has spent, whether or not it still runs.
 
     Raises:
         ExecutionNotFound, BudgetNotFound, IdempotencyConflict, InvalidInput: see ``report_usage``.
     """
-    work.execution(args.execution_id, observed=True)
-    return _count(work, args.budget_id, args.execution_id, args.deltas, args.idempotency_key)
+    execution = work.execution(args.execution_id, observed=True)
+    budget = _budget_of(work, execution, args.budget_id)
+    return _count(work, budget, args.execution_id, args.deltas, args.idempotency_key)
+
+
+def _budget_of(work: Work, execution: Execution, budget_id: str) -> Budget:
+    """The budget, which has to be in the namespace of the execution.
+
+    Raises:
+        BudgetNotFound: there is none there.
+    """
+    budget = the_budget(work, budget_id)
+    if budget.namespace != execution.namespace:
+        raise errors.BudgetNotFound(budget_id=budget_id)
+    return budget
 
 
 def _summed(dimensions: tuple[str, ...], deltas: tuple[int, ...]) -> Deltas:
@@ -154,13 +170,13 @@ def _summed(dimensions: tuple[str, ...], deltas: tuple[int, ...]) -> Deltas:
 
 
 def _count(
-    work: Work, budget_id: str, spender: str, deltas: Deltas, dedup_key: str | None
+    work: Work, budget: Budget, spender: str, deltas: Deltas, dedup_key: str | None
 ) -> ReportUsageResult:
     """Check a report against the limits, then count it."""
-    budget = the_budget(work, budget_id)
+    scope = _scope(budget.budget_id)
     report = Report(budget, spender, deltas)
     digest = content_digest((spender, sorted(deltas.items())))
-    if dedup_key and recall(work, _scope(budget_id), dedup_key, digest) is not None:
+    if dedup_key and recall(work, scope, dedup_key, digest) is not None:
         return UsageAlreadyApplied()
     usage = the_usage(work, budget)
     after = _added(usage.usage, deltas)
@@ -172,7 +188,7 @@ def _count(
     usage.revision += 1
     _enter_in_ledger(work, report)
     if dedup_key:
-        remember(work, _scope(budget_id), dedup_key, APPLIED, USAGE_DEDUP_MS, digest=digest)
+        remember(work, scope, dedup_key, APPLIED, USAGE_DEDUP_MS, digest=digest)
     exhausted = exhausted_dimension(budget, after)
     if exhausted and budget.closed_at is None:
         close_budget(work, work.edit(budget), exhausted)
@@ -196,6 +212,7 @@ def _enter_in_ledger(work: Work, report: Report) -> None:
 
 def _added(amounts: Deltas, deltas: Deltas) -> Deltas:
     total = {**amounts, **{name: amounts.get(name, 0) + delta for name, delta in deltas.items()}}
+    require_dimensions(total)
     for name in deltas:
         if total[name] > SAFE_INTEGER_MAX:
             raise errors.InvalidInput(field=f"deltas.{name}", value=deltas[name], rule="a sum up to 2**53-1")
@@ -275,7 +292,7 @@ def _publish(work: Work, report: Report, name: str, dimension: str, limit: int) 
 # Taking back
 
 
-@rule(ReleaseBudgetArgs, subject=usage_subject, reads=lambda args: (budget_subject(args),))
+@rule(ReleaseBudgetArgs, subject=usage_subject, reads=lambda args: (budget_subject(args),), acts_anew=True)
 def release_budget(work: Work, args: ReleaseBudgetArgs) -> ReleaseBudgetResult:
     """Take back what an execution has spent in the current period.
 

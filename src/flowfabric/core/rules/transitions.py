@@ -192,6 +192,7 @@ def grant_lease(
     execution.blockers = ()
     execution.continuation = Continuation.NONE
     execution.grant = None
+    execution.held_back = False
     if attempt.timeout_ms is not None:
         timeout_at = min(work.now + attempt.timeout_ms, SAFE_INTEGER_MAX)
         execution.attempt = replace(attempt, timeout_at=timeout_at)
@@ -430,6 +431,7 @@ def end_execution(
     execution.outcome = outcome
     execution.blockers = ()
     execution.pause_reason = None
+    execution.held_back = False
     execution.grant = None
     execution.suspension_id = None
     execution.waitpoint_id = None

@@ -237,6 +237,19 @@ class AdmissionConformance(StoreSuite):
         admission = await bed.get(Admission, admission_identity(quota_policy_id, execution_id))
         assert admission.settle_at is None
 
+    async def test_an_admission_of_another_policy_is_taken_back(self, bed: Bed) -> None:
+        """The end of a lease is told to the policy of the execution only."""
+        await new_quota(bed)
+        other = await bed.execute(quota_creation(quota_policy_id=bed.new_id(), name="", cap=1))
+        await limited(bed)
+        [claim] = await claim_work(bed)
+        await ask(bed, other.quota_policy_id, claim.execution_id)
+        await bed.renew(claim, 4 * ADMISSION_GRACE_MS)
+        await bed.advance(2 * ADMISSION_GRACE_MS)
+        found = await bed.execute(ReadQuotaPolicyLimitsArgs(quota_policy_id=other.quota_policy_id))
+        assert found is not None
+        assert found.active == 0
+
     async def test_counters_of_a_policy_that_are_right_are_left_alone(self, bed: Bed) -> None:
         quota_policy_id = await new_quota(bed)
         await ask(bed, quota_policy_id)

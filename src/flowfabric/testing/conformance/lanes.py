@@ -128,6 +128,11 @@ class LaneStates(StoreSuite):
         assert names.count("acquired") == sum(claimed) < 30
         assert await claim_some(bed, 40) == []
 
+    async def test_a_pause_that_is_sent_again_does_not_come_after_another_change(self, bed: Bed) -> None:
+        paused = await bed.execute(set_state(LaneState.PAUSED), request_id="asked")
+        await bed.execute(set_state(LaneState.ACTIVE))
+        assert await bed.unchanging(set_state(LaneState.PAUSED), request_id="asked") == paused
+
     async def test_making_a_lane_active_wakes_its_workers(self, bed: Bed) -> None:
         await bed.execute(set_state(LaneState.PAUSED))
         with bed.engine.notifier.subscribe(claimable_topic(NAMESPACE, LANE)) as changes:
