@@ -1,6 +1,10 @@
 """Budgets and quota policies when something goes wrong: damage, faults, and crashes in between."""
 
+from collections.abc import Awaitable
+from typing import Any
+
 import pytest
+from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.budgets import (
@@ -11,7 +15,9 @@ from flowfabric.contracts.budgets import (
 )
 from flowfabric.contracts.quotas import CheckAdmissionArgs, ReconcileQuotaCountersArgs
 from flowfabric.contracts.retention import TrimRetentionArgs
+from flowfabric.core.indexes import WAITING
 from flowfabric.core.records import (
+    Admission,
     Budget,
     BudgetUsage,
     Execution,
@@ -19,12 +25,14 @@ from flowfabric.core.records import (
     QuotaPolicy,
     budget_identity,
     key_for,
+    kind_of,
     quota_identity,
 )
 from flowfabric.core.rules.headroom import LOOK_AGAIN_MS
 from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS
 from flowfabric.core.state import Situation
 from flowfabric.engine import headroom
+from flowfabric.stores.base import Conflict
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore
 from flowfabric.testing.conformance.admission import active, asking_for_work, limited, new_quota
@@ -327,6 +335,61 @@ async def test_ledgers_of_many_spenders_are_removed_in_one_sweep(bed, monkeypatc
         await bed.execute(ResetBudgetArgs(budget_id=budget_id))
     await sweep_duty(bed, "ledger_pruner")
     assert await bed.store.list_keys("budget_ledger/") == []
+
+
+# Stores of several places
+
+
+class GappyStore(StoreAround):
+    """Compares records of other places before a commit, which leaves a gap, as a cluster does."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.in_the_gap: list[Awaitable[Any]] = []
+        """What happens next between the comparison and the commit of something that is held back."""
+
+    def place_of(self, key):
+        return int(kind_of(key) in {Budget.KIND, BudgetUsage.KIND, QuotaPolicy.KIND, Admission.KIND})
+
+    async def commit(self, commit):
+        place = self.place_of(commit.changes[0].key)
+        here = [(key, version) for key, version in commit.relied_on if self.place_of(key) == place]
+        elsewhere = {key: version for key, version in commit.relied_on if self.place_of(key) != place}
+        changed = {key for key, version, _ in (await self.load(elsewhere)).rows if version != elsewhere[key]}
+        if changed:
+            raise Conflict(frozenset(changed))
+        if any(row[0] == WAITING for row in commit.rows_added):
+            while self.in_the_gap:
+                await self.in_the_gap.pop(0)
+        await self.inner.commit(replace(commit, relied_on=here))
+
+
+@pytest.mark.parametrize("asking", [claim_some, lambda bed: bed.execute(asking_for_work())])
+async def test_a_budget_that_opens_in_the_gap_keeps_nobody_waiting(asking):
+    store = GappyStore(MemoryStore())
+    async with Bed(store) as bed, Bed(store.inner, clock=bed.clock) as other:
+        budget_id = await new_budget(bed, hard=1)
+        execution_id = await attached(bed, budget_id)
+        await spend(bed, budget_id, 1)
+        store.in_the_gap += [other.execute(ResetBudgetArgs(budget_id=budget_id)), other.settle()]
+        await asking(bed)
+        assert not store.in_the_gap
+        await bed.settle()
+        assert await claim_some(bed) == [execution_id]
+
+
+async def test_a_place_that_is_given_back_in_the_gap_keeps_nobody_waiting():
+    store = GappyStore(MemoryStore())
+    async with Bed(store) as bed, Bed(store.inner, clock=bed.clock) as other:
+        await new_quota(bed, cap=1)
+        await limited(bed)
+        [claim] = await claim_work(bed)
+        waiting = await limited(bed)
+        store.in_the_gap += [other.complete(claim), other.settle()]
+        assert await claim_some(bed) == []
+        assert not store.in_the_gap
+        await bed.settle()
+        assert await claim_some(bed) == [waiting]
 
 
 # Costs

@@ -60,7 +60,7 @@ class OnSoftLimit(StrEnum):
     """What passing a soft limit does besides the answer that the reporter gets."""
 
     WARN = "warn"
-    """An event is published, once in each period and dimension."""
+    """An event is published whenever the usage of a dimension comes to be above its limit."""
     IGNORE = "ignore"
 
 

@@ -332,6 +332,8 @@ class HeldBack(Outcome, tag="Settled"):
     """The execution is ``blocked``, is reclaimed ``later``, or there is ``room`` for it."""
 
     action: str
+    subject: str = ""
+    """The key of the budget or quota policy that a blocked one waits for."""
 
 
 class HoldBackArgs(Command[HeldBack]):

@@ -8,12 +8,15 @@ reasons, and so all work without budgets and quota policies, pay nothing.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from flowfabric import errors
 from flowfabric.contracts.leases import IssueClaimGrantArgs, IssueClaimGrantResult
 from flowfabric.contracts.quotas import CheckAdmissionArgs
-from flowfabric.core.commands import HoldBackArgs
+from flowfabric.core.commands import HeldBack, HoldBackArgs, LetGoArgs
+from flowfabric.core.records import Budget, Execution, QuotaPolicy, key_for
+from flowfabric.engine.listing import load_records
 from flowfabric.engine.operations import operation
 
 if TYPE_CHECKING:
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.commands import ClaimCandidateArgs, ClaimCandidateResult
+    from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
+
+log = logging.getLogger("flowfabric.engine")
 
 R = TypeVar("R")
 
@@ -53,8 +59,47 @@ async def claim_admitted(
         if isinstance(answer, NO_HEADROOM)
     ]
     if refused:
-        await engine.execute_many(refused, namespace=envelope.namespace)
+        try:
+            await _hold_back(engine, refused, envelope)
+        except errors.FlowFabricError as error:  # what was claimed must not be lost with it
+            log.warning("work that was held back could not be looked at again: %s", error)
     return answers
+
+
+async def _hold_back(engine: Engine, commands: Sequence[HoldBackArgs], envelope: Envelope) -> None:
+    """Hold back what was refused.
+
+    A commit rests on a record in another place of the store with a gap: headroom may have returned
+    in between, and found nobody who waits. So what such a record holds back is looked at once more.
+    """
+    answers = await engine.execute_many(commands, namespace=envelope.namespace)
+    subjects = {
+        command.execution_id: answer.subject
+        for command, answer in zip(commands, answers, strict=True)
+        if isinstance(answer, HeldBack) and _lies_apart(engine, answer.subject, command.execution_id)
+    }
+    if not subjects:
+        return
+    found = await load_records(engine.store, list(subjects.values()))
+    letting_go = [
+        LetGoArgs(execution_id=execution_id, waits_for=subject.partition("}:")[2])
+        for (execution_id, subject), record in zip(subjects.items(), found, strict=True)
+        if _has_returned(record)
+    ]
+    if letting_go:
+        await engine.execute_many(letting_go, namespace=envelope.namespace)
+
+
+def _lies_apart(engine: Engine, subject: Key, execution_id: str) -> bool:
+    place_of = engine.store.place_of
+    return bool(subject) and place_of(subject) != place_of(key_for(Execution, execution_id))
+
+
+def _has_returned(record: Record | None) -> bool:
+    """Whether there may be headroom, of which nobody tells those that wait from now on."""
+    if isinstance(record, QuotaPolicy):
+        return not record.waiting
+    return isinstance(record, Budget) and record.closed_at is None
 
 
 async def _ask_and_claim(
@@ -109,5 +154,5 @@ async def issue_claim_grant(
     try:
         return await decide_admitted(engine, args, envelope)
     except NO_HEADROOM:
-        await engine.execute(HoldBackArgs(execution_id=args.execution_id), namespace=envelope.namespace)
+        await _hold_back(engine, [HoldBackArgs(execution_id=args.execution_id)], envelope)
         raise

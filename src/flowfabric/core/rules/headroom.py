@@ -52,6 +52,7 @@ from flowfabric.core.vocabulary import BlockerKind, LeaseState
 
 if TYPE_CHECKING:
     from flowfabric.contracts.policy import ExecutionPolicy
+    from flowfabric.core.records import Key
     from flowfabric.core.work import Work
 
 RECLAIM_LATER_MS: Final = 15_000
@@ -160,10 +161,11 @@ def hold_back(work: Work, args: HoldBackArgs) -> HeldBack:
         assert held.lease is not None
         held.lease = replace(held.lease, reclaimable_at=work.now + RECLAIM_LATER_MS)
         return HeldBack(action="later")
-    add_blocker(held, _blocker_for(refusal))
+    blocker = _blocker_for(refusal)
+    add_blocker(held, blocker)
     held.held_back = True
     mark_transition(work, held)
-    return HeldBack(action="blocked")
+    return HeldBack(action="blocked", subject=_subject_of(blocker))
 
 
 def _refusal_of(work: Work, execution: Execution) -> errors.FlowFabricError | None:
@@ -193,6 +195,13 @@ def _blocker_for(refusal: errors.FlowFabricError) -> Blocker:
         detail=_words(refusal, "quota policy", quota_policy_id),
         waits_for=quota_policy_id,
     )
+
+
+def _subject_of(blocker: Blocker) -> Key:
+    """The key of what the blocker waits for."""
+    if blocker.kind is BlockerKind.BUDGET:
+        return key_for(Budget, budget_identity(blocker.waits_for))
+    return key_for(QuotaPolicy, quota_identity(blocker.waits_for))
 
 
 def _words(refusal: errors.FlowFabricError, what: str, subject_id: str) -> str:

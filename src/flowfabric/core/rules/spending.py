@@ -253,21 +253,24 @@ def _judge(work: Work, report: Report, usage: BudgetUsage, before: Deltas) -> Us
         limits = {**limits, hard: budget.hard_limits[hard]}
         usage.breach_count += 1
         usage.last_breach_at, usage.last_breach_dimension = work.now, hard
+        _tell_of_passed(work, report, "hard_breach", budget.hard_limits, before=before, after=usage.usage)
     over = hard or _first_over(limits, usage.usage, report.deltas)
     if not over:
         return UsageApplied()
     usage.soft_breach_count += 1
     if budget.on_soft_limit is OnSoftLimit.WARN:
-        _warn_of_crossed(work, report, usage, before)
+        _tell_of_passed(work, report, "soft_breach", budget.soft_limits, before=before, after=usage.usage)
     return UsageSoftBreach(dimension=over, current_usage=usage.usage[over], soft_limit=limits[over])
 
 
-def _warn_of_crossed(work: Work, report: Report, usage: BudgetUsage, before: Deltas) -> None:
-    """Tell of each soft limit that this very report has passed."""
+def _tell_of_passed(
+    work: Work, report: Report, name: str, limits: Deltas, *, before: Deltas, after: Deltas
+) -> None:
+    """Tell of each limit that this very report has passed."""
     for dimension in report.deltas:
-        limit = report.budget.soft_limits.get(dimension, 0)
-        if limit and before.get(dimension, 0) <= limit < usage.usage[dimension]:
-            _publish(work, report, "soft_breach", dimension, limit)
+        limit = limits.get(dimension, 0)
+        if limit and before.get(dimension, 0) <= limit < after[dimension]:
+            _publish(work, report, name, dimension, limit)
 
 
 def _publish(work: Work, report: Report, name: str, dimension: str, limit: int) -> None:

@@ -289,6 +289,13 @@ class BudgetConformance(StoreSuite):
         execution_id = await attached(bed, budget_id)
         assert await claim_some(bed) == [execution_id]
 
+    async def test_passing_a_limit_that_is_not_enforced_is_told_once(self, bed: Bed) -> None:
+        budget_id = await new_budget(bed, hard=10, enforcement_mode=EnforcementMode.ADVISORY)
+        for _ in range(3):
+            await spend(bed, budget_id, 9)
+        told = await bed.store.read_events(0, families=frozenset({Family.BUDGET}))
+        assert [stored.event.name for stored in told] == ["hard_breach"]
+
     async def test_passing_a_soft_limit_is_told_once_in_a_period(self, bed: Bed) -> None:
         budget_id = await new_budget(bed, soft=8)
         for _ in range(3):
