@@ -25,6 +25,8 @@ from flowfabric.core.state import SITUATIONS, TRANSITIONS
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.operations import OPERATIONS
 from flowfabric.engine.scanners.duties import DUTIES, Duty
+from flowfabric.observability.metrics import Metrics
+from flowfabric.observability.readings import GAUGES
 from flowfabric.server.access import GIVES
 from flowfabric.server.permissions import NEEDED
 from flowfabric.server.routes import ROUTES
@@ -260,6 +262,8 @@ SETTINGS = {
     "or `off`. Default: `1d`.",
     "FF_WAITPOINT_HMAC_SECRET": "The first key that signs waitpoint tokens, 64 hexadecimal digits. "
     "Default: a random one, kept in the store.",
+    "FF_METRICS_LISTEN_ADDR": "Where a worker or a server answers `GET /metrics`, such as `127.0.0.1:9464`. "
+    "Default: nowhere.",
     "FF_DEBUG": "`1` shows a traceback with every error of the command line.",
     "FF_BENCH_DIR": "Where benchmarks make their databases. Default: the folder for temporary files.",
 }
@@ -336,12 +340,34 @@ def render_routes() -> str:
     return "\n".join(lines)
 
 
+def render_metrics() -> str:
+    """Every metric, and every panel's raw material."""
+    definitions = [*Metrics().definitions, *GAUGES.values()]
+    lines = [
+        "# Metrics",
+        "",
+        "`GET /metrics` tells these: of a server with `FF_METRICS=on`, and at `FF_METRICS_LISTEN_ADDR`.",
+        "A histogram has `_bucket`, `_sum` and `_count` behind its name.",
+        "",
+        "A lane or a dimension beyond the first hundred is counted as `OTHER`.",
+        "A path is the template of its route, or `unknown`.",
+        "",
+        "| metric | kind | labels | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, kind, labels, meaning in sorted(definitions):
+        shown = ", ".join(f"`{label}`" for label in labels) or "none"
+        lines.append(f"| `{name}` | {kind} | {shown} | {meaning} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "operations.md": render_operations,
     "states.md": render_states,
     "errors.md": render_errors,
     "settings.md": render_settings,
     "routes.md": render_routes,
+    "metrics.md": render_metrics,
     "cli.md": render_cli_reference,
     "scenarios.md": render_scenarios,
 }

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from flowfabric.engine.feeds import Feed, FeedOptions
     from flowfabric.engine.interface import AnyEngine
     from flowfabric.engine.layers import Layer
+    from flowfabric.observability.metrics import Metrics
     from flowfabric.stores.base import Store
 
 P = ParamSpec("P")
@@ -85,6 +86,7 @@ class FlowFabric:
             when it is absent, and a day when that is absent too.
         layers: what wraps the engine's door, the innermost first; see ``flowfabric.engine.layers``.
         token: what a server knows us by; ``FF_TOKEN`` is used when it is absent.
+        metrics: counts what this process does; see ``flowfabric.observability.metrics``.
         store: a store to use instead of a URL, for tests.
     """
 
@@ -97,6 +99,7 @@ class FlowFabric:
         retention: timedelta | float | None = None,
         layers: Iterable[Layer] = (),
         token: str | None = None,
+        metrics: Metrics | None = None,
         store: Store | None = None,
     ) -> None:
         self.url = url or os.environ.get("FF_URL") or DEFAULT_URL
@@ -106,6 +109,7 @@ class FlowFabric:
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
         self._retention_ms = retention_ms_of(retention)
         self._store = store
+        self.metrics = metrics
         self._layers = tuple(layers)
         self._token = token
         self._engine: AnyEngine | None = None
@@ -153,11 +157,18 @@ class FlowFabric:
                 self._scanners.start()
 
     async def _started_engine(self) -> AnyEngine:
+        counting = () if self.metrics is None else (self.metrics.layer,)
+        layers = (*self._layers, *counting)
         if is_server(self.url) and self._store is None:
-            remote = server_engine(self.url, self._token, namespace=self.namespace, layers=self._layers)
+            remote = server_engine(self.url, self._token, namespace=self.namespace, layers=layers)
             await remote.start()
             return remote
-        engine = Engine(self._store or store_for(self.url), namespace=self.namespace, layers=self._layers)
+        engine = Engine(
+            self._store or store_for(self.url),
+            namespace=self.namespace,
+            layers=layers,
+            observer=self.metrics,
+        )
         await engine.start()
         try:
             await seed_signing_key(engine)
@@ -524,6 +535,7 @@ class FlowFabric:
             self.handlers,
             namespace=self.namespace,
             options=WorkerOptions(**{"lanes": lanes, **options}),
+            observer=self.metrics,
         )
 
 

@@ -48,8 +48,8 @@ def concrete(route: Route) -> str:
 OPEN = [route for route in ROUTES if not route.roles]
 
 
-def test_only_health_and_the_documents_are_open() -> None:
-    assert {route.path for route in OPEN} == {"/healthz", "/readyz", "/openapi.json"}
+def test_only_health_metrics_and_the_documents_are_open() -> None:
+    assert {route.path for route in OPEN} == {"/healthz", "/readyz", "/openapi.json", "/metrics"}
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")

@@ -27,6 +27,7 @@ ENVIRONMENT: Final = {
     "FF_RETENTION": "how long workers and `retention` keep what has ended, such as 7d (1d), or off",
     "FF_WAITPOINT_HMAC_SECRET": "64 hexadecimal digits: the secret that the first worker, `keys seed` and "
     "`keys rotate` install; a random one when it is unset",
+    "FF_METRICS_LISTEN_ADDR": "where a worker or a server answers GET /metrics, besides its work",
     "FF_DEBUG": "set it to see the traceback of a failure",
 }
 
@@ -181,6 +182,11 @@ def _worker(verbs: Any) -> None:
         help="time to finish when told to stop (30s)",
     )
     add("--worker-id", metavar="NAME", help="the logical name, shared by workers that are alike (worker)")
+    add(
+        "--metrics-listen",
+        metavar="ADDRESS",
+        help="answer GET /metrics there, such as 127.0.0.1:9464 (FF_METRICS_LISTEN_ADDR)",
+    )
 
 
 def _submit(verbs: Any) -> None:

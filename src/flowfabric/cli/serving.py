@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flowfabric.app import retention_ms_of, seed_signing_key
 from flowfabric.cli.exits import OK, UsageError
+from flowfabric.cli.measuring import exposing, make_metrics
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import run
 from flowfabric.cli.working import SURVIVES
@@ -18,6 +19,7 @@ from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
 from flowfabric.errors import InvalidInput
+from flowfabric.observability.logs import configure_logging
 from flowfabric.urls import store_for
 
 if TYPE_CHECKING:
@@ -31,9 +33,7 @@ log = logging.getLogger("flowfabric.cli")
 
 def serve(arguments: Namespace) -> int:
     """Carry out ``server``."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging()
     try:
         kept_ms = retention_ms_of(None)
     except ValueError as error:
@@ -79,13 +79,17 @@ def _settings_of(arguments: Namespace) -> Settings:
 async def _serve(arguments: Namespace, settings: Settings, kept_ms: int | None) -> None:
     from flowfabric.server.serving import make_server
 
-    async with Engine(store_for(arguments.url)) as engine:
+    metrics = make_metrics() if settings.options.metrics or settings.metrics_listen else None
+    layers = () if metrics is None else (metrics.layer,)
+    async with Engine(store_for(arguments.url), layers=layers, observer=metrics) as engine:
         await seed_signing_key(engine)
-        scanners = Scanners(engine, duties(retention_ms=kept_ms))
+        done = duties(retention_ms=kept_ms)
+        scanners = Scanners(engine, done)
         scanners.start()
         try:
-            _announce(engine, settings, as_json=arguments.json)
-            await make_server(engine, settings).serve()
+            with exposing(metrics, engine, done, settings.metrics_listen) as exposed:
+                _announce(engine, settings, as_json=arguments.json)
+                await make_server(engine, settings, scanners, exposed).serve()
         finally:
             await scanners.stop()
 

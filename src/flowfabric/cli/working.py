@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.app import FlowFabric
 from flowfabric.cli.exits import INTERRUPTED, OK, UsageError
+from flowfabric.cli.measuring import exposing, make_metrics
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import run
 from flowfabric.contracts.ids import Namespace as NamespaceName
+from flowfabric.engine.engine import Engine
+from flowfabric.engine.scanners.duties import DUTIES
+from flowfabric.observability.logs import configure_logging
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -41,9 +45,7 @@ log = logging.getLogger("flowfabric.cli")
 
 def work(arguments: Namespace) -> int:
     """Carry out ``worker``."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging()
     app = load_app(arguments.app)
     gc.freeze()  # what was imported stays, so the garbage collector need not walk over it
     if arguments.url_given:
@@ -105,9 +107,14 @@ async def _serve(app: FlowFabric, arguments: Namespace) -> None:
     steps = ThreadPoolExecutor(thread_name_prefix=f"{THREADS}-step")
     asyncio.get_running_loop().set_default_executor(steps)
     code = INTERRUPTED
+    listen = arguments.metrics_listen or os.environ.get("FF_METRICS_LISTEN_ADDR")
+    if listen and app.metrics is None:
+        app.metrics = make_metrics()
     try:
         async with app:
-            await _run_worker(app, arguments)
+            engine = app.engine if isinstance(app.engine, Engine) else None
+            with exposing(app.metrics, engine, DUTIES, listen):
+                await _run_worker(app, arguments)
         code = OK
     finally:
         steps.shutdown(wait=False, cancel_futures=True)

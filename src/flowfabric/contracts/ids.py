@@ -157,6 +157,16 @@ def partition_of(execution_id: str) -> int:
     return int(execution_id[4 : execution_id.index("}")])
 
 
+def minted_at_ms(execution_id: str) -> int | None:
+    """When a canonical execution id was minted, by its minter's clock; None if it does not tell.
+
+    >>> minted_at_ms("{fp:7}:01997b3e-8000-7000-8000-000000000000")
+    1758727864320
+    """
+    digits = execution_id.rpartition(":")[2].replace("-", "")
+    return int(digits[:12], 16) if digits[12] == "7" else None
+
+
 def flow_partition(flow_id: str, count: int = FLOW_PARTITIONS) -> int:
     """Compute the partition of a flow, a budget or a quota policy from its uuid."""
     return partition_index(bytes.fromhex(flow_id.replace("-", "")), count)

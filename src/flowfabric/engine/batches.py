@@ -33,6 +33,11 @@ class Batches:
         self.pump: asyncio.Task[None] | None = None
         """What runs the batches, as long as there are any."""
 
+    @property
+    def waiting(self) -> int:
+        """How many commands wait for the next batch."""
+        return len(self._queue)
+
     async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]]) -> list[Any]:
         """Have the rules of some commands decide them, in one batch as far as possible.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowfabric.engine.deliveries import CarryOutAside, Owed
     from flowfabric.engine.lanes import KnownLanes
     from flowfabric.engine.notifier import Notifier
+    from flowfabric.engine.observing import Observer
     from flowfabric.stores.base import Store
 
 ACTOR: Final = "engine"
@@ -35,7 +36,7 @@ class Courier:
     """Delivers what commits owe.
 
     Args:
-        store, lanes, notifier: see ``Cycle``.
+        store, lanes, notifier, observer: see ``Cycle``.
         envelope: makes what travels with a command that may concern any namespace, for an actor.
     """
 
@@ -45,15 +46,17 @@ class Courier:
         lanes: KnownLanes,
         notifier: Notifier,
         envelope: Callable[[str], Envelope],
+        observer: Observer | None = None,
     ) -> None:
         self._store = store
         self._lanes = lanes
         self._notifier = notifier
         self._envelope = envelope
+        self._observer = observer
 
     async def deliver(self, owed: list[Owed]) -> None:
         """Do what a commit owes to other records, and what follows from that, up to a bound."""
-        errand = Errand(self._store, self._lanes, self._notifier, self._envelope)
+        errand = Errand(self._store, self._lanes, self._notifier, self._envelope, self._observer)
         for _ in range(DELIVERY_ROUNDS_MAX):
             if not owed:
                 return
@@ -65,10 +68,15 @@ class Errand:
     """What one commit owes. It is the engine of the commands that this takes."""
 
     def __init__(
-        self, store: Store, lanes: KnownLanes, notifier: Notifier, envelope: Callable[[str], Envelope]
+        self,
+        store: Store,
+        lanes: KnownLanes,
+        notifier: Notifier,
+        envelope: Callable[[str], Envelope],
+        observer: Observer | None,
     ) -> None:
         self.store = store
-        self._cycle = Cycle(store, lanes, notifier, self)
+        self._cycle = Cycle(store, lanes, notifier, self, observer)
         self._envelope = envelope
         self._following: list[Owed] = []
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flowfabric import errors
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from flowfabric.engine.deliveries import Owed
     from flowfabric.engine.lanes import KnownLanes
     from flowfabric.engine.notifier import Notifier
+    from flowfabric.engine.observing import Observer
     from flowfabric.engine.tickets import Ticket
-    from flowfabric.stores.base import Store
+    from flowfabric.stores.base import Commit, Store
 
 CONFLICTS_MAX: Final = 8
 
@@ -48,13 +50,22 @@ class Cycle:
         lanes: the lanes that need not be loaded.
         notifier: is told what every commit has changed.
         deliverer: is told what every commit owes.
+        observer: is told how every commit went.
     """
 
-    def __init__(self, store: Store, lanes: KnownLanes, notifier: Notifier, deliverer: Deliverer) -> None:
+    def __init__(
+        self,
+        store: Store,
+        lanes: KnownLanes,
+        notifier: Notifier,
+        deliverer: Deliverer,
+        observer: Observer | None = None,
+    ) -> None:
         self._store = store
         self._lanes = lanes
         self._notifier = notifier
         self._deliverer = deliverer
+        self._observer = observer
 
     async def run(self, batch: list[Ticket]) -> None:
         """Give every ticket of the batch its answer, those of each place together."""
@@ -96,7 +107,7 @@ class Cycle:
         commit = build_commit([ticket.work for ticket in batch], working_set)
         if commit is not None:
             try:
-                await self._store.commit(commit)
+                await self._apply(commit, len(batch))
             except Conflict as conflict:
                 return await self._retry(batch, working_set, conflict)
             self._notifier.publish(topics_of(commit))
@@ -105,6 +116,19 @@ class Cycle:
         for ticket in batch:
             ticket.settle()
         return []
+
+    async def _apply(self, commit: Commit, commands: int) -> None:
+        """Commit, and tell the observer how that went."""
+        if self._observer is None:
+            await self._store.commit(commit)
+            return
+        began = time.perf_counter()
+        try:
+            await self._store.commit(commit)
+        except Conflict:
+            self._observer.conflicted(commands, time.perf_counter() - began)
+            raise
+        self._observer.committed(commands, time.perf_counter() - began)
 
     async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
         """Commit the tickets that the conflict did not touch; return the others, to run again."""

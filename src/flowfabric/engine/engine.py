@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.base import Command
     from flowfabric.engine.layers import Door, Layer
+    from flowfabric.engine.observing import Observer
     from flowfabric.stores.base import Durability, Store
 
 R = TypeVar("R")
@@ -88,11 +89,20 @@ class Engine(Subscribing):
         store: where everything is kept. The engine opens and closes it.
         namespace: the namespace of commands that do not name another.
         layers: what wraps the door, the innermost first: ``lambda door: Traced(door, tracer)``.
+        observer: is told of commits, sweeps and the like.
     """
 
-    def __init__(self, store: Store, *, namespace: str | None = None, layers: Iterable[Layer] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        namespace: str | None = None,
+        layers: Iterable[Layer] = (),
+        observer: Observer | None = None,
+    ) -> None:
         self.store = store
         self.namespace = namespace
+        self.observer = observer
         self._door: Door = Inside(self)
         for layer in layers:
             self._door = layer(self._door)
@@ -101,8 +111,8 @@ class Engine(Subscribing):
         self.turns = Turns()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
-        self._courier = Courier(store, self.lanes, self.notifier, self._unbounded_envelope)
-        self._batches = Batches(Cycle(store, self.lanes, self.notifier, self._courier))
+        self._courier = Courier(store, self.lanes, self.notifier, self._unbounded_envelope, observer)
+        self._batches = Batches(Cycle(store, self.lanes, self.notifier, self._courier, observer))
         self._questions = Questions(store)
         self._watches: list[asyncio.Task[None]] = []
         self._closing = False
@@ -112,6 +122,8 @@ class Engine(Subscribing):
     async def start(self) -> Durability:
         """Open the store. Returns what an acknowledged command survives."""
         self.durability = await self.store.open()
+        if self.observer is not None:
+            self.observer.attested(self.durability)
         self._backend = _BACKENDS.get(self.durability.store, BackendTag.MEMORY)
         self._closing = False
         # Not before: engines that were made before a fork would mint the same ids, and one
@@ -142,6 +154,8 @@ class Engine(Subscribing):
             StoreError: the store cannot be reached.
         """
         before, self.durability = self.durability, await self.store.attest()
+        if self.observer is not None:
+            self.observer.attested(self.durability)
         if before is not None and before.level != self.durability.level:
             log.error(
                 "acknowledged commits survive level %s now, and %s before: the settings of the store were "
@@ -151,6 +165,11 @@ class Engine(Subscribing):
                 self.durability.settings,
             )
         return self.durability
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait for the next batch."""
+        return self._batches.waiting
 
     async def now(self) -> int:
         """The store's clock, in milliseconds."""

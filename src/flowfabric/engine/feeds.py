@@ -231,7 +231,10 @@ async def _look(
     trimmed = await store.trimmed_events()
     if trimmed > place:
         raise errors.EventsTrimmed(place=place, trimmed_upto=trimmed)
-    return page, page[-1].sequence if page else max(place, end)
+    behind_page = page[-1].sequence if page else max(place, end)
+    if engine.observer is not None:
+        engine.observer.tailed(max(0, end - behind_page))
+    return page, behind_page
 
 
 def _has_tag(stored: StoredEvent, args: TailEventsArgs) -> bool:

@@ -10,9 +10,11 @@ through, or refuses it before it reaches the engine.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -62,6 +64,7 @@ Layer: TypeAlias = "Callable[[Door], Door]"
 """What wraps a door in another."""
 
 
+@cache
 def operation_name(command_type: type[Command[Any]]) -> str:
     """The word for an operation in logs, metrics and spans.
 
@@ -167,18 +170,16 @@ class Metered:
         actor: str = "",
     ) -> R:
         """Carry out one command and report it."""
-        outcome, began = "cancelled", self._clock()
+        began = self._clock()
         try:
             answer = await self._inner.execute(
                 command, request_id=request_id, namespace=namespace, actor=actor
             )
-            outcome = OK
-            return answer
-        except Exception as error:
-            outcome = outcome_of(error)
+        except BaseException as error:
+            self.report(command, error, self._clock() - began)
             raise
-        finally:
-            self._sink.record_call(operation_name(type(command)), self._clock() - began, outcome)
+        self.report(command, answer, self._clock() - began)
+        return answer
 
     async def execute_many(
         self,
@@ -195,15 +196,21 @@ class Metered:
         )
         elapsed_s = self._clock() - began
         for command, answer in zip(commands, answers, strict=True):
-            self._sink.record_call(operation_name(type(command)), elapsed_s, outcome_of(answer))
+            self.report(command, answer, elapsed_s)
         return answers
+
+    def report(self, command: Command[Any], answer: object, elapsed_s: float) -> None:
+        """Report one command with its answer, or with the exception that stood in its place."""
+        self._sink.record_call(operation_name(type(command)), elapsed_s, outcome_of(answer))
 
 
 def outcome_of(answer: object) -> str:
-    """``ok``, the code of an error, or ``error`` for one that has none."""
+    """``ok``, the code of an error, ``cancelled``, or ``error`` for an exception that has no code."""
     if isinstance(answer, errors.FlowFabricError):
         return answer.code
-    return "error" if isinstance(answer, Exception) else OK
+    if isinstance(answer, asyncio.CancelledError):
+        return "cancelled"
+    return "error" if isinstance(answer, BaseException) else OK
 
 
 # Rate limit

@@ -324,8 +324,9 @@ class HttpEngine(Subscribing):
 
 
 def _asked(errand: Errand) -> dict[str, Any]:
+    kind: type[Command[Any]] = type(errand.command)
     return {
-        "operation": operation_name(type(errand.command)),
+        "operation": operation_name(kind),
         "command": errand.command,
         "request_id": errand.request_id,
     }

@@ -25,6 +25,7 @@ from flowfabric.server.calls import Call, Refused
 from flowfabric.server.problems import UNEXPECTED, Problem, plain_problem, problem_of
 from flowfabric.server.routes import ROUTES
 from flowfabric.server.service import Service
+from flowfabric.server.watching import TEMPLATE, Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -69,6 +70,7 @@ def _middleware(service: Service) -> list[Middleware]:
     return [
         Middleware(Outermost, insecure=service.options.insecure),
         *cors,
+        Middleware(Watch, service=service),
         Middleware(Door, service=service),
     ]
 
@@ -131,6 +133,7 @@ class Door:
 
 def _served(route: Route, service: Service) -> StarletteRoute:
     async def endpoint(request: Request) -> Response:
+        request.scope[TEMPLATE] = route.template
         principal: Principal = request.scope["principal"] or NOBODY
         if route.roles and not principal.may(route.roles):
             return _respond(problem_of(role_missing(route.roles)))

@@ -9,7 +9,7 @@ from flowfabric.contracts.packed import JSON, MSGPACK
 from flowfabric.contracts.schema import Form, Schema, Schemas
 from flowfabric.core.registry import result_type_of
 from flowfabric.server.permissions import roles_for
-from flowfabric.server.routes.table import ROUTES, Route
+from flowfabric.server.routes.table import ROUTES, PlainText, Route
 from flowfabric.version import installed_version
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def _answered(kind: Any, route: Route, schemas: Schemas) -> Schema:
         return {"description": "Nothing to say."}
     if kind is bytes:
         return _success({"type": "string", "format": "binary"}, _OCTETS)
+    if kind is PlainText:
+        return _success({"type": "string"}, "text/plain")
     forms = (JSON, MSGPACK) if route.form is Form.PLAIN else (JSON,)
     return _success(schemas.of(kind), *forms)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from flowfabric.engine.engine import Engine
     from flowfabric.engine.notifier import Notifier
+    from flowfabric.engine.scanners import Scanners
 
 T = TypeVar("T")
 
@@ -40,6 +41,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long a request's body may take to arrive."""
     hmac_grace_ms: int = 86_400_000
     """How long a key that was rotated out still verifies tokens."""
+    access_log: bool = False
+    """Whether a line is logged for each request."""
+    metrics: bool = False
+    """Whether ``/metrics`` answers, to everybody."""
 
 
 class Changes:
@@ -81,12 +86,34 @@ class Changes:
             self._counting.cancel()
 
 
+class Watched(Protocol):
+    """The metrics of a server's process."""
+
+    async def render(self) -> bytes:
+        """All of them, as Prometheus reads them."""
+
+    def requested(self, method: str, path: str | None, status: int, elapsed_s: float) -> None:
+        """A request was answered. ``path`` is the template of its route."""
+
+    def ended_late(self) -> None:
+        """Requests were cut off, because the server had to end."""
+
+
 class Service:
     """One server's shared state. It is made before the first request and ends after the last."""
 
-    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        options: ServerOptions,
+        *,
+        scanners: Scanners | None = None,
+        watched: Watched | None = None,
+    ) -> None:
         self.engine = engine
         self.options = options
+        self.scanners = scanners
+        self.watched = watched
         self.changes = Changes(engine.notifier)
         self.waiting = 0
         """How many requests wait for something to happen."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from flowfabric.engine.engine import Engine
+    from flowfabric.engine.scanners import Scanners
+    from flowfabric.server.service import Watched
     from flowfabric.server.settings import Settings
 
 log = logging.getLogger("flowfabric.server")
@@ -102,9 +104,18 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def make_server(engine: Engine, settings: Settings) -> Server:
-    """The server of an engine that is started. ``await server.serve()`` runs it."""
-    service = Service(engine, settings.options)
+def make_server(
+    engine: Engine, settings: Settings, scanners: Scanners | None = None, watched: Watched | None = None
+) -> Server:
+    """The server of an engine that is started. ``await server.serve()`` runs it.
+
+    Args:
+        engine: what it serves.
+        settings: how.
+        scanners: the background duties of its process; it is ready while they are alive.
+        watched: the metrics of its process.
+    """
+    service = Service(engine, settings.options, scanners=scanners, watched=watched)
     config = uvicorn.Config(
         make_app(service),
         host=settings.host,

@@ -121,6 +121,27 @@ SETTINGS: Final = (
         summary="connections and requests at once",
     ),
     Setting(
+        name="metrics",
+        variable="FF_METRICS",
+        default=False,
+        read=_switch,
+        summary="answer GET /metrics, to everybody who reaches the server",
+    ),
+    Setting(
+        name="metrics_listen",
+        variable="FF_METRICS_LISTEN_ADDR",
+        default=None,
+        read=_address,
+        summary="answer GET /metrics at an address of its own",
+    ),
+    Setting(
+        name="access_log",
+        variable="FF_ACCESS_LOG",
+        default=False,
+        read=_switch,
+        summary="log a line for each request",
+    ),
+    Setting(
         name="head_timeout_ms",
         variable="FF_HEAD_TIMEOUT_MS",
         default=10_000,
@@ -158,6 +179,15 @@ SETTINGS: Final = (
 )
 
 
+_OPTIONS: Final = (
+    "access_log",
+    "body_timeout_ms",
+    "cors_origins",
+    "hmac_grace_ms",
+    "metrics",
+    "streams_max",
+)
+
 FLAGS: Final = ("listen", "tokens", "insecure")
 """What can be said on the command line; the rest belongs in a file or in the environment."""
 
@@ -168,6 +198,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     options: ServerOptions
+    metrics_listen: str | None
     connections_max: int
     head_timeout_ms: int
     idle_timeout_ms: int
@@ -197,9 +228,15 @@ def read_settings(
     options = ServerOptions(
         tokens=tokens,
         insecure=insecure,
-        **{name: found[name] for name in ("cors_origins", "streams_max", "body_timeout_ms", "hmac_grace_ms")},
+        **{name: found[name] for name in _OPTIONS},
     )
-    rest = ("connections_max", "head_timeout_ms", "idle_timeout_ms", "shutdown_timeout_ms")
+    rest = (
+        "metrics_listen",
+        "connections_max",
+        "head_timeout_ms",
+        "idle_timeout_ms",
+        "shutdown_timeout_ms",
+    )
     return Settings(host=host, port=int(port), options=options, **{name: found[name] for name in rest})
 
 

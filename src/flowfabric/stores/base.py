@@ -174,8 +174,8 @@ class Store(Ledger, Protocol):
         ``upto`` is the last sort value that counts, in either direction.
         """
 
-    async def count_index(self, index: str, scope: str) -> int:
-        """How many rows one scope has."""
+    async def count_index(self, index: str, scope: str, *, limit: int | None = None) -> int:
+        """How many rows one scope has; with a limit, at most so many are counted."""
 
     async def index_scopes(
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000

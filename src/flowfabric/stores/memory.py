@@ -139,8 +139,9 @@ class MemoryStore:
         found = rows[start : start + limit]
         return found if upto is None else [row for row in found if row[0] <= upto]
 
-    async def count_index(self, index: str, scope: str) -> int:
-        return len(self._indexes.get((index, scope), ()))
+    async def count_index(self, index: str, scope: str, *, limit: int | None = None) -> int:
+        count = len(self._indexes.get((index, scope), ()))
+        return count if limit is None else min(count, limit)
 
     async def index_scopes(
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000

@@ -68,8 +68,8 @@ class StoreAround:
             index, scope, after=after, upto=upto, limit=limit, descending=descending
         )
 
-    async def count_index(self, index: str, scope: str) -> int:
-        return await self.inner.count_index(index, scope)
+    async def count_index(self, index: str, scope: str, *, limit: int | None = None) -> int:
+        return await self.inner.count_index(index, scope, limit=limit)
 
     async def index_scopes(
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -58,6 +58,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long running handlers may take to finish after the worker was told to stop."""
 
 
+class WorkerObserver(Protocol):
+    """Is told what a worker does besides commands."""
+
+    def at_capacity(self) -> None:
+        """The worker has claimed, and no slot is free any more."""
+
+
 class Worker:
     """Claims and runs executions of some lanes until it is told to stop. It is used once.
 
@@ -72,11 +79,13 @@ class Worker:
         *,
         namespace: str,
         options: WorkerOptions | None = None,
+        observer: WorkerObserver | None = None,
     ) -> None:
         self.options = _checked(options or WorkerOptions())
         self.instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_uuid4()[:8]}"
         self._engine = engine
         self._namespace = namespace
+        self._observer = observer
         self._claim_args = self._make_claim_args(handlers)
         self._heartbeat = Heartbeat(engine, namespace, self.options.lease_ttl_ms)
         self._registration = Registration(engine, self._make_registration())
@@ -131,6 +140,8 @@ class Worker:
                 self._start(lease)
             if len(claimed) < asked:
                 return
+            if self._observer is not None and self._free_slots() <= 0:
+                self._observer.at_capacity()
 
     def _free_slots(self) -> int:
         """How many more handlers may start.

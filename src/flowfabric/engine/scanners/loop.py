@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric import errors
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("flowfabric.scanners")
 
 PAUSE_AFTER_FAULT_MS: Final = 1_000
+STALLED_MS_MIN: Final = 60_000
+"""A duty that has not looked for this long, and for three of its intervals, has stalled."""
 
 
 class Scanners:
@@ -27,16 +30,18 @@ class Scanners:
 
     def __init__(self, engine: Engine, duties: Iterable[Duty] = DUTIES) -> None:
         self._engine = engine
-        self._duties = tuple(duties)
+        self.duties = tuple(duties)
         self._tasks: list[asyncio.Task[None]] = []
-        self.cycles: dict[str, int] = {duty.name: 0 for duty in self._duties}
+        self.cycles: dict[str, int] = {duty.name: 0 for duty in self.duties}
         """How many sweeps each duty has made."""
+        self._swept_at: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin. Starting twice is harmless."""
         if not self._tasks:
+            self._swept_at = dict.fromkeys(self.cycles, time.monotonic())
             self._tasks = [
-                asyncio.create_task(self._run(duty), name=f"flowfabric {duty.name}") for duty in self._duties
+                asyncio.create_task(self._run(duty), name=f"flowfabric {duty.name}") for duty in self.duties
             ]
 
     async def stop(self) -> None:
@@ -46,23 +51,44 @@ class Scanners:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
+    def stalled(self) -> list[str]:
+        """The duties that have ended, or have not finished a sweep for far too long."""
+        ended = {task.get_name().rpartition(" ")[2] for task in self._tasks if task.done()}
+        now = time.monotonic()
+        return [
+            duty.name
+            for duty in self.duties
+            if duty.name in ended
+            or now - self._swept_at.get(duty.name, now) > max(3 * duty.interval_ms, STALLED_MS_MIN) / 1_000
+        ]
+
     async def _run(self, duty: Duty) -> None:
         with self._engine.notifier.subscribe(due_topic(duty.index)) as changes:
             while True:
                 try:
                     await self._sweep_and_wait(duty, changes)
                 except errors.FlowFabricError as error:
+                    self._tell_failed(duty)
                     log.warning("%s: the sweep failed, trying again: %s", duty.name, error)
                     await asyncio.sleep(PAUSE_AFTER_FAULT_MS / 1_000)
                 except Exception:  # a duty that ended unseen would leave its work undone for good
+                    self._tell_failed(duty)
                     log.exception("%s: the sweep failed unexpectedly", duty.name)
                     await asyncio.sleep(PAUSE_AFTER_FAULT_MS / 1_000)
 
     async def _sweep_and_wait(self, duty: Duty, changes: Subscription) -> None:
+        began = time.perf_counter()
         upto = await self._engine.store.now() - duty.grace_ms
-        await sweep(self._engine, duty, upto=upto)
+        entries = await sweep(self._engine, duty, upto=upto)
         self.cycles[duty.name] += 1
+        self._swept_at[duty.name] = time.monotonic()
+        if self._engine.observer is not None:
+            self._engine.observer.swept(duty.name, entries, time.perf_counter() - began)
         await changes.wait(await self._until_next(duty, upto))
+
+    def _tell_failed(self, duty: Duty) -> None:
+        if self._engine.observer is not None:
+            self._engine.observer.sweep_failed(duty.name)
 
     async def _until_next(self, duty: Duty, swept_upto: int) -> int:
         """Milliseconds until the next entry is due, at most the duty's interval.

@@ -25,6 +25,10 @@ DATA_BODY_BYTES: Final = 4_096 * KIB
 Answer: TypeAlias = "Callable[[Call], Awaitable[Response]]"
 
 
+class PlainText:
+    """Stands for an answer that is plain text."""
+
+
 class Parameter(msgspec.Struct, frozen=True):
     """A query parameter: what it means, its schema, and whether it has to be there."""
 

@@ -129,12 +129,10 @@ class Statements:
         order_by = f"sort {order}, member {order} LIMIT {values.bind(limit)}"
         return f"SELECT sort, member FROM {self.schema}.index_row WHERE {where} ORDER BY {order_by}", values
 
-    def count_index(self, index: str, scope: str) -> tuple[str, Values]:
-        """How many rows one scope has. Walks over all of them."""
-        return (
-            f"SELECT count(*) FROM {self.schema}.index_row WHERE name = $1 AND scope = $2",
-            Values([index, scope]),
-        )
+    def count_index(self, index: str, scope: str, limit: int | None) -> tuple[str, Values]:
+        """How many rows one scope has. Walks over all of them, or over as many as the limit says."""
+        rows = f"SELECT 1 FROM {self.schema}.index_row WHERE name = $1 AND scope = $2 LIMIT $3::bigint"
+        return f"SELECT count(*) FROM ({rows}) AS counted", Values([index, scope, limit])
 
     def index_scopes(self, index: str, prefix: str, after: str | None, limit: int) -> tuple[str, Values]:
         """Scopes that begin with ``prefix``: one seek for each, however many rows they have."""

@@ -175,8 +175,8 @@ class PostgresStore:
         )
         return [(sort, member) for sort, member in await self._fetch(sql, values)]
 
-    async def count_index(self, index: str, scope: str) -> int:
-        ((count,),) = await self._fetch(*self._statements.count_index(index, scope))
+    async def count_index(self, index: str, scope: str, *, limit: int | None = None) -> int:
+        ((count,),) = await self._fetch(*self._statements.count_index(index, scope, limit))
         return int(count)
 
     async def index_scopes(

@@ -322,10 +322,11 @@ def read_index(
     return found
 
 
-def count_index(connection: Connection, index: str, scope: str) -> int:
-    """How many rows one scope has. Walks over all of them."""
+def count_index(connection: Connection, index: str, scope: str, limit: int | None) -> int:
+    """How many rows one scope has. Walks over all of them, or over as many as the limit says."""
     ((count,),) = connection.rows(
-        "SELECT count(*) FROM index_row WHERE name = ? AND scope = ?", (index, scope)
+        "SELECT count(*) FROM (SELECT 1 FROM index_row WHERE name = ? AND scope = ? LIMIT ?)",
+        (index, scope, -1 if limit is None else limit),
     )
     return int(count)
 

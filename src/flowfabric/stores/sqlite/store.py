@@ -196,8 +196,8 @@ class SqliteStore:
             )
         )
 
-    async def count_index(self, index: str, scope: str) -> int:
-        return await self._walk(lambda connection: records.count_index(connection, index, scope))
+    async def count_index(self, index: str, scope: str, *, limit: int | None = None) -> int:
+        return await self._walk(lambda connection: records.count_index(connection, index, scope, limit))
 
     async def index_scopes(
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000

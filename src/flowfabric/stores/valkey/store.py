@@ -187,11 +187,11 @@ class ValkeyStore:
         merged = heapq.merge(*found, reverse=descending)
         return [row_of(stored) for stored in islice(merged, limit)]
 
-    async def count_index(self, index: str, scope: str) -> int:
+    async def count_index(self, index: str, scope: str, *, limit: int | None = None) -> int:
         counts = await self._read_each(
             self._shards.within(scope), lambda shard: ("ZCARD", shard.index(index, scope))
         )
-        return sum(counts)
+        return sum(counts) if limit is None else min(sum(counts), limit)
 
     async def index_scopes(
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000

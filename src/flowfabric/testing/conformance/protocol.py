@@ -364,6 +364,8 @@ class IndexPromises(StoreSuite):
         await write(store, rows=[*rows_of((1, "a"), (2, "a")), *rows_of((1, "b"), scope="other")])
         assert await store.count_index(INDEX, "scope") == 2
         assert await store.count_index(INDEX, "none") == 0
+        assert await store.count_index(INDEX, "scope", limit=1) == 1
+        assert await store.count_index(INDEX, "scope", limit=3) == 2
 
     async def test_scopes_with_rows_are_listed_by_prefix_in_order(self, store: ClockedStore) -> None:
         for scope in ("t\x1fb", "t\x1fa\x1fx", "t\x1fa", "u", "tz"):
