@@ -367,9 +367,10 @@ class FlowFabric:
 
         Args:
             flow: what was built. It may be submitted again, which makes another flow.
-            idempotency_key: submitting with this key again gives the same flow, whatever is in it.
+            idempotency_key: submitting the same with this key again gives the same flow.
 
         Raises:
+            IdempotencyConflict: the key was used for a flow with other content.
             InvalidInput: a value breaks a rule, or there are no members, or too many.
             Unencodable: an input cannot be stored.
         """

@@ -175,7 +175,7 @@ class Flow:
 
         Raises:
             TypeError: an option names one execution.
-            ValueError: the name is taken, or a member of another flow is to come first.
+            ValueError: the name is taken or empty, or a member of another flow is to come first.
         """
         if {"idempotency_key", "execution_id"} & options.keys():
             raise TypeError("a member has no idempotency key and no id of its own; give the flow a key")
@@ -190,6 +190,8 @@ class Flow:
 
     def _name(self, handler: Handler[..., Any] | str, wanted: str | None) -> str:
         if wanted is not None:
+            if not wanted:
+                raise ValueError("a member needs a name, under which its result is handed down")
             if wanted in self.members:
                 raise ValueError(f"there is already a member named {wanted!r}")
             return wanted

@@ -210,6 +210,16 @@ async def test_submitting_again_with_the_same_key_gives_the_same_run(app: FlowFa
         await app.submit("greet", "bob", idempotency_key="k")
 
 
+async def test_instants_that_are_counted_from_now_are_no_other_content(app: FlowFabric) -> None:
+    """Whoever submits again, after a lost answer, does so a little later."""
+    now = datetime.now(UTC)
+    first, again = [
+        await app.submit("greet", delay=after, deadline=now + timedelta(hours=after), idempotency_key="k")
+        for after in (60, 61)
+    ]
+    assert again.execution_id == first.execution_id
+
+
 async def test_what_cannot_be_stored_is_not_submitted(app: FlowFabric) -> None:
     with pytest.raises(Unencodable):
         await app.submit("greet", object())

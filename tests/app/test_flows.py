@@ -6,7 +6,8 @@ import pytest
 
 from flowfabric import Fatal, FlowFabric, Member, Task, all_of, any_of, quorum
 from flowfabric.contracts.states import PublicState
-from flowfabric.errors import FlowNotFound, FlowRunCancelled, FlowRunFailed, InvalidInput
+from flowfabric.errors import FlowNotFound, FlowRunCancelled, FlowRunFailed, IdempotencyConflict, InvalidInput
+from flowfabric.flows import Flow
 from tests.worker.stage import working
 
 
@@ -179,6 +180,25 @@ class TestHolding:
         assert (first.duplicate, second.duplicate) == (False, True)
         assert first.flow_id == second.flow_id
         assert await second.member("number").state() is PublicState.WAITING
+
+    async def test_a_key_is_bound_to_what_was_submitted(self, handled: FlowFabric) -> None:
+        def sums(value: int, *others: str) -> Flow:
+            flow = handled.flow("sums")
+            first = flow.add("number", value)
+            for name in others:
+                flow.add("number", 2, name=name, after=first, delay=1)
+            return flow
+
+        await handled.submit_flow(sums(1, "b"), idempotency_key="today")
+        again = await handled.submit_flow(sums(1, "b"), idempotency_key="today")
+        assert again.duplicate
+        for other in (sums(2, "b"), sums(1), sums(1, "b", "c"), sums(1, "c")):
+            with pytest.raises(IdempotencyConflict):
+                await handled.submit_flow(other, idempotency_key="today")
+
+    async def test_a_member_without_a_name_is_refused(self, handled: FlowFabric) -> None:
+        with pytest.raises(ValueError, match="needs a name"):
+            handled.flow("sums").add("number", 1, name="")
 
     async def test_without_a_key_each_submission_is_another_flow(self, handled: FlowFabric) -> None:
         flow = handled.flow("sums")

@@ -552,6 +552,8 @@ class Flow(Record):
     edge_count: int = 0
     short_joins: int = 0
     """How many joins ask for more successes than they have upstreams so far."""
+    submission_sha256: bytes = b""
+    """A digest of the command that made it as a whole; empty if it was built step by step."""
     sealed_at: int | None = None
     """From then on the graph takes no members and no edges."""
     tags: dict[str, str] = {}

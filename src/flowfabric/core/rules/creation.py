@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.executions import (
@@ -146,7 +147,10 @@ def _keyed_until(now: int, args: CreateExecutionArgs) -> int | None:
 
 
 def request_digest(args: CreateExecutionArgs) -> bytes:
-    """A digest of what is asked for, without the parts that a repeated request mints anew."""
+    """A digest of what is asked for, without the parts that a repeated request mints anew.
+
+    When it may run is not in it: an instant that was counted from now differs each time.
+    """
     content = (
         args.namespace,
         args.lane_id,
@@ -155,9 +159,7 @@ def request_digest(args: CreateExecutionArgs) -> bytes:
         args.payload_encoding,
         args.priority,
         args.tags,
-        args.policy,
-        args.delay_until,
-        args.execution_deadline_at,
+        None if args.policy is None else replace(args.policy, delay_until=None),
     )
     return hashlib.sha256(_encode_sorted(content)).digest()
 

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.executions import CancelExecutionArgs, ReplayExecutionArgs
@@ -489,6 +490,21 @@ class SubmitScenarios(StoreSuite):
         assert await bed.unchanging(args) == FlowExists(flow_id=flow.flow_id)
         await flow.run("a", "b", "c")
         assert await flow.flow_state() == "completed"
+
+    async def test_a_flow_is_submitted_with_one_content(self, bed: Bed) -> None:
+        flow = Graph(bed)
+        args = self._submission(bed, flow, "ab bc")
+        await bed.execute(args)
+        other_ids = tuple(replace(edge, edge_id=bed.new_id()) for edge in args.edges)
+        assert isinstance(await bed.unchanging(replace(args, edges=other_ids)), FlowExists)
+        other_kind, fewer_edges = replace(args, flow_kind="other"), replace(args, edges=args.edges[:1])
+        for other in (other_kind, fewer_edges):
+            assert isinstance(await bed.refused(other), errors.IdempotencyConflict)
+
+    async def test_a_flow_that_was_built_step_by_step_is_not_submitted(self, bed: Bed) -> None:
+        built, flow = await graph(bed, "a"), Graph(bed)
+        args = replace(self._submission(bed, flow, "ab"), flow_id=built.flow_id)
+        assert isinstance(await bed.refused(args), errors.IdempotencyConflict)
 
     async def test_a_flow_that_cannot_be_built_leaves_nothing_behind(self, bed: Bed) -> None:
         cyclic = self._submission(bed, Graph(bed), "ab bc ca")
