@@ -19,6 +19,7 @@ from flowfabric.contracts.ids import (
     AttemptId,
     AttemptIndex,
     ExecutionId,
+    FlowId,
     LeaseEpoch,
     LeaseId,
     Namespace,
@@ -173,6 +174,8 @@ class TailEventsArgs(Command[EventsPage]):
     families: Annotated[frozenset[Family], Meta(min_length=1)]
     after: EventCursor = FROM_NOW
     execution_id: ExecutionId | None = None
+    flow_id: FlowId | None = None
+    """Only of this flow and its members."""
     tag: Tag | None = None
     """Only of executions that had this tag when it happened."""
     limit: EventsLimit = _PAGE

@@ -68,6 +68,8 @@ class FeedOptions(TypedDict, total=False):
     """The cursor of the last event that was dealt with; absent, from now on; ``start``, all that are kept."""
     execution_id: str
     """Only of this execution."""
+    flow_id: str
+    """Only of this flow and its members."""
     tag: tuple[str, str]
     """Only of executions that had this tag when it happened, such as ``("team.name", "media")``."""
 
@@ -183,7 +185,7 @@ async def tail_events(engine: Engine, args: TailEventsArgs, envelope: Envelope) 
         place = await _place_of(engine, args.after, envelope)
         while True:
             page, place = await _look(engine, args, envelope.namespace, place)
-            events = tuple(typed_event(stored, envelope) for stored in page if _has_tag(stored, args))
+            events = tuple(typed_event(stored, envelope) for stored in page if _is_meant(stored, args))
             remaining_ms = (deadline - loop.time()) * 1_000
             if events or remaining_ms <= 0 or engine.notifier.closed:
                 cursor = format_event_cursor(envelope.backend, place)
@@ -237,8 +239,11 @@ async def _look(
     return page, behind_page
 
 
-def _has_tag(stored: StoredEvent, args: TailEventsArgs) -> bool:
-    return args.tag is None or stored.event.tags.get(args.tag[0]) == args.tag[1]
+def _is_meant(stored: StoredEvent, args: TailEventsArgs) -> bool:
+    event = stored.event
+    if args.flow_id is not None and event.flow_id != args.flow_id:
+        return False
+    return args.tag is None or event.tags.get(args.tag[0]) == args.tag[1]
 
 
 @operation(ListEventsArgs)

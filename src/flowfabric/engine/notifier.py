@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import ELIGIBLE, LANES, SEPARATOR
-from flowfabric.core.records import Flow, FlowProgress
+from flowfabric.core.records import Execution, Flow, FlowProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,6 +63,11 @@ def topics_of(commit: Commit) -> set[str]:
         flow_topic(change.record.flow_id)
         for change in commit.changes
         if isinstance(change.record, (Flow, FlowProgress))
+    )
+    topics.update(
+        execution_topic(change.record.execution_id)
+        for change in commit.changes
+        if isinstance(change.record, Execution)
     )
     topics.update(execution_topic(frame.stream.partition("/")[0]) for frame in commit.appends)
     for index, scope, sort, _ in commit.rows_added:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from flowfabric.contracts.packed import JSON, MSGPACK
 from flowfabric.contracts.schema import Form, Schema, Schemas
 from flowfabric.core.registry import result_type_of
+from flowfabric.server.live import EVENT_STREAM
 from flowfabric.server.permissions import roles_for
-from flowfabric.server.routes.table import ROUTES, PlainText, Route
+from flowfabric.server.routes.table import ROUTES, EventText, PlainText, Route
 from flowfabric.version import installed_version
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ _REQUEST_ID: Final[Schema] = {
     "in": "header",
     "required": False,
     "description": "Repeat it to ask again after a lost answer.",
+    "schema": {"type": "string", "maxLength": 256, "pattern": "^[!-~]*$"},
+}
+_LAST_EVENT_ID: Final[Schema] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "The id of the last message that was dealt with; nothing behind it is left out.",
     "schema": {"type": "string", "maxLength": 256, "pattern": "^[!-~]*$"},
 }
 
@@ -95,6 +103,8 @@ def _operation(route: Route, public: Schemas, plain: Schemas) -> dict[str, Any]:
         described["requestBody"] = _body(_without(schemas.of(route.body), fields, schemas), *forms)
     if route.method != "GET":
         described["parameters"].append(_REQUEST_ID)
+    if EventText in route.statuses.values():
+        described["parameters"].append(_LAST_EVENT_ID)
     return described
 
 
@@ -145,6 +155,8 @@ def _answered(kind: Any, route: Route, schemas: Schemas) -> Schema:
         return _success({"type": "string", "format": "binary"}, _OCTETS)
     if kind is PlainText:
         return _success({"type": "string"}, "text/plain")
+    if kind is EventText:
+        return _success({"type": "string"}, EVENT_STREAM)
     forms = (JSON, MSGPACK) if route.form is Form.PLAIN else (JSON,)
     return _success(schemas.of(kind), *forms)
 

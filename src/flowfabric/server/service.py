@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
@@ -14,7 +14,7 @@ from flowfabric.server.access import TokenEntry
 from flowfabric.server.calls import refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Iterator
     from typing import Any
 
     from flowfabric.engine.engine import Engine
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STREAMS_MAX: Final = 64
+LIVE_MAX: Final = 256
+HEARTBEAT_MS: Final = 15_000
+SEND_TIMEOUT_MS: Final = 30_000
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +42,12 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How many stream reads and tails are served at once."""
     body_timeout_ms: int = 30_000
     """How long a request's body may take to arrive."""
+    live_max: int = LIVE_MAX
+    """How many clients may follow what happens at once."""
+    heartbeat_ms: int = HEARTBEAT_MS
+    """How long such a client hears nothing at most. Proxies cut connections that are silent."""
+    send_timeout_ms: int = SEND_TIMEOUT_MS
+    """How long such a client may take to receive a message before it is cut off."""
     hmac_grace_ms: int = 86_400_000
     """How long a key that was rotated out still verifies tokens."""
     access_log: bool = False
@@ -118,6 +127,8 @@ class Service:
         self.waiting = 0
         """How many requests wait for something to happen."""
         self._streams = 0
+        self.live = 0
+        """How many clients follow what happens."""
         self._rotating = False
         self._closing = asyncio.Event()
 
@@ -152,6 +163,35 @@ class Service:
             yield
         finally:
             self._streams -= 1
+
+    def require_live_place(self) -> None:
+        """Look for a place among those who follow what happens.
+
+        Raises:
+            Refused: all are taken, or the server is shutting down.
+        """
+        self._require_open()
+        most = self.options.live_max
+        if self.live >= most:
+            raise refused(
+                429,
+                f"too many live streams (server max: {most}); retry with backoff",
+                kind="resource_exhausted",
+                retryable=True,
+            )
+
+    @contextmanager
+    def live_place(self) -> Iterator[None]:
+        """Take a place among those who follow what happens."""
+        self.live += 1
+        try:
+            yield
+        finally:
+            self.live -= 1
+
+    async def until_close(self) -> None:
+        """Wait until the server takes no more requests."""
+        await self._closing.wait()
 
     @asynccontextmanager
     async def rotation_permit(self) -> AsyncIterator[None]:

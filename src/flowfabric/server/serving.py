@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flowfabric.server.app import make_app
+from flowfabric.server.live import ABORT
 from flowfabric.server.service import Service
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         self._expect_head()
 
     def on_headers_complete(self) -> None:

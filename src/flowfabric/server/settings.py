@@ -15,7 +15,7 @@ import msgspec
 
 from flowfabric.errors import InvalidInput
 from flowfabric.server.access import Role, TokenEntry, entry_for, read_tokens
-from flowfabric.server.service import STREAMS_MAX, ServerOptions
+from flowfabric.server.service import HEARTBEAT_MS, LIVE_MAX, SEND_TIMEOUT_MS, STREAMS_MAX, ServerOptions
 
 LISTEN: Final = "127.0.0.1:9090"
 PORT_MAX: Final = 65_535
@@ -114,6 +114,27 @@ SETTINGS: Final = (
         summary="stream reads and tails at once",
     ),
     Setting(
+        name="live_max",
+        variable="FF_MAX_LIVE_STREAMS",
+        default=LIVE_MAX,
+        read=_whole_number,
+        summary="clients that follow what happens at once",
+    ),
+    Setting(
+        name="heartbeat_ms",
+        variable="FF_HEARTBEAT_MS",
+        default=HEARTBEAT_MS,
+        read=_whole_number,
+        summary="how long such a client hears nothing at most",
+    ),
+    Setting(
+        name="send_timeout_ms",
+        variable="FF_SEND_TIMEOUT_MS",
+        default=SEND_TIMEOUT_MS,
+        read=_whole_number,
+        summary="how long such a client may take to receive a message",
+    ),
+    Setting(
         name="connections_max",
         variable="FF_MAX_CONNECTIONS",
         default=1_000,
@@ -183,8 +204,11 @@ _OPTIONS: Final = (
     "access_log",
     "body_timeout_ms",
     "cors_origins",
+    "heartbeat_ms",
     "hmac_grace_ms",
+    "live_max",
     "metrics",
+    "send_timeout_ms",
     "streams_max",
 )
 

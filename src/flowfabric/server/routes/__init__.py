@@ -1,6 +1,17 @@
 """Every route of the server. Importing the modules registers their rows."""
 
-from flowfabric.server.routes import admin, budgets, commands, executions, flows, metrics, streams
+from flowfabric.server.routes import admin, budgets, commands, executions, flows, live, metrics, streams
 from flowfabric.server.routes.table import ROUTES, Route
 
-__all__ = ["ROUTES", "Route", "admin", "budgets", "commands", "executions", "flows", "metrics", "streams"]
+__all__ = [
+    "ROUTES",
+    "Route",
+    "admin",
+    "budgets",
+    "commands",
+    "executions",
+    "flows",
+    "live",
+    "metrics",
+    "streams",
+]

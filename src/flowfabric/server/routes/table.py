@@ -29,6 +29,10 @@ class PlainText:
     """Stands for an answer that is plain text."""
 
 
+class EventText:
+    """Stands for an answer that is a stream of server-sent events."""
+
+
 class Parameter(msgspec.Struct, frozen=True):
     """A query parameter: what it means, its schema, and whether it has to be there."""
 
