@@ -36,6 +36,18 @@ def test_an_ended_execution_waits_for_a_worker_again(book):
     assert book.indexes(execution_id) == {"created", "eligible"}
 
 
+def test_a_lease_that_was_revoked_does_not_count_against_the_next_one(book):
+    execution_id, _ = book.start()
+    book.run(requests.revoke(execution_id))
+    book.run(requests.cancel(execution_id, source="operator_override"))
+    book.run(requests.replay(execution_id))
+    fence = book.claim(execution_id)
+    book.advance(5)
+    book.run(requests.renew(execution_id, fence, attempt_index=1))
+    book.run(requests.complete(execution_id, fence, attempt_index=1))
+    assert book.situation(execution_id) is Situation.COMPLETED
+
+
 @pytest.mark.scenario("REPLAY-003")
 def test_one_event_tells_who_did_it(book):
     execution_id = completed(book)

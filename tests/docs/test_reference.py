@@ -66,6 +66,15 @@ def test_every_operation_has_a_row_without_an_empty_cell() -> None:
     assert [row for row in found if not all(cell.strip("`") for cell in row)] == []
 
 
+def test_every_test_that_stands_for_an_invariant_is_there() -> None:
+    page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
+    folders = [ROOT / "tests", ROOT / "src" / "flowfabric" / "testing" / "conformance"]
+    code = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named
+    assert named - set(re.findall(r"def (test_\w+)", code)) == set()
+
+
 def test_every_name_of_an_operation_is_answered_to() -> None:
     names = build.operation_names()
     operations = {operation_name(command) for command in build.public_commands()}

@@ -8,7 +8,7 @@ from flowfabric.contracts.executions import CancelExecutionArgs
 from flowfabric.contracts.explaining import ExplainExecutionArgs, WaitingReason
 from flowfabric.contracts.flows import FlowCancellationPolicy
 from flowfabric.contracts.lanes import SetLaneStateArgs
-from flowfabric.contracts.leases import IssueClaimGrantArgs, RevokeLeaseArgs
+from flowfabric.contracts.leases import ClaimBatchArgs, IssueClaimGrantArgs, RevokeLeaseArgs
 from flowfabric.contracts.policy import ExecutionPolicy, RoutingRequirements
 from flowfabric.contracts.states import BlockingReason, LaneState
 from flowfabric.contracts.suspensions import FreshWaitpoint
@@ -73,6 +73,23 @@ async def test_the_capabilities_are_named_that_no_live_worker_has(bed):
     assert found.details["offered_capabilities"] == ("big", "fast")
     assert (found.details["live_workers"], found.details["capable_workers"]) == (2, 0)
     assert "big, gpu" in found.would_change_it
+
+
+async def test_capabilities_of_two_workers_do_not_add_up(bed):
+    """Each of them has one, so neither can run what needs both, and it is not taken for runnable."""
+    execution_id = await bed.create(policy=GPU)
+    for capability in ("big", "gpu"):
+        await bed.execute(registering(capability, capabilities=frozenset({capability})))
+        claiming = ClaimBatchArgs(
+            lanes=(LANE,),
+            worker_id=capability,
+            worker_instance_id=capability,
+            worker_capabilities=frozenset({capability}),
+            lease_ttl_ms=TTL_MS,
+            limit=1,
+        )
+        assert (await bed.execute(claiming)).claims == ()
+    assert (await why(bed, execution_id)).code is WaitingReason.NO_CAPABLE_WORKER
 
 
 @pytest.mark.parametrize("worker", [{"lanes": ("else",)}, {"draining": True}, {"ttl_ms": 1}])
