@@ -12,19 +12,25 @@ from flowfabric.contracts.flows import (
     FlowCancelled,
     ListEdgesArgs,
     ListFlowsArgs,
+    NewEdge,
     OnSatisfied,
     OutgoingEdges,
     PartiallyCancelled,
     QuorumOfEdges,
+    SubmitFlowArgs,
 )
-from flowfabric.contracts.ids import flow_partition
+from flowfabric.contracts.ids import flow_partition, quota_policy_id_of
+from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.records import Edge, Execution, FlowNode, Link, encode_record, flow_identity, key_for
 from flowfabric.core.rules.delivering import PER_DELIVERY
 from flowfabric.core.rules.flows import MEMBERS_SHOWN_MAX
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
-from flowfabric.testing import Bed, ManualClock
+from flowfabric.testing import Bed, ManualClock, RecordingStore
+from flowfabric.testing.bed import NAMESPACE
+from flowfabric.testing.conformance.admission import new_quota
+from flowfabric.testing.conformance.budgets import new_budget
 from flowfabric.testing.conformance.flows import graph
 
 
@@ -107,6 +113,43 @@ async def test_a_flow_of_many_members_is_cancelled_in_bounded_commits(bed):
     assert commits[0] == 2
     await bed.settle()
     assert {await bed.state(found) for found in ids} == {PublicState.CANCELLED}
+
+
+@pytest.mark.parametrize("members", [2, 60])
+async def test_a_flow_is_submitted_with_as_few_loads_however_many_members_it_has(members):
+    """Each of them may name its own lane, budget and quota policy."""
+    store = RecordingStore(MemoryStore())
+    async with Bed(store) as bed:
+        named = [await _policy_of_its_own(bed, place) for place in range(members)]
+        store.loads = 0
+        flow_id = bed.new_flow_id()
+        ids = [bed.new_execution_id() for _ in range(members)]
+        await bed.execute(
+            SubmitFlowArgs(
+                flow_id=flow_id,
+                flow_kind="kind",
+                namespace=NAMESPACE,
+                executions=tuple(
+                    bed.creation(execution_id=execution_id, lane_id=f"lane {place}", policy=policy)
+                    for place, (execution_id, policy) in enumerate(zip(ids, named, strict=True))
+                ),
+                edges=tuple(
+                    NewEdge(
+                        edge_id=bed.new_id(), upstream_execution_id=upstream, downstream_execution_id=ids[-1]
+                    )
+                    for upstream in ids[:-1]
+                ),
+            )
+        )
+        assert store.loads == 2  # the lanes are another, and are remembered from then on
+        await bed.check()
+
+
+async def _policy_of_its_own(bed, place):
+    name = f"policy {place}"
+    await new_budget(bed, name=name)
+    await new_quota(bed, name=name, quota_policy_id=quota_policy_id_of(NAMESPACE, name))
+    return ExecutionPolicy(budget_ids=(name,), quota_policy_id=name)
 
 
 async def test_listing_the_flows_of_a_partition_reads_those_alone(bed):

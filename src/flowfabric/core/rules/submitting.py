@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -18,7 +18,22 @@ from flowfabric.contracts.flows import (
     SubmitFlowArgs,
     SubmitFlowResult,
 )
-from flowfabric.core.records import Execution
+from flowfabric.core.policies import resolve_names
+from flowfabric.core.records import (
+    Budget,
+    Edge,
+    EdgeGroup,
+    Execution,
+    FlowNode,
+    Key,
+    Lane,
+    QuotaPolicy,
+    budget_identity,
+    flow_identity,
+    key_for,
+    lane_identity,
+    quota_identity,
+)
 from flowfabric.core.registry import rule
 from flowfabric.core.rules.creation import create_execution, request_digest
 from flowfabric.core.rules.edges import add_edges
@@ -26,10 +41,41 @@ from flowfabric.core.rules.flows import add_execution_to_flow, create_flow
 from flowfabric.core.rules.graph import flow_subject, the_flow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flowfabric.core.work import Work
 
 
-@rule(SubmitFlowArgs, subject=flow_subject)
+def _touched(args: SubmitFlowArgs) -> tuple[Key, ...]:
+    """What is there before the flow is, all of it read together.
+
+    Were it asked for member by member, the rule would run once more for each of them.
+    """
+    members = [execution.execution_id for execution in args.executions]
+    flow = flow_identity(args.flow_id)
+    return (
+        *(key_for(record_type, member) for record_type in MEMBER_RECORDS for member in members),
+        *(key_for(Edge, f"{flow}/{edge.edge_id}") for edge in args.edges),
+        *dict.fromkeys(_policies_named(args)),
+    )
+
+
+MEMBER_RECORDS: Final = (Execution, FlowNode, EdgeGroup)
+"""What is read of every member."""
+
+
+def _policies_named(args: SubmitFlowArgs) -> Iterator[Key]:
+    """The budgets and quota policies that the members name."""
+    for execution in args.executions:
+        policy = resolve_names(execution.policy, execution.namespace)
+        if policy is None:
+            continue
+        yield from (key_for(Budget, budget_identity(budget_id)) for budget_id in policy.budget_ids or ())
+        if policy.quota_policy_id is not None:
+            yield key_for(QuotaPolicy, quota_identity(policy.quota_policy_id))
+
+
+@rule(SubmitFlowArgs, subject=flow_subject, reads=_touched)
 def submit_flow(work: Work, args: SubmitFlowArgs) -> SubmitFlowResult:
     """Create the flow, its members and its graph, all or nothing. A flow that exists stays as it is.
 
@@ -48,7 +94,8 @@ def submit_flow(work: Work, args: SubmitFlowArgs) -> SubmitFlowResult:
         return created
     work.edit(flow).submission_sha256 = digest
     ids = tuple(execution.execution_id for execution in args.executions)
-    work.read_all(Execution, ids)
+    lanes = {lane_identity(execution.namespace, execution.lane_id) for execution in args.executions}
+    work.read_all(Lane, lanes)
     for execution in args.executions:
         if isinstance(create_execution(work, execution), ExecutionDuplicate):
             raise errors.InvalidInput(field="execution_id", value=execution.execution_id, rule="is in use")
