@@ -16,11 +16,14 @@ Result = TypeVar("Result", covariant=True)
 
 
 class FrozenMeta(msgspec.StructMeta):
-    """Makes every struct of the contracts frozen and keyword-only."""
+    """Makes every struct of the contracts frozen and keyword-only.
+
+    They are plain values and cannot be in a cycle, so the garbage collector need not look at them.
+    """
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
-        """Create the class with the two options set."""
-        options = {"frozen": True, "kw_only": True, **options}
+        """Create the class with these options set."""
+        options = {"frozen": True, "kw_only": True, "gc": False, **options}
         return super().__new__(mcls, name, bases, namespace, **options)
 
 

@@ -13,7 +13,7 @@ from flowfabric.contracts.events import Family
 __all__ = ["Event", "Family", "StoredEvent"]
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One fact, published in the same commit as the change it tells of."""
 
     family: Family
@@ -28,7 +28,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Those the execution had: a feed of one tag is filtered without looking at any record."""
 
 
-class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An event with its place in the log."""
 
     sequence: int

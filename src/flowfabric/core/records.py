@@ -38,7 +38,7 @@ from flowfabric.core.vocabulary import BlockerKind, Continuation, GrantKind, Lea
 Key = str
 
 
-class LastRequest(msgspec.Struct, frozen=True, array_like=True):
+class LastRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The latest command that changed a record, and what it was answered."""
 
     request_id: str
@@ -52,7 +52,7 @@ class LastRequest(msgspec.Struct, frozen=True, array_like=True):
         return f"LastRequest({shown}, outcome=<{len(self.outcome)} bytes>)"
 
 
-class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Base of all records."""
 
     KIND: ClassVar[str]
@@ -74,7 +74,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         raise AssertionError
 
 
-class Blocker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Blocker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One reason why a runnable execution may not be claimed."""
 
     kind: BlockerKind
@@ -86,7 +86,7 @@ class Blocker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The id of the budget or quota policy whose headroom takes the blocker away."""
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The right of one worker to run an attempt, until ``expires_at``."""
 
     lease_id: str
@@ -104,7 +104,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revoke_reason: str = ""
 
 
-class ReleasedLease(msgspec.Struct, frozen=True, kw_only=True):
+class ReleasedLease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The fence under which a lease was given up, and the answer its holder got."""
 
     lease_id: str
@@ -119,7 +119,7 @@ class ReleasedLease(msgspec.Struct, frozen=True, kw_only=True):
         return f"ReleasedLease({fence}, operation={self.operation!r}, outcome=<{len(self.outcome)} bytes>)"
 
 
-class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A short-lived ticket that lets one worker claim, resume or reclaim an execution."""
 
     kind: GrantKind
@@ -132,7 +132,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     admission_summary: str | None = None
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One run of an execution's handler.
 
     The latest attempt is nested in its execution; earlier ones are ``PastAttempt`` records.
@@ -385,7 +385,7 @@ class Suspension(Record):
         return self.close_reason.startswith("timed_out")
 
 
-class BufferedSignal(msgspec.Struct, frozen=True, array_like=True):
+class BufferedSignal(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a condition looks at in a signal that waits for a suspension."""
 
     sequence: int
@@ -615,7 +615,7 @@ class FlowMember(Record):
         return f"{flow_identity(self.flow_id)}/{self.position}"
 
 
-class Link(msgspec.Struct, frozen=True, array_like=True):
+class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One end of an edge: its id, and the execution at the other end."""
 
     edge_id: str
@@ -942,7 +942,7 @@ def worker_identity(namespace: str, worker_instance_id: str) -> str:
     return f"{{fp:{partition_index(name.encode())}}}:{name}"
 
 
-class SigningKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SigningKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One HMAC key. ``expires_at`` is None for the current key and fixed once it is rotated out."""
 
     kid: str
@@ -954,7 +954,7 @@ class SigningKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"SigningKey(kid={self.kid!r}, expires_at={self.expires_at!r})"
 
 
-class RetiredKey(msgspec.Struct, frozen=True, array_like=True):
+class RetiredKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A key that was removed. Its id stays bound to its secret, of which only a digest is left."""
 
     kid: str

@@ -30,7 +30,7 @@ class Missing(Exception):
         self.keys = keys
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What travels with a command besides its arguments."""
 
     request_id: str
@@ -43,7 +43,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """The kind of store, which the handles that rules make out have to name."""
 
 
-class Frame(msgspec.Struct, frozen=True, array_like=True):
+class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One frame to append to a stream."""
 
     stream: str
@@ -52,7 +52,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-class Trim(msgspec.Struct, frozen=True, array_like=True):
+class Trim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Keep only the newest ``keep`` frames of a stream."""
 
     stream: str

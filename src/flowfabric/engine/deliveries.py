@@ -86,7 +86,7 @@ DELIVERIES: Final[dict[str, Delivery]] = {
 }
 
 
-class Owed(msgspec.Struct, frozen=True):
+class Owed(msgspec.Struct, frozen=True, gc=False):
     """One entry, and how it is seen to."""
 
     delivery: Delivery

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Frame, Trim
 
 
-class Loaded(msgspec.Struct):
+class Loaded(msgspec.Struct, gc=False):
     """Records as they are now. Version 0 stands for «no such record».
 
     What other versions mean is the store's own business. They only ever grow, and a record that is
@@ -39,7 +39,7 @@ class Loaded(msgspec.Struct):
     rows: list[tuple[Key, int, Record | None]]
 
 
-class Change(msgspec.Struct):
+class Change(msgspec.Struct, gc=False):
     """A record to write or, if ``record`` is None, to remove."""
 
     key: Key
@@ -48,7 +48,7 @@ class Change(msgspec.Struct):
     record: Record | None
 
 
-class Commit(msgspec.Struct):
+class Commit(msgspec.Struct, gc=False):
     """One atomic change."""
 
     now: int
