@@ -8,7 +8,8 @@ and ``memory://`` keep everything in this process and lose it with it.
 it, ``?pooler=on&direct_url=…`` goes through a pooler, ``?listen=off`` does without LISTEN.
 
 ``valkey://user:password@host:6379/0`` is a database of a Valkey server, ``valkeys://`` the same over
-TLS; ``?prefix=name`` sets a store apart from others in it, ``?durability=D2`` asks for more than the
+TLS, with ``?ca_file=`` for an authority of your own and ``?cert_file=&key_file=`` for a server that asks
+who you are; ``?prefix=name`` sets a store apart from others in it, ``?durability=D2`` asks for more than the
 usual D1, ``?replicas=1`` waits for a replica after every commit. ``valkey+cluster://host:6379`` is a
 cluster, of which any server may be named; ``?seeds=other:6379`` names more.
 """
@@ -45,7 +46,8 @@ POSTGRES_DRIVER_OPTIONS: Final = (
 
 VALKEY_SCHEMES: Final = ("valkey", "valkeys", "valkey+cluster", "valkeys+cluster")
 VALKEY_OPTIONS: Final = (
-    "ca_file", "durability", "prefix", "replicas", "seeds", "shards", "socket", "timeout_ms",
+    "ca_file", "cert_file", "durability", "key_file", "prefix", "replicas", "seeds", "shards", "socket",
+    "timeout_ms",
 )  # fmt: skip
 DURABILITY_LEVELS: Final = ("D0", "D1", "D2")
 
@@ -250,6 +252,8 @@ def _valkey_store(url: str) -> Store:
             shards=_whole_number(url, options, "shards", 0) or None,
             tls=parts.scheme.startswith("valkeys"),
             ca_file=options.get("ca_file"),
+            cert_file=options.get("cert_file"),
+            key_file=options.get("key_file"),
             prefix=options.get("prefix", "ff"),
             timeout_ms=_whole_number(url, options, "timeout_ms", 30_000),
             durability=options.get("durability", "D1"),

@@ -16,6 +16,7 @@ from flowfabric.core.records import ExecutionResult, PastAttempt
 from flowfabric.core.work import Frame
 from flowfabric.stores.base import Change, Conflict
 from flowfabric.stores.valkey import ValkeyStore
+from flowfabric.stores.valkey.changes import DEAF_AFTER
 from flowfabric.stores.valkey.records import MEMBERS_MAX, frees_memory
 from flowfabric.testing import dump
 from tests.stores.builders import (
@@ -226,3 +227,23 @@ class TestHearing:
             await asyncio.sleep(0.05)
             await two.commit(creation(counter()))
             assert await waiting
+
+    async def test_a_listener_that_hears_nothing_any_more_is_replaced(self, open_store: OpenStore) -> None:
+        """Such as one whose connection the network has swallowed."""
+        one, two = await open_store(), await open_store()
+        assert one._changes is not None
+        deaf = one._changes._listener
+        assert deaf is not None
+        await deaf.send([("UNSUBSCRIBE", one.settings.channel)])
+        for number in range(DEAF_AFTER):
+            assert not deaf.closed
+            await two.commit(creation(counter(number)))
+            assert await one.wait_for_change(1)
+        assert deaf.closed
+        assert await one.wait_for_change(1)  # it may have missed something
+        waiting = asyncio.create_task(one.wait_for_change(20_000))
+        await asyncio.sleep(0.02)
+        begun = time.monotonic()
+        await two.commit(creation(counter(99)))
+        assert await waiting
+        assert time.monotonic() - begun < 10

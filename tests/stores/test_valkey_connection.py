@@ -1,8 +1,10 @@
 """The connection: what is sent together, what is lost with it, and that nothing is sent twice."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +21,15 @@ class Listener:
         self.answers: list[bytes | None] = []
         """One for each time that something arrives; None hangs up. ``+OK`` when there is none left."""
         self.connections = 0
+        self.introduced = b"+OK\r\n"
+        """What it answers to each command with which a client introduces itself."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         while data := await reader.read(65_536):
             commands = data.count(b"*")
             if b"SETNAME" in data:
-                writer.write(b"+OK\r\n")
+                writer.write(self.introduced * commands)
                 continue
             self.received.append(data)
             answer = self.answers.pop(0) if self.answers else b"+OK\r\n" * commands
@@ -119,3 +123,116 @@ async def test_a_function_that_is_missing_is_called_again_once_and_no_other_faul
     with pytest.raises(errors.StoreError):
         await client.invoke(0, "commit", ["key"], [])
     assert len(listener.received) == 1
+
+
+async def test_whoever_still_waits_for_a_connection_is_told_when_the_client_is_closed(
+    client: Client, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation that nobody asked for would end a task without a word."""
+    monkeypatch.setattr(listener, "introduced", b"")  # it never answers the introduction
+    reading = asyncio.create_task(client.read(0, ("PING",)))
+    async with asyncio.timeout(5):
+        while not listener.connections:
+            await asyncio.sleep(0.001)
+    client.close()
+    with pytest.raises(errors.StoreUnreachable):
+        await reading
+    assert not reading.cancelled()
+
+
+@pytest.mark.parametrize("answer", [b"-READONLY a replica\r\n", b"-REDIRECT 127.0.0.1:7000\r\n"])
+async def test_the_connections_to_a_server_that_became_a_replica_are_given_up(
+    client: Client, listener: Listener, answer: bytes
+) -> None:
+    """Its address may lead to the new primary by now."""
+    await client.read(0, ("PING",))
+    listener.answers = [answer]
+    with pytest.raises(errors.StoreUnreachable):
+        await client.write(0, ("SET", "a", "b"))
+    assert await client.read(0, ("PING",)) == [b"OK"]
+    assert listener.connections == 3
+
+
+class Node:
+    """A server of a cluster that tells of it what the test says.
+
+    Args:
+        owner: the node that has all slots by its account; itself if None.
+        ready: whether it answers anything else.
+        delay_s: how long it takes to tell.
+    """
+
+    def __init__(self, owner: "Node | None" = None, *, ready: bool = True, delay_s: float = 0.0) -> None:
+        self.owner, self.ready, self.delay_s = owner or self, ready, delay_s
+        self.port, self.open = 0, 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        while data := await reader.read(65_536):
+            if b"SETNAME" in data:
+                writer.write(b"+OK\r\n" * data.count(b"*"))
+            elif b"SLOTS" in data:
+                await asyncio.sleep(self.delay_s)
+                told = b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$1\r\nx\r\n"
+                writer.write(told % self.owner.port)
+            else:
+                writer.write(b"$3\r\nyes\r\n" if self.ready else b"-CLUSTERDOWN the cluster is down\r\n")
+        self.open -= 1
+        writer.close()
+
+    async def ended(self) -> None:
+        """Wait until every connection was closed by the other side."""
+        async with asyncio.timeout(5):
+            while self.open:
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., Awaitable[Node]]]:
+    """Starts nodes."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*owner: Node, **options: Any) -> Node:
+            node = Node(*owner, **options)
+            running = await asyncio.start_server(node.serve, "127.0.0.1", 0)
+            stack.push_async_callback(node.ended)
+            stack.callback(running.close)
+            node.port = running.sockets[0].getsockname()[1]
+            return node
+
+        yield start
+
+
+def cluster_client(*nodes: Node) -> Client:
+    """A client that knows these nodes."""
+    seeds = tuple(("127.0.0.1", node.port) for node in nodes)
+    made = Client(Settings(host="127.0.0.1", port=nodes[0].port, cluster=True, seeds=seeds, timeout_ms=2_000))
+    made.open()
+    return made
+
+
+async def test_a_node_that_is_cut_off_from_its_cluster_is_not_believed_again_and_again(
+    serve: Callable[..., Awaitable[Node]],
+) -> None:
+    new = await serve(delay_s=0.02)
+    new.owner = new
+    old = await serve(ready=False)  # answers sooner, and that it has everything
+    client = cluster_client(old, new)
+    assert await client.read(0, ("GET", "a")) == [b"yes"]
+    assert client.redirects == 1
+    client.close()
+
+
+async def test_a_node_that_has_left_the_cluster_is_forgotten(serve: Callable[..., Awaitable[Node]]) -> None:
+    new = await serve()
+    old = await serve()
+    first = await serve(old)
+    client = cluster_client(first)
+    assert await client.read(0, ("GET", "a")) == [b"yes"]
+    assert old.open == 1
+    first.owner = old.owner = new
+    client._servers.outdated = True
+    assert await client.read(0, ("GET", "a")) == [b"yes"]
+    await old.ended()
+    assert ("127.0.0.1", old.port) not in client._servers._known
+    client.close()

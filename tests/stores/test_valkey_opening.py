@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from flowfabric.stores.valkey import library as library_module
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.faults import connection_error, server_error
 from flowfabric.stores.valkey.library import library
-from flowfabric.stores.valkey.opening import attest
+from flowfabric.stores.valkey.opening import attest, warn_of_risks
 from tests.stores.builders import counter, creation, record_of, version_of
 from tests.valkey import Server, server
 
@@ -122,6 +123,28 @@ class TestRefusals:
         await right.open()
         await right.close()
 
+    async def test_a_server_that_takes_no_more_connections(self, spare: Server, tmp_path: Path) -> None:
+        spare.configure("maxclients", "2")
+        with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
+            one.connect(spare.socket)
+            two.connect(spare.socket)
+            await refused(spare.store(tmp_path), errors.StoreUnreachable, "takes (no )?more connections")
+
+    @pytest.mark.slow
+    async def test_a_server_that_became_a_replica_does_not_answer_from_the_past(
+        self, spare: Server, store: ValkeyStore, tmp_path: Path
+    ) -> None:
+        other = spare.store(tmp_path)
+        await other.open()
+        await other.commit(creation(counter()))
+        spare.ask("REPLICAOF", "127.0.0.1", str(server().listen()))
+        for call in (other.load([counter().key]), other.commit(creation(counter(2))), other.last_event()):
+            with pytest.raises(errors.StoreUnreachable, match="It is a replica"):
+                await call
+        spare.ask("REPLICAOF", "NO", "ONE")
+        assert await other.now() > 0
+        await other.close()
+
     async def test_a_user_without_the_right_to_read_the_settings(self, spare: Server, tmp_path: Path) -> None:
         spare.ask("ACL", "SETUSER", "ann", "on", ">pass", "~*", "&*", "+@all", "-config")
         store = spare.store(tmp_path, username="ann", password="pass")
@@ -137,6 +160,39 @@ class TestRefusals:
         allowed = ValkeyStore(store.settings, allow_clock_offset=True)
         await allowed.open()
         await allowed.close()
+
+
+class TestWarnings:
+    @pytest.mark.parametrize(
+        ("settings", "version", "words"),
+        [
+            (Settings(host="db.example"), "9.1.2", "can be read on the way"),
+            (Settings(host="192.0.2.1"), "9.1.2", "can be read on the way"),
+            (Settings(), "8.1.3", "CVE-2025-49844.*Upgrade to 8.1.4"),
+            (Settings(), "8.0.5", "CVE-2025-49844.*Upgrade to 8.0.6"),
+        ],
+    )
+    def test_a_risk_is_told_of(
+        self, settings: Settings, version: str, words: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        warn_of_risks(settings, version)
+        assert len(caplog.messages) == 1
+        assert re.search(words, caplog.messages[0])
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            Settings(),
+            Settings(host="127.0.0.2"),
+            Settings(host="::1"),
+            Settings(host="db.example", tls=True),
+            Settings(host="db.example", socket="/run/valkey"),
+        ],
+    )
+    def test_no_risk_no_words(self, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+        for version in ("8.0.6", "8.1.4", "8.2.0", "9.0.0"):
+            warn_of_risks(settings, version)
+        assert caplog.messages == []
 
 
 class TestLifecycle:
@@ -234,6 +290,14 @@ class TestWhatFaultsMean:
             ("READONLY you can't write against a read only replica", errors.StoreUnreachable),
             ("LOADING the dataset is in memory", errors.StoreUnreachable),
             ("BUSY a script is running", errors.StoreUnreachable),
+            ("REDIRECT host:7000", errors.StoreUnreachable),
+            ("UNBLOCKED force unblock", errors.StoreUnreachable),
+            ("ERR max number of clients reached", errors.StoreUnreachable),
+            ("DENIED Valkey is running in protected mode", errors.StoreUnusable),
+            ("ERR unknown command 'FUNCTION'", errors.StoreUnusable),
+            ("ERR DB index is out of range", errors.StoreUnusable),
+            ("ERR SELECT is not allowed in cluster mode", errors.StoreUnusable),
+            ("ERR AUTH <password> called without any password", errors.StoreUnusable),
             ("NOPERM this user may not", errors.StoreUnusable),
             ("WRONGTYPE against the wrong kind", errors.StoreCorrupt),
             ("FFORDER behind", errors.StoreCorrupt),

@@ -24,6 +24,10 @@ def settings_of(url: str) -> Settings:
         ("valkey://host:7000/3", Settings(host="host", port=7000, database=3)),
         ("valkey://[::1]:7000", Settings(host="::1", port=7000)),
         ("valkeys://host?ca_file=/etc/ca.pem", Settings(host="host", tls=True, ca_file="/etc/ca.pem")),
+        (
+            "valkeys://host?cert_file=/etc/own.pem&key_file=/etc/own.key",
+            Settings(host="host", tls=True, cert_file="/etc/own.pem", key_file="/etc/own.key"),
+        ),
         ("valkey://ann:p%40ss@host", Settings(host="host", username="ann", password="p@ss")),
         ("valkey://:secret@host", Settings(host="host", password="secret")),
         (
@@ -47,7 +51,7 @@ def test_a_url_chooses_server_database_and_options(url: str, settings: Settings)
 @pytest.mark.parametrize(
     ("url", "rule"),
     [
-        ("valkey://host?prefx=a", "unknown option 'prefx'; known: ca_file, durability"),
+        ("valkey://host?prefx=a", "unknown option 'prefx'; known: ca_file, cert_file"),
         ("valkey://host?prefix={a}", "prefix must be 1 to 48 small letters"),
         ("valkey://host?prefix=", "prefix must be 1 to 48 small letters"),
         ("valkey://host?durability=D3", "durability must be one of D0, D1, D2"),

@@ -1,7 +1,8 @@
 """Noticing that another process has committed.
 
 Every commit is published by the function that applies it. Listening has a connection of its own, and a
-message may be lost with it, so whoever waits also looks at the commit counter when the time is over.
+message may be lost with it, so whoever waits also looks at the commit counter when the time is over. A
+listener to whom that happens again and again is replaced.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from flowfabric.stores.valkey.connection import Connection
     from flowfabric.stores.valkey.keys import Keys
 
+DEAF_AFTER: Final = 3
+"""After how many commits in a row that the counter told of and the listener did not, another one listens."""
 WAKE_MS_MIN: Final = 5
 """The least time between two wake-ups: a busy process commits far more often than others should look."""
 
@@ -42,6 +45,7 @@ class Changes:
         self._read_commits = commits
         self._own = 0
         self._foreign = 0
+        self._unheard = 0
         self._woken_at = 0.0
         self._heard = asyncio.Event()
         self._listener: Connection | None = None
@@ -76,8 +80,23 @@ class Changes:
         self._woken_at = time.monotonic()
         if self._heard.is_set():
             self._heard.clear()
+            self._unheard = 0
             return True
-        return await self._counted()
+        changed = await self._counted()
+        if changed:
+            self._doubt_listener()
+        return changed
+
+    def _doubt_listener(self) -> None:
+        """Give a listener up that keeps missing what happens.
+
+        The network may have swallowed its connection, or its server may be cut off from the others of its
+        cluster; either looks like a quiet day.
+        """
+        self._unheard += 1
+        if self._unheard >= DEAF_AFTER:
+            self._unheard = 0
+            self.close()
 
     async def _counted(self) -> bool:
         """True if the commits that are not our own have become more since this was last asked."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from hiredis import ReplyError
 
 from flowfabric import errors
-from flowfabric.stores.valkey.faults import FUNCTION_MISSING, LIBRARY_EXISTS, server_error
+from flowfabric.stores.valkey.dialling import connect
+from flowfabric.stores.valkey.faults import FUNCTION_MISSING, LIBRARY_EXISTS, checked, server_error
 from flowfabric.stores.valkey.library import library
-from flowfabric.stores.valkey.servers import Server, Servers, checked, connect
+from flowfabric.stores.valkey.servers import Server, Servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,6 +204,8 @@ class Client:
                 self._servers.note_moved(slot, self._pointed_at(server, pointer))
             else:
                 self._servers.outdated = True
+                if pointer[0] == "CLUSTERDOWN":
+                    self._servers.doubt(server)
                 await asyncio.sleep(PAUSE_S)
 
     async def _ask_aside(self, server: Server, pointer: list[str], commands: Sequence[Command]) -> list[Any]:

@@ -2,13 +2,13 @@
 
 What is sent during one turn of the event loop leaves in one write. Nothing is ever sent twice: when
 the connection breaks, everything in flight fails, since the server may have acted on any of it.
+The protocol is RESP2, which every server speaks from the beginning: version 3 has nothing that is needed
+here, since what is subscribed to has a connection of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._retired = False
         self.closed = False
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -91,14 +92,16 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         self._lose()
 
+    def close_when_idle(self) -> None:
+        """Give the connection up as soon as nothing is in flight."""
+        self._retired = True
+        if not self._waiting:
+            self.close()
+
     # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family != getattr(socket, "AF_UNIX", None):
-            with contextlib.suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -124,6 +127,8 @@ class Connection(asyncio.Protocol):
             self._waiting.popleft()
             if not waiting.future.done():
                 waiting.future.set_result(waiting.replies)
+            if self._retired and not self._waiting:
+                self.close()
 
     def _lose(self) -> None:
         if self.closed:

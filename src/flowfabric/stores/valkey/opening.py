@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
     from flowfabric.stores.valkey.settings import Settings
 
 VERSION_MIN: Final = 8
+PATCHED: Final = ((8, 0, 6), (8, 1, 4))
+"""The first version of each line in which functions cannot break out of their sandbox in a known way."""
 LAYOUT: Final = 1
 """How the keys are laid out. A program refuses a store with a layout that it does not know."""
+
+_logger = logging.getLogger("flowfabric.stores")
 
 _TOLD: Final = ("valkey_version", "server_mode", "role", "connected_slaves")
 _CONFIGURED: Final = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
@@ -44,6 +50,37 @@ async def attest(client: Client, required_level: str) -> Durability:
     settings = {name: lowest[name] for name in (*_TOLD, *_CONFIGURED)}
     settings |= {"primaries": str(len(servers)), "replicas_awaited": str(client.settings.replicas)}
     return Durability(level=level, store="valkey", settings=settings)
+
+
+def warn_of_risks(settings: Settings, version: str) -> None:
+    """Report what is no reason to refuse a server, but one to do something soon.
+
+    Args:
+        settings: how it is reached.
+        version: what it runs.
+    """
+    if settings.socket is None and not settings.tls and not _is_loopback(settings.host):
+        _logger.warning(
+            "what is sent to %s, passwords included, can be read on the way. Use valkeys:// and TLS.",
+            settings.place,
+        )
+    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+    patched = next((least for least in PATCHED if least[:2] == numbers[:2]), numbers)
+    if numbers < patched:
+        _logger.warning(
+            "%s runs Valkey %s, in which a user who may load functions can take the server over "
+            "(CVE-2025-49844). Upgrade to %s.",
+            settings.place,
+            version,
+            ".".join(map(str, patched)),
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _read_settings(client: Client) -> list[tuple[str, dict[str, str]]]:

@@ -7,25 +7,28 @@ can tell where they are; that may be out of date, which whoever asks the wrong s
 from __future__ import annotations
 
 import asyncio
-import ssl
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from hiredis import ReplyError
 
 from flowfabric import errors
-from flowfabric.stores.valkey.connection import Connection
-from flowfabric.stores.valkey.faults import connection_error, server_error
+from flowfabric.stores.valkey.dialling import connect
+from flowfabric.stores.valkey.faults import connection_error, denies_writes, server_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from flowfabric.stores.valkey.connection import Command
+    from flowfabric.stores.valkey.connection import Command, Connection
     from flowfabric.stores.valkey.settings import Settings
 
-CLIENT_NAME: Final = "flowfabric"
+OPINION_S: Final = 0.5
+"""How long another account of the slots is waited for where the only one is doubted."""
 
 Address = tuple[str, int]
+R = TypeVar("R")
+Account = tuple[list[list[Any]], str]
+"""Where the slots are by what a server says, and the host under which it was asked."""
 
 
 class Server:
@@ -40,6 +43,11 @@ class Server:
         self._reading = _Line(settings)
         self._writing = _Line(settings)
 
+    @property
+    def address(self) -> Address:
+        """Where it is."""
+        return self.settings.host, self.settings.port
+
     async def send(self, commands: Sequence[Command], *, writing: bool = False) -> list[Any]:
         """Send some commands together and return their answers; errors of the server among them.
 
@@ -50,14 +58,24 @@ class Server:
         line = self._writing if writing else self._reading
         try:
             connection = await line.connection()
-            return await connection.send(commands)
+            replies = await connection.send(commands)
         except OSError as fault:
             raise connection_error(fault, self.settings.place) from fault
+        if any(map(denies_writes, replies)):
+            # It follows another server now, and would answer from the past. The address may lead to the
+            # new primary by now; a connection that is there leads to the old one for ever.
+            self.close()
+        return replies
 
     def close(self) -> None:
         """Give the connections up."""
         self._reading.close()
         self._writing.close()
+
+    def retire(self) -> None:
+        """Give the connections up as soon as what is in flight has its answer."""
+        self._reading.retire()
+        self._writing.retire()
 
 
 class Servers:
@@ -73,6 +91,7 @@ class Servers:
         self._known: dict[Address, Server] = {}
         self._ranges: list[tuple[int, int, Server]] = []
         self._owners: dict[int, Server] = {}
+        self._doubted: set[Address] = set()
         self._learning: asyncio.Task[None] | None = None
         for seed in settings.seeds:
             self.at(seed)
@@ -122,12 +141,19 @@ class Servers:
         """A server has said that another one has the slot. It knows best, so nobody else is asked."""
         self._owners[slot] = server
 
+    def doubt(self, server: Server) -> None:
+        """A server has said that it knows too little of the cluster; it is believed last about the slots."""
+        self._doubted.add(server.address)
+
     async def _learn_once(self) -> None:
         """Ask where the slots are; those who need to know at once share one question."""
         if self._learning is None:
             self._learning = asyncio.create_task(self._learn(), name="flowfabric learn slots")
             self._learning.add_done_callback(self._learnt)
-        await asyncio.shield(self._learning)
+        try:
+            await shared(self._learning)
+        except ConnectionAbortedError as fault:
+            raise connection_error(fault, self._settings.place) from fault
 
     def _learnt(self, task: asyncio.Task[None]) -> None:
         self._learning = None
@@ -136,23 +162,37 @@ class Servers:
 
     async def _learn(self) -> None:
         """Ask all at once and believe the first to answer: one that is gone would take its time."""
-        asking = [asyncio.ensure_future(self._slots_by(server)) for server in self.known()]
-        fault: errors.StoreError | None = None
+        asking = {asyncio.create_task(self._slots_by(server)): server for server in self.known()}
         try:
-            for answer in asyncio.as_completed(asking):
-                try:
-                    self._take(*await answer)
-                    return
-                except errors.StoreError as error:
-                    fault = error
+            self._take(*await self._first_account(asking))
         finally:
             for one in asking:
                 one.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _first_account(self, asking: dict[asyncio.Task[Account], Server]) -> Account:
+        """What the first server says that is not doubted; if there is none, what any of them says."""
+        pending, doubtful = set(asking), None
+        fault: BaseException | None = None
+        while pending:
+            patience_s = None if doubtful is None else OPINION_S
+            done, pending = await asyncio.wait(
+                pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+            for one in done:
+                fault = one.exception() or fault
+                if one.exception() is None:
+                    if asking[one].address not in self._doubted:
+                        return one.result()
+                    doubtful = one.result()
+        if doubtful is not None:
+            return doubtful
         assert fault is not None
         raise fault
 
-    async def _slots_by(self, server: Server) -> tuple[list[list[Any]], str]:
+    async def _slots_by(self, server: Server) -> Account:
         """Where the slots are by one server's account, and its own host."""
         [reply] = await server.send([("CLUSTER", "SLOTS")])
         if isinstance(reply, ReplyError):
@@ -160,11 +200,18 @@ class Servers:
         return reply, server.settings.host
 
     def _take(self, slots: Iterable[list[Any]], asked_host: str) -> None:
-        self._ranges = [
-            (first, last, self.at((primary[0].decode() if primary[0] else asked_host, primary[1])))
-            for first, last, primary, *_ in slots
-        ]
+        self._ranges, found = [], set(self._settings.seeds)
+        for first, last, *nodes in slots:
+            addresses = [_address_of(node, asked_host) for node in nodes]
+            self._ranges.append((first, last, self.at(addresses[0])))
+            # Replicas are asked where the slots are, too, when the primaries are gone.
+            found.update(addresses)
+        for address in found:
+            self.at(address)
+        for address in self._known.keys() - found:
+            self._known.pop(address).retire()
         self._owners.clear()
+        self._doubted.clear()
         self.outdated = False
 
     def close(self) -> None:
@@ -204,70 +251,49 @@ class _Line:
         if self._connecting is None:
             self._connecting = asyncio.create_task(connect(self._settings), name="flowfabric connect")
             self._connecting.add_done_callback(self._connected)
-        return await asyncio.shield(self._connecting)
+        return await shared(self._connecting)
 
     def _connected(self, task: asyncio.Task[Connection]) -> None:
-        self._connecting = None
-        if not task.cancelled() and task.exception() is None:
-            self._connection = task.result()
+        made = None if task.cancelled() or task.exception() is not None else task.result()
+        if task is self._connecting:
+            self._connecting, self._connection = None, made
+        elif made is not None:  # given up while it was on its way
+            made.close()
 
     def close(self) -> None:
         """Give the connection up."""
         if self._connecting is not None:
             self._connecting.cancel()
+            self._connecting = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
+    def retire(self) -> None:
+        """Give the connection up as soon as what is in flight has its answer."""
+        if self._connection is not None:
+            self._connection.close_when_idle()
 
-async def connect(
-    settings: Settings,
-    hear: Callable[[bytes], None] | None = None,
-    on_lost: Callable[[], None] | None = None,
-) -> Connection:
-    """Make a connection that has introduced itself.
+
+async def shared(task: asyncio.Task[R]) -> R:
+    """The result of a task that others may wait for, too.
 
     Raises:
-        OSError: the server cannot be reached.
-        StoreError: the server refuses us.
+        ConnectionAbortedError: the task was cancelled. Whoever waits for it was not.
     """
-
-    def protocol() -> Connection:
-        return Connection(settings.timeout_ms, hear, on_lost)
-
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(settings.timeout_ms / 1_000):
-        if settings.socket is not None:
-            _, connection = await loop.create_unix_connection(protocol, settings.socket)
-        else:
-            tls = ssl.create_default_context(cafile=settings.ca_file) if settings.tls else None
-            _, connection = await loop.create_connection(protocol, settings.host, settings.port, ssl=tls)
     try:
-        checked(await connection.send(_introduction(settings)), settings.place)
-    except BaseException:
-        connection.close()
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        waiter = asyncio.current_task()
+        if task.cancelled() and waiter is not None and not waiter.cancelling():
+            raise ConnectionAbortedError from None
         raise
-    return connection
 
 
-def _introduction(settings: Settings) -> list[Command]:
-    commands: list[Command] = []
-    if settings.password is not None:
-        user = () if settings.username is None else (settings.username,)
-        commands.append(("AUTH", *user, settings.password))
-    commands.append(("CLIENT", "SETNAME", CLIENT_NAME))
-    if settings.database:
-        commands.append(("SELECT", settings.database))
-    return commands
-
-
-def checked(replies: list[Any], place: str) -> list[Any]:
-    """The answers, if the server refused nothing.
-
-    Raises:
-        StoreError: it refused something.
-    """
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            raise server_error(reply, place) from reply
-    return replies
+def _address_of(node: list[Any], asked_host: str) -> Address:
+    """Where a node of a cluster is reached, as the cluster tells it."""
+    host, port, _, *more = node
+    if host == b"?":  # it is to be named by a name that it has not got
+        told = dict(zip(more[0][::2], more[0][1::2], strict=True)) if more else {}
+        host = told.get(b"ip")
+    return (host.decode() if host else asked_host), port

@@ -31,6 +31,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     ca_file: str | None = None
     """The authorities to trust; those of this host when absent."""
+    cert_file: str | None = None
+    """Who we are, for a server that asks for the certificates of its clients."""
+    key_file: str | None = None
+    """The key of that certificate, unless it is in the same file."""
     prefix: str = "ff"
     timeout_ms: int = TIMEOUT_MS
     durability: str = "D1"

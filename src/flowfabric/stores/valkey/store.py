@@ -31,7 +31,7 @@ from flowfabric.stores.valkey.changes import Changes
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.confirming import require_confirmed, waiting
 from flowfabric.stores.valkey.keys import Shards, prefix_range, row_of, row_range, text_range
-from flowfabric.stores.valkey.opening import attest, prepare
+from flowfabric.stores.valkey.opening import attest, prepare, warn_of_risks
 from flowfabric.stores.valkey.outboxes import Outboxes
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class ValkeyStore:
     async def _open(self) -> Durability:
         self._client.open()
         durability = await attest(self._client, self.settings.durability)
+        warn_of_risks(self.settings, durability.settings["valkey_version"])
         self._shards = await prepare(self._client, allow_clock_offset=self._allow_clock_offset)
         changes = Changes(self._client, self._shards.home, self._commits)
         await changes.open()
