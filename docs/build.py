@@ -11,7 +11,7 @@ import inspect
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,8 @@ from flowfabric.observability.readings import GAUGES
 from flowfabric.server.access import GIVES
 from flowfabric.server.permissions import NEEDED
 from flowfabric.server.routes import ROUTES
-from flowfabric.server.settings import FLAGS as SERVER_FLAGS
-from flowfabric.server.settings import SETTINGS as SERVER_SETTINGS
-from flowfabric.server.settings import Setting
+from flowfabric.settings import COMMON, OTHERS, REPLACED, SERVER, WORKER, Setting
+from flowfabric.settings import DUTIES as DUTY_SETTINGS
 from flowfabric.testing.conformance.callers import command_types
 from flowfabric.testing.conformance.expectations import table_text
 from flowfabric.testing.scenarios import TEST_FOLDERS, marks_in, render_scenarios
@@ -253,58 +252,82 @@ def render_errors() -> str:
     return "\n".join(lines)
 
 
-SETTINGS = {
-    "FF_URL": "The store, such as `sqlite:///work.db`, `postgresql://user@host/database` or "
-    "`valkey://host:6379/0`, or a server, such as `https://flows.example`. Default: `sqlite:///flowfabric.db`.",
-    "FF_TOKEN": "What a server knows this program by, when the URL names one.",
-    "FF_NAMESPACE": "The namespace of the command line. Default: `default`.",
-    "FF_RETENTION": "How long ended executions and flows, and the log of events, are kept, such as `7d`, "
-    "or `off`. Default: `1d`.",
-    "FF_WAITPOINT_HMAC_SECRET": "The first key that signs waitpoint tokens, 64 hexadecimal digits. "
-    "Default: a random one, kept in the store.",
-    "FF_METRICS_LISTEN_ADDR": "Where a worker or a server answers `GET /metrics`, such as `127.0.0.1:9464`. "
-    "Default: nowhere.",
-    "FF_DEBUG": "`1` shows a traceback with every error of the command line.",
-    "FF_BENCH_DIR": "Where benchmarks make their databases. Default: the folder for temporary files.",
-}
-
-
-def render_settings() -> str:
-    """Every environment variable, and every background duty."""
-    lines = ["# Settings", "", "| variable | meaning |", "| --- | --- |"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in SETTINGS.items()]
-    lines += [
+def render_configuration() -> str:
+    """Every setting with its flag, its variable and its key, the other variables, and every duty."""
+    lines = [
+        "# Configuration",
         "",
-        "## The server",
+        "A flag wins over the variable, and the variable over the file that `--config` or `FF_CONFIG` names.",
+        "The file is TOML, with the names in the column *in the file* as keys, on the top level.",
+        "One file may serve servers and workers; a key that is no setting is an error.",
+        "A variable that is empty counts as absent.",
         "",
-        "A flag wins over the variable, and the variable over the file that `--config` names.",
+        "## Servers and workers",
         "",
-        "| flag | variable | in the file | default | meaning |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [_server_row(setting) for setting in SERVER_SETTINGS]
-    lines += [
+        *_settings_table(COMMON),
+        "",
+        "Clients read `FF_URL`, `FF_NAMESPACE` and `FF_TOKEN` too.",
+        "",
+        "## Servers",
+        "",
+        *_settings_table(SERVER),
+        "",
+        "## Workers",
+        "",
+        *_settings_table(WORKER),
+        "",
+        "## Other variables",
+        "",
+        "| variable | meaning |",
+        "| --- | --- |",
+        *(f"| `{name}` | {meaning} |" for name, meaning in OTHERS.items()),
         "",
         "## Background duties",
         "",
-        "Every process that starts the engine runs these; several may run at once.",
+        "Every process that starts the engine does these; several may at once.",
         "A duty also wakes when something becomes due earlier than its interval.",
         "",
         "| duty | looks every | index |",
         "| --- | --- | --- |",
+        *(f"| `{duty.name}` | {duty.interval_ms} ms | {_index_of(duty)} |" for duty in DUTIES),
+        "",
+        "A server can be told other intervals, in milliseconds or seconds as the name says.",
+        "",
+        *_settings_table(DUTY_SETTINGS),
+        "",
+        "## Not read here",
+        "",
+        "A process that finds one of these says so in its log and goes on.",
+        "Where no URL is given, those that choose a store keep a server from starting.",
+        "",
+        "| variable | instead |",
+        "| --- | --- |",
+        *(f"| `{name}` | {instead} |" for name, instead in REPLACED.items()),
     ]
-    lines += [f"| `{duty.name}` | {duty.interval_ms} ms | {_index_of(duty)} |" for duty in DUTIES]
     return "\n".join(lines)
+
+
+def _settings_table(settings: Iterable[Setting]) -> list[str]:
+    lines = ["| variable | flag | in the file | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    return lines + [_setting_row(setting) for setting in settings]
+
+
+def _setting_row(setting: Setting) -> str:
+    flag = f"`{setting.flag}`" if setting.has_flag else "none"
+    variables = " or ".join(f"`{name}`" for name in (setting.variable, setting.alias) if name)
+    return f"| {variables} | {flag} | `{setting.name}` | {_default_of(setting)} | {setting.summary} |"
+
+
+def _default_of(setting: Setting) -> str:
+    if setting.default_shown is not None:
+        return setting.default_shown
+    if isinstance(setting.default, bool):
+        return "on" if setting.default else "off"
+    return f"`{setting.default}`" if setting.default else "none"
 
 
 def _index_of(duty: Duty) -> str:
     return f"`{duty.index}`" if duty.index else "the log of events"
-
-
-def _server_row(setting: Setting) -> str:
-    default = f"`{setting.default}`" if setting.default else "none"
-    flag = f"`{setting.flag}`" if setting.name in SERVER_FLAGS else "none"
-    return f"| {flag} | `{setting.variable}` | `{setting.name}` | {default} | {setting.summary} |"
 
 
 def render_routes() -> str:
@@ -365,7 +388,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "operations.md": render_operations,
     "states.md": render_states,
     "errors.md": render_errors,
-    "settings.md": render_settings,
+    "configuration.md": render_configuration,
     "routes.md": render_routes,
     "metrics.md": render_metrics,
     "cli.md": render_cli_reference,

@@ -1,6 +1,8 @@
 """What `server` and `new-token` do before the first request."""
 
+import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +59,39 @@ def test_a_malformed_retention_is_refused(
     monkeypatch.setenv("FF_RETENTION", "soon")
     assert main(["server", "--url", "memory://"]) == 2
     assert "FF_RETENTION" in capsys.readouterr().err
+    assert begun == []
+
+
+def test_a_settings_file_names_the_store_and_the_duties(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[str]
+) -> None:
+    file = tmp_path / "flowfabric.toml"
+    store = tmp_path / "named.db"
+    file.write_text(f'url = "sqlite:///{store}"\nretention = "off"\nunblock_interval_s = 0\n')
+    monkeypatch.setattr("os.environ", {"FF_CONFIG": str(file)})
+    assert main(["server"]) == 0
+    assert store.exists()
+    assert not [name for name in begun if "trimmer" in name or name == "unblock"]
+
+
+def test_a_variable_that_means_another_store_keeps_the_server_from_starting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: list[str]
+) -> None:
+    monkeypatch.setattr("os.environ", {"FF_BACKEND": "valkey"})
+    assert main(["server"]) == 2
+    assert "FF_BACKEND" in (told := capsys.readouterr().err)
+    assert "FF_URL" in told
+    assert begun == []
+
+
+def test_metrics_without_their_library_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "flowfabric.observability.metrics", raising=False)
+    monkeypatch.setenv("FF_METRICS", "on")
+    assert main(["server", "--url", "memory://"]) == 2
+    assert "flowfabric[metrics]" in capsys.readouterr().err
     assert begun == []
 
 

@@ -27,7 +27,7 @@ ENVIRONMENT: Final = {
     "FF_RETENTION": "how long workers and `retention` keep what has ended, such as 7d (1d), or off",
     "FF_WAITPOINT_HMAC_SECRET": "64 hexadecimal digits: the secret that the first worker, `keys seed` and "
     "`keys rotate` install; a random one when it is unset",
-    "FF_METRICS_LISTEN_ADDR": "where a worker or a server answers GET /metrics, besides its work",
+    "FF_CONFIG": "a TOML file with settings of servers and workers, unless --config names it",
     "FF_DEBUG": "set it to see the traceback of a failure",
 }
 
@@ -168,7 +168,7 @@ def _worker(verbs: Any) -> None:
     add("app", metavar="APP", help="module:attribute of a FlowFabric, such as app:ff")
     add("--lanes", type=values.names, metavar="NAMES", help="lanes to claim from (those of the handlers)")
     add("--concurrency", type=values.positive, metavar="N", help="handlers that run at the same time (16)")
-    add("--capabilities", type=values.names, metavar="NAMES", default=(), help="what this worker offers")
+    add("--capabilities", type=values.names, metavar="NAMES", help="what this worker offers")
     add(
         "--lease-ttl",
         type=values.duration_ms,
@@ -182,6 +182,15 @@ def _worker(verbs: Any) -> None:
         help="time to finish when told to stop (30s)",
     )
     add("--worker-id", metavar="NAME", help="the logical name, shared by workers that are alike (worker)")
+    _process_options(parser)
+
+
+def _process_options(parser: argparse.ArgumentParser) -> None:
+    """What every process that stays can be told."""
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a TOML file with settings; flags and environment win over it")
+    add("--log-format", choices=("text", "json"), metavar="FORMAT", help="text or json (text)")
+    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (info)")
     add(
         "--metrics-listen",
         metavar="ADDRESS",
@@ -487,7 +496,6 @@ def _keys(verbs: Any) -> None:
 def _server(verbs: Any) -> None:
     parser = _verb(verbs, "server", "serve the store over HTTP", "serving:serve")
     add = parser.add_argument
-    add("--config", metavar="FILE", help="a TOML file with settings; flags and environment win over it")
     add("--listen", metavar="ADDRESS", help="where to listen (127.0.0.1:9090)")
     add("--tokens", metavar="FILE", help="the tokens that are let in; see `new-token`")
     add(
@@ -496,6 +504,7 @@ def _server(verbs: Any) -> None:
         const="on",
         help="listen to other machines although no token is set",
     )
+    _process_options(parser)
 
 
 def _new_token(verbs: Any) -> None:

@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowfabric.app import retention_ms_of, seed_signing_key
+from flowfabric.cli.configuring import settings_file, settings_flags, warn_of_unread_variables
 from flowfabric.cli.exits import OK, UsageError
 from flowfabric.cli.measuring import exposing, make_metrics
 from flowfabric.cli.output import print_json
@@ -17,10 +17,11 @@ from flowfabric.cli.session import run
 from flowfabric.cli.working import SURVIVES
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
-from flowfabric.engine.scanners.duties import duties
+from flowfabric.engine.scanners.duties import duties, with_intervals
 from flowfabric.errors import InvalidInput
 from flowfabric.observability.logs import configure_logging
-from flowfabric.urls import store_for
+from flowfabric.settings import fill_environment, read_file, require_chosen_store
+from flowfabric.urls import DEFAULT_URL, store_for
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -33,12 +34,13 @@ log = logging.getLogger("flowfabric.cli")
 
 def serve(arguments: Namespace) -> int:
     """Carry out ``server``."""
-    configure_logging()
+    settings = _settings_of(arguments)
+    configure_logging(settings.log_format, settings.log_level)
     try:
         kept_ms = retention_ms_of(None)
     except ValueError as error:
         raise UsageError(f"FF_RETENTION: {error}.") from error
-    run(_serve(arguments, _settings_of(arguments), kept_ms))
+    run(_serve(arguments, settings, kept_ms))
     return OK
 
 
@@ -69,21 +71,26 @@ def _settings_of(arguments: Namespace) -> Settings:
         from flowfabric.server.settings import read_settings
     except ModuleNotFoundError as missing:
         raise UsageError(f"{missing.name} is not installed. Install flowfabric[server].") from missing
-    file = None if arguments.config is None else Path(arguments.config)
+    file = settings_file(arguments)
     try:
-        return read_settings(vars(arguments), os.environ, file)
+        settings = read_settings(settings_flags(arguments), os.environ, file)
+        fill_environment(read_file(file), os.environ)
+        require_chosen_store(os.environ, arguments.url_given or os.environ.get("FF_URL"))
     except InvalidInput as error:
         raise UsageError(str(error)) from error
+    return settings
 
 
 async def _serve(arguments: Namespace, settings: Settings, kept_ms: int | None) -> None:
     from flowfabric.server.serving import make_server
 
+    warn_of_unread_variables()
+    url = arguments.url_given or os.environ.get("FF_URL") or DEFAULT_URL
     metrics = make_metrics() if settings.options.metrics or settings.metrics_listen else None
     layers = () if metrics is None else (metrics.layer,)
-    async with Engine(store_for(arguments.url), layers=layers, observer=metrics) as engine:
+    async with Engine(store_for(url), layers=layers, observer=metrics) as engine:
         await seed_signing_key(engine)
-        done = duties(retention_ms=kept_ms)
+        done = with_intervals(duties(retention_ms=kept_ms), settings.intervals)
         scanners = Scanners(engine, done)
         scanners.start()
         try:

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.app import FlowFabric
+from flowfabric.cli.configuring import warn_of_unread_variables, worker_settings
 from flowfabric.cli.exits import INTERRUPTED, OK, UsageError
 from flowfabric.cli.measuring import exposing, make_metrics
 from flowfabric.cli.output import print_json
@@ -26,6 +27,7 @@ from flowfabric.observability.logs import configure_logging
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping
 
     from flowfabric.worker import Worker
 
@@ -45,7 +47,9 @@ log = logging.getLogger("flowfabric.cli")
 
 def work(arguments: Namespace) -> int:
     """Carry out ``worker``."""
-    configure_logging()
+    settings = worker_settings(arguments)
+    configure_logging(settings["log_format"], settings["log_level"])
+    warn_of_unread_variables()
     app = load_app(arguments.app)
     gc.freeze()  # what was imported stays, so the garbage collector need not walk over it
     if arguments.url_given:
@@ -53,7 +57,7 @@ def work(arguments: Namespace) -> int:
     if arguments.namespace_given:
         app.namespace = NamespaceName(arguments.namespace_given)
     try:
-        run(_serve(app, arguments))
+        run(_serve(app, arguments, settings))
     except asyncio.CancelledError:
         return INTERRUPTED
     return OK
@@ -103,43 +107,43 @@ def load_app(name: str) -> FlowFabric:
     return app
 
 
-async def _serve(app: FlowFabric, arguments: Namespace) -> None:
+async def _serve(app: FlowFabric, arguments: Namespace, settings: dict[str, Any]) -> None:
     steps = ThreadPoolExecutor(thread_name_prefix=f"{THREADS}-step")
     asyncio.get_running_loop().set_default_executor(steps)
     code = INTERRUPTED
-    listen = arguments.metrics_listen or os.environ.get("FF_METRICS_LISTEN_ADDR")
+    listen = settings["metrics_listen"]
     if listen and app.metrics is None:
         app.metrics = make_metrics()
     try:
         async with app:
             engine = app.engine if isinstance(app.engine, Engine) else None
             with exposing(app.metrics, engine, DUTIES, listen):
-                await _run_worker(app, arguments)
+                await _run_worker(app, settings, as_json=arguments.json)
         code = OK
     finally:
         steps.shutdown(wait=False, cancel_futures=True)
         _leave_hung_threads_behind(code)
 
 
-async def _run_worker(app: FlowFabric, arguments: Namespace) -> None:
-    worker = app.worker(**worker_options(arguments))
+async def _run_worker(app: FlowFabric, settings: dict[str, Any], *, as_json: bool) -> None:
+    worker = app.worker(**worker_options(settings))
     stopped = _stop_on_signals(worker)
-    _announce(app, worker, as_json=arguments.json)
+    _announce(app, worker, as_json=as_json)
     await worker.run()
     log.info("worker %s stopped%s", worker.instance_id, f" by {stopped[0].name}" if stopped else "")
-    if arguments.json:
+    if as_json:
         print_json({"stopped": {"worker_instance_id": worker.instance_id}})
 
 
-def worker_options(arguments: Namespace) -> dict[str, Any]:
-    """The options that the command line gives; all others keep their defaults."""
-    drain_ms = arguments.drain_timeout
+def worker_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were set; all others keep their defaults."""
+    drain_ms = settings["drain_timeout"]
     options = {
-        "lanes": arguments.lanes,
-        "concurrency": arguments.concurrency,
-        "capabilities": frozenset(arguments.capabilities),
-        "worker_id": arguments.worker_id,
-        "lease_ttl_ms": arguments.lease_ttl,
+        "lanes": settings["lanes"],
+        "concurrency": settings["concurrency"],
+        "capabilities": frozenset(settings["capabilities"] or ()),
+        "worker_id": settings["worker_id"],
+        "lease_ttl_ms": settings["lease_ttl"],
         "drain_timeout_s": None if drain_ms is None else drain_ms / 1_000,
     }
     return {name: value for name, value in options.items() if value is not None}

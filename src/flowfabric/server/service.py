@@ -30,7 +30,7 @@ SEND_TIMEOUT_MS: Final = 30_000
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a server behaves. Every option is on the settings page."""
+    """How a server behaves. Every option is on the page about configuration."""
 
     tokens: tuple[TokenEntry, ...] = ()
     """Who is let in; without any, everybody is."""
@@ -131,6 +131,15 @@ class Service:
         """How many clients follow what happens."""
         self._rotating = False
         self._closing = asyncio.Event()
+        self._level_promised = engine.durability.level if engine.durability is not None else ""
+
+    def missing(self) -> str | None:
+        """What this server promised at its start and cannot keep now; None if it keeps everything."""
+        durability = self.engine.durability
+        if durability is None or durability.level < self._level_promised:
+            return "acknowledged commits survive less than when the server started"
+        stalled = [] if self.scanners is None else self.scanners.stalled()
+        return f"background duties have stalled: {', '.join(stalled)}" if stalled else None
 
     @property
     def closing(self) -> bool:

@@ -24,6 +24,7 @@ from flowfabric.contracts.journal import JournalEntry, ReadJournalArgs
 from flowfabric.contracts.limits import RESULT_BYTES_MAX
 from flowfabric.contracts.states import AttemptType
 from flowfabric.leased import LEASE_LOST, LeasedEngine, execute_patiently
+from flowfabric.observability.logs import bound
 from flowfabric.task import SyncTask, Task
 from flowfabric.worker.failures import UnknownKind, category_of, describe
 from flowfabric.worker.heartbeat import Heartbeat, HeldLease, Stop
@@ -51,11 +52,13 @@ class Runner:
         handlers: Mapping[str, Handler[..., Any]],
         namespace: str,
         heartbeat: Heartbeat,
+        instance_id: str,
     ) -> None:
         self._engine = engine
         self._handlers = handlers
         self._namespace = namespace
         self._heartbeat = heartbeat
+        self._instance_id = instance_id
 
     async def run(self, lease: HeldLease, when_over: Callable[[], None]) -> None:
         """Run what was claimed to its end, its suspension, or the loss of its lease.
@@ -64,6 +67,10 @@ class Runner:
             lease: what was claimed.
             when_over: called when the handler has ended, before its outcome is reported.
         """
+        with bound(**_log_fields(lease.claim), worker_instance_id=self._instance_id):
+            await self._run(lease, when_over)
+
+    async def _run(self, lease: HeldLease, when_over: Callable[[], None]) -> None:
         lease.run = asyncio.current_task()
         leased = LeasedEngine(self._engine, self._namespace)
         try:
@@ -122,6 +129,16 @@ class Runner:
             log.warning("the end of %s came too late: %s", execution_id, error)
         except errors.FlowFabricError:
             log.exception("the end of %s is not recorded; it will run again", execution_id)
+
+
+def _log_fields(claim: ClaimedWork) -> dict[str, str | int]:
+    """What every line that is logged in a handler belongs to."""
+    return {
+        "execution_id": claim.execution_id,
+        "execution_kind": claim.execution_kind,
+        "attempt_index": claim.attempt_index,
+        "lane": claim.lane_id,
+    }
 
 
 async def _journal(claim: ClaimedWork, leased: LeasedEngine) -> tuple[JournalEntry, ...]:

@@ -89,7 +89,7 @@ class Worker:
         self._claim_args = self._make_claim_args(handlers)
         self._heartbeat = Heartbeat(engine, namespace, self.options.lease_ttl_ms)
         self._registration = Registration(engine, self._make_registration())
-        self._runner = Runner(engine, handlers, namespace, self._heartbeat)
+        self._runner = Runner(engine, handlers, namespace, self._heartbeat, self.instance_id)
         self._running: set[asyncio.Task[None]] = set()
         self._busy = 0
         """Handlers that have not ended. Their runs go on until the outcome is on disk."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -201,6 +201,21 @@ def duties(*, reclaim_grace_ms: int = 0, retention_ms: int | None = RETENTION_MS
     )
     retention = () if retention_ms is None else retention_duties(retention_ms)
     return (lease_expiry, *_ALWAYS, *retention)
+
+
+def with_intervals(found: Iterable[Duty], intervals: Mapping[str, int | None]) -> tuple[Duty, ...]:
+    """The duties with other intervals, without those that have none.
+
+    Args:
+        found: some duties.
+        intervals: the longest pause of duties in milliseconds, by their names; None leaves one out.
+    """
+    chosen = [(duty, intervals.get(duty.name, duty.interval_ms)) for duty in found]
+    return tuple(
+        msgspec.structs.replace(duty, interval_ms=interval_ms)
+        for duty, interval_ms in chosen
+        if interval_ms is not None
+    )
 
 
 def retention_duties(retention_ms: int) -> tuple[Duty, ...]:

@@ -32,10 +32,15 @@ async def read_health(call: Call) -> Response:
 
 @route("GET", "/readyz", statuses={200: dict[str, str]})
 async def read_readiness(call: Call) -> Response:
-    """Say whether the server takes requests; it does not while it shuts down."""
+    """Say whether requests should come here: not while it ends, or while it cannot do all it should."""
     if call.service.closing:
         raise refused(503, "shutting down", kind="unavailable", retryable=False)
-    await call.engine.execute(ServerTimeArgs())
+    try:
+        await call.engine.execute(ServerTimeArgs())
+    except errors.StoreError as error:
+        raise refused(503, "the store does not answer", kind="unavailable", retryable=True) from error
+    if missing := call.service.missing():
+        raise refused(503, missing, kind="unavailable", retryable=True)
     return call.answer({"status": "ready"})
 
 
