@@ -1,6 +1,6 @@
 """Budgets and quota policies when something goes wrong: damage, faults, and crashes in between."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -91,6 +91,19 @@ class KeepingStore(StoreAround):
         if any(change.key in self.kept for change in commit.changes):
             self.refused += 1
             raise errors.StoreUnreachable
+        await self.inner.commit(commit)
+
+
+class OvertakenStore(StoreAround):
+    """Lets something happen before the first commit of an admission."""
+
+    overtaking: Sequence[Callable[[], Awaitable[None]]] = ()
+
+    async def commit(self, commit):
+        if any(change.key.startswith("admission/") for change in commit.changes):
+            overtaking, self.overtaking = self.overtaking, ()
+            for happen in overtaking:
+                await happen()
         await self.inner.commit(commit)
 
 
@@ -226,6 +239,23 @@ async def test_headroom_that_nobody_was_told_of_is_told_by_a_duty(bed):
     assert await bed.situation(waiting) is Situation.BLOCKED
     await bed.settle()
     assert await claim_some(bed) == [waiting]
+
+
+async def test_a_question_that_is_overtaken_by_the_whole_run_takes_no_place():
+    """The commit of an admission rests on the execution, so it finds out."""
+    store = OvertakenStore(MemoryStore())
+    async with Bed(store) as bed, Bed(store.inner, clock=bed.clock) as other:
+        await new_quota(bed, cap=1)
+        await limited(bed)
+
+        async def run():
+            for claim in await claim_work(other):
+                await other.complete(claim)
+
+        store.overtaking = [run]
+        assert await claim_some(bed) == []
+        assert not store.overtaking
+        assert await active(bed) == 0
 
 
 async def test_giving_back_twice_takes_no_other_place(bed):

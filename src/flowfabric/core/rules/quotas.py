@@ -52,6 +52,8 @@ from flowfabric.core.records import (
 )
 from flowfabric.core.registry import execution_subject, no_subject, rule
 from flowfabric.core.rules.budgets import own_namespace
+from flowfabric.core.state import is_eligible
+from flowfabric.core.vocabulary import LeaseState
 
 if TYPE_CHECKING:
     from flowfabric.core.records import Key
@@ -209,13 +211,19 @@ def _take_place_in_window(work: Work, quota: QuotaPolicy) -> None:
 def check_admission(work: Work, args: CheckAdmissionArgs) -> CheckAdmissionResult:
     """Admit the next claim of an execution. Asking again for the same claim counts nothing.
 
+    The commit rests on the execution. Whoever asks late, when another has claimed it meanwhile,
+    would else take a place that nobody uses and that is missed until it is settled.
+
     Raises:
         QuotaPolicyNotFound, ExecutionNotFound: there is no such policy, or execution.
         InvalidQuotaSpec: the caller believes in other limits than the policy has.
+        ExecutionNotEligible: the execution cannot be claimed now.
     """
     quota = the_quota(work, args.quota_policy_id)
     _refuse_other_limits(quota, args)
-    claim_round = _round_of(_execution_of(work, quota, args.execution_id))
+    execution = _execution_of(work, quota, args.execution_id)
+    _require_claimable(execution)
+    claim_round = _round_of(execution)
     identity = admission_identity(args.quota_policy_id, args.execution_id)
     admission = work.read(Admission, identity)
     if admission is not None and admission.round == claim_round:
@@ -259,16 +267,29 @@ def _refuse_other_limits(quota: QuotaPolicy, args: CheckAdmissionArgs) -> None:
             )
 
 
-def _execution_of(work: Work, quota: QuotaPolicy, execution_id: str) -> Execution:
+def _execution_of(work: Work, quota: QuotaPolicy, execution_id: str, *, observed: bool = False) -> Execution:
     """The execution, which has to be in the namespace of the policy.
 
     Raises:
         ExecutionNotFound: there is none there.
     """
-    execution = work.execution(execution_id, observed=True)
+    execution = work.execution(execution_id, observed=observed)
     if execution.namespace != quota.namespace:
         raise errors.ExecutionNotFound(execution_id=execution_id)
     return execution
+
+
+def _require_claimable(execution: Execution) -> None:
+    """Refuse what no claim could use an admission for, unless it runs with one already.
+
+    Raises:
+        ExecutionNotEligible: it runs, waits for something else, or has ended.
+    """
+    lapsed = execution.lease is not None and execution.lease.state is not LeaseState.HELD
+    if execution.admitted_round is None and not (lapsed or is_eligible(execution)):
+        raise errors.ExecutionNotEligible(
+            execution_id=execution.execution_id, lifecycle_phase=execution.phase
+        )
 
 
 def _round_of(execution: Execution) -> int:
@@ -299,7 +320,7 @@ def release_admission(work: Work, args: ReleaseAdmissionArgs) -> ReleaseAdmissio
         QuotaPolicyNotFound, ExecutionNotFound: there is no such policy, or execution.
     """
     quota = the_quota(work, args.quota_policy_id)
-    _execution_of(work, quota, args.execution_id)
+    _execution_of(work, quota, args.execution_id, observed=True)
     admission = work.read(Admission, admission_identity(args.quota_policy_id, args.execution_id))
     if admission is not None:
         _remove_admission(work, quota, admission)

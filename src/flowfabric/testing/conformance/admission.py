@@ -221,6 +221,21 @@ class AdmissionConformance(StoreSuite):
         assert await ask(bed, quota_policy_id, execution_id) == AdmissionGranted()
         assert await ask(bed, quota_policy_id, execution_id) == AlreadyAdmitted()
 
+    async def test_whoever_asks_too_late_takes_no_place(self, bed: Bed) -> None:
+        """Two workers find the same execution; the one that loses asks when the other has done it."""
+        quota_policy_id = await new_quota(bed, cap=1)
+        execution_id = await limited(bed)
+        asking = CheckAdmissionArgs(quota_policy_id=quota_policy_id, execution_id=execution_id)
+        [claim] = await claim_work(bed)
+        assert await bed.unchanging(asking) == AlreadyAdmitted()
+        await bed.delay(claim, 1_000)
+        assert isinstance(await bed.refused(asking), errors.ExecutionNotEligible)
+        await bed.advance(1_000)
+        [claim] = await claim_work(bed)
+        await bed.complete(claim)
+        assert isinstance(await bed.refused(asking), errors.ExecutionNotEligible)
+        assert await active(bed) == 0
+
     async def test_an_admission_that_no_claim_uses_is_taken_back(self, bed: Bed) -> None:
         quota_policy_id = await new_quota(bed, cap=1)
         await ask(bed, quota_policy_id, await limited(bed))

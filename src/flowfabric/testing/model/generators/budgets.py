@@ -309,12 +309,20 @@ def read_quota_policy_limits(draw: Draw) -> ReadQuotaPolicyLimitsArgs:
 
 @generator(CheckAdmissionArgs)
 def check_admission(draw: Draw) -> CheckAdmissionArgs:
-    """For an execution in whatever state."""
+    """For an execution that can be claimed."""
+    claimable = [one for one in draw.executions() if one.namespace == NAMESPACE and is_eligible(one)]
     return CheckAdmissionArgs(
         quota_policy_id=quota_of(draw).quota_policy_id,
-        execution_id=_own(draw).execution_id,
+        execution_id=draw.one_of(claimable, CreateExecutionArgs).execution_id,
         jitter_ms=draw.pick((None, 100)),
     )
+
+
+@generator(CheckAdmissionArgs, provokes=errors.ExecutionNotEligible)
+def ask_too_late(draw: Draw) -> CheckAdmissionArgs:
+    """For an execution that has ended."""
+    ended = _own(draw, Situation.COMPLETED, Situation.FAILED, Situation.CANCELLED)
+    return CheckAdmissionArgs(quota_policy_id=quota_of(draw).quota_policy_id, execution_id=ended.execution_id)
 
 
 @generator(CheckAdmissionArgs, provokes=errors.QuotaPolicyNotFound)
