@@ -437,6 +437,21 @@ def test_events_are_filtered_by_tag_execution_and_namespace(shell: Shell) -> Non
     assert told("--namespace", "nobody", "--everywhere") == {tagged, other}
 
 
+def test_log_tells_what_operators_did_and_who_it_was(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "ana")
+    execution_id = shell.submit("greet", 1)
+    shell.run("pause", execution_id, "--reason", "wait for the fix")
+    shell.run("cancel", execution_id)
+    lines = [line.split("  ")[1:] for line in shell.out("log").splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["operator paused", execution_id],
+        ["operator cancelled", execution_id],
+    ]
+    assert all("actor=ana" in line[2] for line in lines)
+    assert "reason=wait for the fix" in lines[0][2]
+    assert shell.out("log", "--namespace", "other") == ""
+
+
 def test_events_says_which_families_there_are(shell: Shell) -> None:
     shell.submit("greet", 1)
     code, _ = shell.run("events", "--family", "weather")

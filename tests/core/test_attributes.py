@@ -38,7 +38,7 @@ class TestPriority:
         book.run(requests.prioritise(execution_id, 500), actor="ann")
         [event] = [event for event in book.events if event.family is Family.OPERATOR]
         assert event.name == "priority_changed"
-        assert event.data == {"actor": "ann", "priority": 500, "previous": 0}
+        assert event.data == {"actor": "ann", "old": 0, "new": 500}
 
     @pytest.mark.scenario("PRIO-002")
     @pytest.mark.parametrize(("asked", "stored"), [(10_000, 9_000), (-5, 0), (50, 50)])

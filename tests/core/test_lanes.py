@@ -60,8 +60,9 @@ class TestSet:
         assert (event.name, event.namespace, event.execution_id) == ("lane_state_set", NAMESPACE, "")
         assert event.data == {
             "lane_id": LANE,
-            "state": "paused",
-            "previous": "active",
+            "actor": "ops",
+            "old": "active",
+            "new": "paused",
             "reason": "maintenance",
         }
 

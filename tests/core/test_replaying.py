@@ -54,7 +54,7 @@ def test_one_event_tells_who_did_it(book):
     book.run(requests.replay(execution_id), actor="ann")
     [event] = [event for event in book.events if event.family is Family.OPERATOR]
     assert event.name == "replayed"
-    assert event.data == {"actor": "ann", "replay_count": 1, "keeps_journal": 0}
+    assert event.data == {"actor": "ann", "old": "success", "replay_count": 1, "keeps_journal": 0}
 
 
 @pytest.mark.scenario("REPLAY-003")

@@ -15,6 +15,7 @@ from flowfabric.contracts.budgets import (
 )
 from flowfabric.contracts.quotas import CheckAdmissionArgs, ReconcileQuotaCountersArgs
 from flowfabric.contracts.retention import TrimRetentionArgs
+from flowfabric.core.commands import TrimExecutionArgs
 from flowfabric.core.indexes import WAITING
 from flowfabric.core.records import (
     Admission,
@@ -289,8 +290,11 @@ async def test_an_execution_is_kept_while_its_policy_cannot_be_told(bed):
     [claim] = await claim_work(bed)
     with bed.nothing_delivered():
         await bed.complete(claim)
+    bed.clock.advance(1)
     bed.store.lost_commits = 1
-    assert (await trim(bed)).executions == 0
+    trimming = [TrimExecutionArgs(execution_id=claim.execution_id, retention_ms=0)]
+    [lost] = await bed.engine.execute_unbounded(trimming)
+    assert isinstance(lost, errors.StoreError)
     assert await bed.find(GivenBack, f"{claim.execution_id}/1") is not None
     assert (await trim(bed)).executions == 1
     assert await active(bed) == 0

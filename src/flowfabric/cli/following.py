@@ -1,4 +1,4 @@
-"""``events``: what happened, in order, and what happens."""
+"""``events``: what happened, in order, and what happens; ``log``: what operators did."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 def events(arguments: Namespace) -> int:
     """Carry out ``events``."""
+    return run(_events(arguments))
+
+
+def log(arguments: Namespace) -> int:
+    """Carry out ``log``: the events of one family, with the same options."""
+    arguments.family, arguments.tag = (Family.OPERATOR,), None
     return run(_events(arguments))
 
 

@@ -106,7 +106,7 @@ def build_parser() -> Parser:
         add(verbs)
     for add in (_pause, _unpause, _budget, _quota, _flow, _lane, _workers, _audit, _retention, _migrate):
         add(verbs)
-    for add in (_keys, _server, _new_token):
+    for add in (_log, _keys, _server, _new_token):
         add(verbs)
     return parser
 
@@ -289,10 +289,20 @@ def _events(verbs: Any) -> None:
         default=(),
         help=f"only these: {', '.join(FAMILIES)} (all)",
     )
+    add("--tag", type=values.tag, metavar="KEY=VALUE", help="only executions that had this tag")
+    _add_place(parser)
+
+
+def _log(verbs: Any) -> None:
+    _add_place(_verb(verbs, "log", "print what operators did, who it was, and why", "following:log"))
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    """Which part of the log of events is printed."""
+    add = parser.add_argument
     add("--follow", action="store_true", help="go on until interrupted; without a cursor, from now on")
     add("--cursor", metavar="CURSOR", help="continue behind the event that had this cursor")
     add("--execution", metavar="ID", type=values.execution_id, help="only this execution")
-    add("--tag", type=values.tag, metavar="KEY=VALUE", help="only executions that had this tag")
     add("--everywhere", action="store_true", help="all namespaces, not only this one")
 
 

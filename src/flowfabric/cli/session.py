@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,9 +78,18 @@ async def open_store(
             "this verb reads the store itself, which a server does not give away; name the store."
         )
     namespace = None if everywhere else arguments.namespace
-    engine = Engine(_named_store(arguments.url, create=create), namespace=namespace)
+    engine = Engine(_named_store(arguments.url, create=create), namespace=namespace, actor=_user())
     async with engine:
         yield engine
+
+
+def _user() -> str:
+    """Who sits at this machine, for the operator log; nobody where the system does not say."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""
+    return name if name.isprintable() else ascii(name)
 
 
 def _named_store(url: str, *, create: bool) -> Store:

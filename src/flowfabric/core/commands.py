@@ -242,6 +242,18 @@ class ForgetWorkerDeathArgs(Command[WorkerSettled]):
     death_id: str
 
 
+class ActLogged(Outcome, tag="Logged"):
+    """The act is in the operator log."""
+
+
+class LogActArgs(Command[ActLogged]):
+    """Log an act of an operator that the engine carries out in many commits."""
+
+    act: str
+    namespace: str
+    told: dict[str, int]
+
+
 # Budgets and quota policies
 
 

@@ -89,6 +89,7 @@ class Engine(Subscribing):
         store: where everything is kept. The engine opens and closes it.
         namespace: the namespace of commands that do not name another.
         layers: what wraps the door, the innermost first: ``lambda door: Traced(door, tracer)``.
+        actor: whose commands those are that name nobody, for the operator log.
         observer: is told of commits, sweeps and the like.
     """
 
@@ -99,8 +100,10 @@ class Engine(Subscribing):
         namespace: str | None = None,
         layers: Iterable[Layer] = (),
         observer: Observer | None = None,
+        actor: str = "",
     ) -> None:
         self.store = store
+        self.actor = actor
         self.namespace = namespace
         self.observer = observer
         self._door: Door = Inside(self)
@@ -274,6 +277,7 @@ class Engine(Subscribing):
     def envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
         """What travels with a command besides its arguments."""
         _check_name("request_id", request_id or "")
+        actor = actor or self.actor
         _check_name("actor", actor)
         return Envelope(
             request_id=request_id or f"{self._request_prefix}-{next(self._request_numbers)}",

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from flowfabric import errors
 from flowfabric.contracts.retention import RetentionTrimmed, TrimRetentionArgs
 from flowfabric.core.commands import (
+    LogActArgs,
     RemoveExecutionArgs,
     RemoveFlowArgs,
     RetentionSettled,
@@ -204,6 +205,11 @@ async def trim_retention(engine: Engine, args: TrimRetentionArgs, envelope: Enve
     """
     if envelope.namespace is not None:
         raise errors.Unauthorized("Retention concerns all namespaces. Ask without being bound to one.")
+    # Logged before anything is removed: what follows are many commits, and any may be the last.
+    logged = LogActArgs(act="retention_trimmed", namespace="", told={"retention_ms": args.retention_ms})
+    [answer] = await engine.execute_unbounded([logged], actor=envelope.actor)
+    if isinstance(answer, Exception):
+        raise answer
     counts: Counter[str] = Counter()
     for scope in ("", OWN_SCOPE, FLOW_SCOPE):
         await _trim_due(engine, scope, args, counts)

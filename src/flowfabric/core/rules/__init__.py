@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flowfabric.core.rules import (
+    acting,
     attributes,
     blocking,
     budgets,
@@ -42,6 +43,7 @@ from flowfabric.core.rules import (
 )
 
 __all__ = [
+    "acting",
     "attributes",
     "blocking",
     "budgets",

@@ -21,12 +21,12 @@ from flowfabric.contracts.executions import (
 from flowfabric.contracts.ids import LeaseFence
 from flowfabric.contracts.limits import TAGS_MAX
 from flowfabric.contracts.states import LifecyclePhase
-from flowfabric.core.events import Family
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.creation import clamp_priority
 from flowfabric.core.rules.fencing import check_lease
 from flowfabric.core.rules.reading import find
-from flowfabric.core.rules.transitions import publish, publish_tags
+from flowfabric.core.rules.transitions import publish_tags
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
@@ -50,15 +50,7 @@ def change_priority(work: Work, args: ChangePriorityArgs) -> ChangePriorityResul
         execution = work.edit(execution)
         execution.priority = priority
         execution.last_mutation_at = work.now
-        publish(
-            work,
-            execution,
-            Family.OPERATOR,
-            "priority_changed",
-            actor=work.envelope.actor,
-            priority=priority,
-            previous=previous,
-        )
+        log_act(work, "priority_changed", execution=execution, old=previous, new=priority)
     return PriorityChanged(execution_id=args.execution_id)
 
 

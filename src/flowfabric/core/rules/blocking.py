@@ -28,15 +28,14 @@ from flowfabric.contracts.blocking import (
     UnpauseExecutionResult,
 )
 from flowfabric.contracts.states import BlockingReason, LifecyclePhase
-from flowfabric.core.events import Family
 from flowfabric.core.records import Blocker
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import not_active
 from flowfabric.core.rules.transitions import (
     add_blocker,
     mark_transition,
     pause_blocker,
-    publish,
     remove_blocker,
 )
 from flowfabric.core.state import BLOCKER_ORDER, is_terminal, public_state
@@ -64,7 +63,17 @@ def block_execution(work: Work, args: BlockExecutionArgs) -> BlockExecutionResul
         ExecutionNotFound, ExecutionNotActive (it has ended), ExecutionNotEligible (it is not
         runnable), InvalidBlockingReason: in this order.
     """
-    _block(work, args.execution_id, args.blocking_reason, args.blocking_detail or "")
+    before = public_state(work.execution(args.execution_id))
+    execution = _block(work, args.execution_id, args.blocking_reason, args.blocking_detail or "")
+    log_act(
+        work,
+        "blocked",
+        execution=execution,
+        old=before,
+        new=public_state(execution),
+        blocking_reason=args.blocking_reason,
+        reason=args.blocking_detail,
+    )
     return ExecutionBlocked()
 
 
@@ -78,7 +87,7 @@ def block_route(work: Work, args: BlockRouteArgs) -> BlockRouteOutcome:
     return RouteBlocked(execution_id=args.execution_id)
 
 
-def _block(work: Work, execution_id: str, reason: str, detail: str) -> None:
+def _block(work: Work, execution_id: str, reason: str, detail: str) -> Execution:
     execution = work.execution(execution_id)
     _require_runnable(execution)
     kind = _kind_of(reason)
@@ -90,6 +99,7 @@ def _block(work: Work, execution_id: str, reason: str, detail: str) -> None:
     )
     execution.grant = None
     mark_transition(work, execution)
+    return execution
 
 
 def _require_runnable(execution: Execution) -> None:
@@ -128,9 +138,18 @@ def unblock_execution(work: Work, args: UnblockExecutionArgs) -> UnblockExecutio
         raise errors.ExecutionNotEligible(
             execution_id=args.execution_id, blocked_by=",".join(b.reason for b in execution.blockers)
         )
-    execution = work.edit(execution)
-    remove_blocker(execution, min(found, key=lambda blocker: BLOCKER_ORDER[blocker.kind]).kind)
+    execution, before = work.edit(execution), public_state(execution)
+    gone = min(found, key=lambda blocker: BLOCKER_ORDER[blocker.kind])
+    remove_blocker(execution, gone.kind)
     mark_transition(work, execution)
+    log_act(
+        work,
+        "unblocked",
+        execution=execution,
+        old=before,
+        new=public_state(execution),
+        blocking_reason=gone.reason,
+    )
     return ExecutionUnblocked()
 
 
@@ -147,7 +166,7 @@ def pause_execution(work: Work, args: PauseExecutionArgs) -> PauseExecutionResul
     execution = work.execution(args.execution_id)
     if is_terminal(execution):
         raise not_active(execution)
-    execution = work.edit(execution)
+    execution, before = work.edit(execution), public_state(execution)
     if execution.phase is LifecyclePhase.RUNNABLE:
         add_blocker(execution, pause_blocker(args.reason))
         execution.grant = None
@@ -155,7 +174,8 @@ def pause_execution(work: Work, args: PauseExecutionArgs) -> PauseExecutionResul
     else:
         execution.pause_reason = args.reason
         execution.last_mutation_at = work.now
-    _tell_operators(work, execution, "paused", args.reason)
+    after = public_state(execution)
+    log_act(work, "paused", execution=execution, old=before, new=after, reason=args.reason)
     return ExecutionPaused(execution_id=args.execution_id, public_state=public_state(execution))
 
 
@@ -169,14 +189,10 @@ def unpause_execution(work: Work, args: UnpauseExecutionArgs) -> UnpauseExecutio
     execution = work.execution(args.execution_id)
     paused = any(blocker.kind is BlockerKind.OPERATOR for blocker in execution.blockers)
     if paused or execution.pause_reason is not None:
-        execution = work.edit(execution)
+        execution, before = work.edit(execution), public_state(execution)
         execution.pause_reason = None
         if paused:
             remove_blocker(execution, BlockerKind.OPERATOR)
             mark_transition(work, execution)
-        _tell_operators(work, execution, "unpaused", "")
+        log_act(work, "unpaused", execution=execution, old=before, new=public_state(execution))
     return ExecutionUnpaused(execution_id=args.execution_id, public_state=public_state(execution))
-
-
-def _tell_operators(work: Work, execution: Execution, name: str, reason: str) -> None:
-    publish(work, execution, Family.OPERATOR, name, actor=work.envelope.actor, reason=reason or None)

@@ -6,7 +6,7 @@ claimed. Whoever opens it owes those that wait for its headroom a look, in the s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfabric import errors
 from flowfabric.contracts.budgets import (
@@ -30,6 +30,7 @@ from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
 from flowfabric.core.commands import BudgetRolled, RollBudgetArgs
 from flowfabric.core.records import Budget, BudgetUsage, Key, budget_identity, key_for
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.acting import log_act, spelled
 
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
@@ -123,6 +124,7 @@ def create_budget(work: Work, args: CreateBudgetArgs) -> CreateBudgetResult:
         return BudgetExists(budget_id=args.budget_id)
     work.add(budget)
     work.add(BudgetUsage(budget_id=args.budget_id, namespace=namespace))
+    _log(work, budget, "budget_created", new=spelled(budget.hard_limits))
     return BudgetCreated(budget_id=args.budget_id)
 
 
@@ -174,8 +176,18 @@ def change_budget_limits(work: Work, args: ChangeBudgetLimitsArgs) -> BudgetLimi
     budget = work.edit(the_budget(work, args.budget_id))
     hard = zip(args.dimensions, args.hard_limits, strict=True)
     soft = zip(args.dimensions, args.soft_limits, strict=True)
+    before = (spelled(budget.hard_limits), spelled(budget.soft_limits))
     budget.hard_limits = {**budget.hard_limits, **dict(hard)}
     budget.soft_limits = {**budget.soft_limits, **dict(soft)}
+    _log(
+        work,
+        budget,
+        "budget_limits_changed",
+        old=before[0],
+        new=spelled(budget.hard_limits),
+        old_soft=before[1],
+        new_soft=spelled(budget.soft_limits),
+    )
     require_dimensions(budget.hard_limits)
     budget.last_updated_at = work.now
     open_or_close(work, budget, the_usage(work, budget))
@@ -235,7 +247,9 @@ def reset_budget(work: Work, args: ResetBudgetArgs) -> ResetBudgetResult:
         BudgetNotFound: there is no such budget.
     """
     budget = work.edit(the_budget(work, args.budget_id))
+    spent = the_usage(work, budget).usage
     _begin_period(work, budget)
+    _log(work, budget, "budget_reset", old=spelled(spent), period=budget.period)
     return BudgetReset(next_reset_at=budget.next_reset_at or 0)
 
 
@@ -253,6 +267,10 @@ def roll_budget(work: Work, args: RollBudgetArgs) -> BudgetRolled:
         return BudgetRolled(action="kept")
     _begin_period(work, work.edit(budget))
     return BudgetRolled(action="reset")
+
+
+def _log(work: Work, budget: Budget, act: str, /, **told: Any) -> None:
+    log_act(work, act, namespace=budget.namespace, budget_id=budget.budget_id, name=budget.name, **told)
 
 
 def _begin_period(work: Work, budget: Budget) -> None:

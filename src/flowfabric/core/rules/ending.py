@@ -17,15 +17,15 @@ from flowfabric.contracts.executions import (
 )
 from flowfabric.contracts.ids import OPERATOR_OVERRIDE, LeaseFence
 from flowfabric.contracts.states import AttemptLifecycle, LifecyclePhase, PublicState, TerminalOutcome
-from flowfabric.core.events import Family
 from flowfabric.core.policies import may_retry
 from flowfabric.core.records import Execution
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import check_lease, fence_from_parts, not_active
 from flowfabric.core.rules.finishing import retry_policy_of, schedule_retry
 from flowfabric.core.rules.reading import find
 from flowfabric.core.rules.suspending import close_suspension
-from flowfabric.core.rules.transitions import end_attempt, end_execution, publish
+from flowfabric.core.rules.transitions import end_attempt, end_execution
 from flowfabric.core.state import is_terminal
 
 if TYPE_CHECKING:
@@ -58,12 +58,11 @@ def cancel_execution(work: Work, args: CancelExecutionArgs) -> CancelExecutionRe
     execution = work.edit(execution)
     cancel(work, execution, args.reason, args.source)
     if fence is None and args.source not in (FLOW_CASCADE, SYSTEM_TIMEOUT):
-        publish(
+        log_act(
             work,
-            execution,
-            Family.OPERATOR,
             "cancelled",
-            actor=work.envelope.actor,
+            execution=execution,
+            old=execution.cancelled_from,
             source=args.source,
             reason=args.reason,
         )

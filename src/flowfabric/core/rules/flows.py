@@ -47,6 +47,7 @@ from flowfabric.core.records import (
     key_for,
 )
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.ending import FLOW_CASCADE, cancel
 from flowfabric.core.rules.graph import (
     CANCELLED,
@@ -100,22 +101,18 @@ def create_flow(work: Work, args: CreateFlowArgs) -> CreateFlowResult:
     )
     work.add(flow)
     work.add(FlowProgress(flow_id=args.flow_id, namespace=args.namespace, retention_from=work.now))
-    _publish(work, flow, "flow_created", kind=args.flow_kind)
-    return FlowCreated(flow_id=args.flow_id)
-
-
-def _publish(work: Work, flow: Flow, name: str, **data: str | int | None) -> None:
     work.publish(
         Event(
-            family=Family.OPERATOR,
-            name=name,
+            family=Family.EXECUTION,
+            name="flow_created",
             namespace=flow.namespace,
             execution_id="",
             at_ms=work.now,
             flow_id=flow.flow_id,
-            data=data,
+            data={"kind": args.flow_kind},
         )
     )
+    return FlowCreated(flow_id=args.flow_id)
 
 
 @rule(AddExecutionToFlowArgs)
@@ -177,7 +174,8 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
     """
     flow = the_flow(work, args.flow_id)
     ids = tuple(member.execution_id for member in members_of(work, flow, limit=MEMBERS_SHOWN_MAX))
-    if flow_state(flow, progress_of(work, flow)) in (CANCELLED, COMPLETED, FAILED):
+    state = flow_state(flow, progress_of(work, flow))
+    if state in (CANCELLED, COMPLETED, FAILED):
         return FlowAlreadyEnded(
             stored_cancellation_policy=flow.cancellation_policy,
             stored_cancel_reason=flow.cancel_reason,
@@ -189,11 +187,11 @@ def cancel_flow_header(work: Work, args: CancelFlowHeaderArgs) -> CancelFlowHead
     flow.cancellation_policy = args.cancellation_policy
     if args.cancellation_policy in CANCELLING and flow.node_count:
         work.add(Message(execution_id=flow.identity, about="cancelled", cause="cancelled", due_at=work.now))
-    _publish(
+    log_act(
         work,
-        flow,
-        "flow_cancel_requested",
-        actor=work.envelope.actor,
+        "flow_cancelled",
+        flow=flow,
+        old=state,
         policy=args.cancellation_policy,
         reason=args.reason,
     )

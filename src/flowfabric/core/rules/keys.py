@@ -35,6 +35,7 @@ from flowfabric.contracts.keyring import (
 from flowfabric.contracts.limits import SAFE_INTEGER_MAX
 from flowfabric.core.records import KEYRING_ID, Key, Keyring, RetiredKey, SigningKey, key_for
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.waitpoints import keyring, keyring_key
 from flowfabric.core.tokens import find_key, verifies
 
@@ -115,6 +116,7 @@ def _rotate(work: Work, kid: str, secret_hex: str, grace_ms: int) -> RotateWaitp
     ring = keyring(work)
     if ring is None:
         work.add(_new_ring(kid, secret, work.now))
+        log_act(work, "key_rotated", namespace="", new=kid)
         return SecretRotated(new_kid=kid, gc_count=0)
     if _has_secret(ring, kid, secret) is False:
         raise errors.RotationConflict(kid=kid)
@@ -125,6 +127,7 @@ def _rotate(work: Work, kid: str, secret_hex: str, grace_ms: int) -> RotateWaitp
     gc_count = _remove_expired(ring, kid, work.now)
     _install(ring, kid, secret, work.now)
     _put_in_grace(ring, previous_kid, min(work.now + grace_ms, SAFE_INTEGER_MAX))
+    log_act(work, "key_rotated", namespace="", old=previous_kid, new=kid, grace_ms=grace_ms)
     return SecretRotated(previous_kid=previous_kid, new_kid=kid, gc_count=gc_count)
 
 

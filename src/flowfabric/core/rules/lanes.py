@@ -22,9 +22,9 @@ from flowfabric.contracts.lanes import (
     SetLaneStateResult,
 )
 from flowfabric.contracts.states import BlockingReason, LaneState, LifecyclePhase
-from flowfabric.core.events import Event, Family
 from flowfabric.core.records import Blocker, Execution, Key, Lane, key_for, lane_identity
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.transitions import add_blocker
 from flowfabric.core.vocabulary import BlockerKind
 
@@ -68,15 +68,14 @@ def set_lane_state(work: Work, args: SetLaneStateArgs) -> SetLaneStateResult:
     if lane is not None:  # earlier requests keep their answers
         changed.last_request, changed.earlier_requests = lane.last_request, lane.earlier_requests
     work.add(changed)
-    work.publish(
-        Event(
-            family=Family.OPERATOR,
-            name="lane_state_set",
-            namespace=args.namespace,
-            execution_id="",
-            at_ms=work.now,
-            data={"lane_id": args.lane_id, "state": args.state, "previous": previous, "reason": args.reason},
-        )
+    log_act(
+        work,
+        "lane_state_set",
+        namespace=args.namespace,
+        lane_id=args.lane_id,
+        old=previous,
+        new=args.state,
+        reason=args.reason,
     )
     return LaneStateSet(namespace=args.namespace, lane_id=args.lane_id, state=args.state, previous=previous)
 

@@ -26,12 +26,12 @@ from flowfabric.contracts.leases import (
 )
 from flowfabric.contracts.states import LifecyclePhase
 from flowfabric.core.commands import EndReclaimGraceArgs, ExpireLeaseArgs, GraceEnded
-from flowfabric.core.events import Family
 from flowfabric.core.records import Execution, Lease
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import fenced, not_active
 from flowfabric.core.rules.reading import find
-from flowfabric.core.rules.transitions import extend_lease, lapse_lease, publish
+from flowfabric.core.rules.transitions import extend_lease, lapse_lease
 from flowfabric.core.vocabulary import LeaseState
 
 if TYPE_CHECKING:
@@ -120,12 +120,11 @@ def revoke_lease(work: Work, args: RevokeLeaseArgs) -> RevokeLeaseResult:
         lapse_lease(work, execution, LeaseState.EXPIRED)
         return LeaseAlreadyGone(reason=GONE[LeaseState.EXPIRED])
     lapse_lease(work, execution, LeaseState.REVOKED, reason=args.reason)
-    publish(
+    log_act(
         work,
-        execution,
-        Family.OPERATOR,
         "lease_revoked",
-        actor=work.envelope.actor,
+        execution=execution,
+        old=lease.worker_instance_id,
         reason=args.reason,
         lease_id=lease.lease_id,
         lease_epoch=lease.epoch,

@@ -51,6 +51,7 @@ from flowfabric.core.records import (
     quota_identity,
 )
 from flowfabric.core.registry import execution_subject, no_subject, rule
+from flowfabric.core.rules.acting import log_act, spelled
 from flowfabric.core.rules.budgets import own_namespace
 from flowfabric.core.state import is_eligible
 from flowfabric.core.vocabulary import LeaseState
@@ -135,6 +136,15 @@ def create_quota_policy(work: Work, args: CreateQuotaPolicyArgs) -> CreateQuotaP
             raise errors.QuotaPolicyConflict(quota_policy_id=args.quota_policy_id, name=args.name)
         return QuotaPolicyExists(quota_policy_id=args.quota_policy_id)
     work.add(quota)
+    log_act(
+        work,
+        "quota_policy_created",
+        namespace=namespace,
+        quota_policy_id=args.quota_policy_id,
+        name=args.name,
+        new=spelled({"requests_max": quota.requests_max, "concurrent_max": quota.concurrent_max}),
+        window_ms=quota.window_ms,
+    )
     return QuotaPolicyCreated(quota_policy_id=args.quota_policy_id)
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from flowfabric import errors
 from flowfabric.contracts.executions import ExecutionReplayed, ReplayExecutionArgs, ReplayExecutionResult
 from flowfabric.contracts.limits import REPLAY_COUNT_MAX
-from flowfabric.core.events import Family
 from flowfabric.core.records import Execution
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.joins import reopen_join
-from flowfabric.core.rules.transitions import publish, reopen_execution
+from flowfabric.core.rules.transitions import reopen_execution
 from flowfabric.core.state import is_terminal, public_state
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def replay_execution(work: Work, args: ReplayExecutionArgs) -> ReplayExecutionRe
     if execution.replay_count >= cap:
         raise errors.MaxReplaysExhausted(execution_id=args.execution_id, max_replay_count=cap)
     execution = work.edit(execution)
+    outcome = execution.outcome
     reopen_join(work, execution)
     reopen_execution(work, execution, keep_journal=args.keep_journal)
-    publish(
+    log_act(
         work,
-        execution,
-        Family.OPERATOR,
         "replayed",
-        actor=work.envelope.actor,
+        execution=execution,
+        old=outcome,
         replay_count=execution.replay_count,
         keeps_journal=int(args.keep_journal),
     )

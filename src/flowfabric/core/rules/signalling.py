@@ -52,6 +52,7 @@ from flowfabric.core.records import (
     key_for,
 )
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import check_lease
 from flowfabric.core.rules.journal import satisfying_signals
 from flowfabric.core.rules.remembered import content_digest, recall, remember
@@ -204,7 +205,17 @@ def deliver_approval_signal(work: Work, args: DeliverApprovalSignalArgs) -> Deli
         max_signals_per_execution=args.max_signals_per_execution,
         signal_maxlen=args.signal_maxlen,
     )
-    return receive_signal(work, execution, waitpoint, incoming)
+    outcome = receive_signal(work, execution, waitpoint, incoming)
+    if not isinstance(outcome, SignalDuplicate):
+        log_act(
+            work,
+            "decided",
+            execution=execution,
+            waitpoint_id=args.waitpoint_id,
+            new=args.signal_name,
+            source_identity=args.source_identity,
+        )
+    return outcome
 
 
 @rule(ObserveSignalsArgs, subject=no_subject)

@@ -53,6 +53,7 @@ from flowfabric.core.records import (
     key_for,
 )
 from flowfabric.core.registry import rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import fenced, first_answer, remember_answer
 from flowfabric.core.rules.journal import journal_wait
 from flowfabric.core.rules.remembered import content_digest, recall, remember
@@ -451,8 +452,10 @@ def resume_execution(work: Work, args: ResumeExecutionArgs) -> ResumeExecutionRe
     execution = work.execution(args.execution_id)
     if execution.phase is not LifecyclePhase.SUSPENDED or execution.suspension_id is None:
         raise errors.ExecutionNotSuspended(execution_id=args.execution_id)
-    execution = work.edit(execution)
+    execution, before = work.edit(execution), public_state(execution)
     resume(work, execution, RESUMED, cause=args.trigger_type, delay_ms=args.resume_delay_ms)
+    after = public_state(execution)
+    log_act(work, "resumed", execution=execution, old=before, new=after, trigger_type=args.trigger_type)
     return ExecutionResumed(public_state=public_state(execution))
 
 

@@ -30,6 +30,7 @@ from flowfabric.contracts.suspensions import (
 from flowfabric.core.commands import ExpireWaitpointArgs, WaitpointSettled
 from flowfabric.core.records import KEYRING_ID, Execution, Key, Keyring, Waitpoint, key_for
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import fenced
 from flowfabric.core.rules.transitions import close_waitpoints
 from flowfabric.core.tokens import sign_waitpoint, token_of
@@ -131,8 +132,17 @@ def close_waitpoint(work: Work, args: CloseWaitpointArgs) -> CloseWaitpointResul
         raise errors.WaitpointNotFound(waitpoint_id=args.waitpoint_id)
     if waitpoint.state != WaitpointState.CLOSED:
         execution = work.edit(execution)
+        before = waitpoint.state
         close_waitpoints(work, execution, (args.waitpoint_id,), args.reason)
         execution.last_mutation_at = work.now
+        log_act(
+            work,
+            "waitpoint_closed",
+            execution=execution,
+            old=before,
+            waitpoint_id=args.waitpoint_id,
+            reason=args.reason,
+        )
     return WaitpointWasClosed()
 
 

@@ -39,9 +39,9 @@ from flowfabric.core.commands import (
     WorkerLeaseSettled,
     WorkerSettled,
 )
-from flowfabric.core.events import Event, Family
 from flowfabric.core.records import WorkerDeath, WorkerRegistration, key_for, worker_identity
 from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import has_lapsed
 from flowfabric.core.rules.reading import find
 from flowfabric.core.rules.transitions import lapse_lease
@@ -181,20 +181,13 @@ def _bury(work: Work, worker: WorkerRegistration, reason: str, silent_ms: int | 
     )
     if work.read(WorkerDeath, death.identity) is None:
         work.add(death)
-    work.publish(
-        Event(
-            family=Family.OPERATOR,
-            name="worker_dead",
-            namespace=worker.namespace,
-            execution_id="",
-            at_ms=work.now,
-            data={
-                "worker_instance_id": worker.worker_instance_id,
-                "worker_id": worker.worker_id,
-                "reason": reason,
-                "actor": work.envelope.actor,
-            },
-        )
+    log_act(
+        work,
+        "worker_dead",
+        namespace=worker.namespace,
+        worker_instance_id=worker.worker_instance_id,
+        worker_id=worker.worker_id,
+        reason=reason,
     )
 
 
