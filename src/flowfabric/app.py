@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from flowfabric.engine.interface import AnyEngine
     from flowfabric.engine.layers import Layer
     from flowfabric.observability.metrics import Metrics
-    from flowfabric.stores.base import Store
+    from flowfabric.observability.tracing import Tracing
+    from flowfabric.stores.base import Durability, Store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +88,7 @@ class FlowFabric:
         layers: what wraps the engine's door, the innermost first; see ``flowfabric.engine.layers``.
         token: what a server knows us by; ``FF_TOKEN`` is used when it is absent.
         metrics: counts what this process does; see ``flowfabric.observability.metrics``.
+        tracing: opens spans for it; see ``flowfabric.observability.tracing``.
         store: a store to use instead of a URL, for tests.
     """
 
@@ -100,16 +102,18 @@ class FlowFabric:
         layers: Iterable[Layer] = (),
         token: str | None = None,
         metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
         store: Store | None = None,
     ) -> None:
         self.url = url or os.environ.get("FF_URL") or DEFAULT_URL
         self.namespace = namespace or os.environ.get("FF_NAMESPACE") or DEFAULT_NAMESPACE
         self.handlers: dict[str, Handler[..., Any]] = {}
-        self._submissions = Submissions(self.handlers, self.namespace)
+        self._submissions = Submissions(self.handlers, self.namespace, self._carried)
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
         self._retention_ms = retention_ms_of(retention)
         self._store = store
         self.metrics = metrics
+        self.tracing = tracing
         self._layers = tuple(layers)
         self._token = token
         self._engine: AnyEngine | None = None
@@ -157,11 +161,13 @@ class FlowFabric:
                 self._scanners.start()
 
     async def _started_engine(self) -> AnyEngine:
-        counting = () if self.metrics is None else (self.metrics.layer,)
-        layers = (*self._layers, *counting)
+        watching = [one.layer for one in (self.metrics, self.tracing) if one is not None]
+        layers = (*self._layers, *watching)
         if is_server(self.url) and self._store is None:
-            remote = server_engine(self.url, self._token, namespace=self.namespace, layers=layers)
-            await remote.start()
+            remote = server_engine(
+                self.url, self._token, namespace=self.namespace, layers=layers, tracing=self.tracing
+            )
+            self._tell_backend(await remote.start())
             return remote
         engine = Engine(
             self._store or store_for(self.url),
@@ -169,13 +175,21 @@ class FlowFabric:
             layers=layers,
             observer=self.metrics,
         )
-        await engine.start()
+        self._tell_backend(await engine.start())
         try:
             await seed_signing_key(engine)
         except BaseException:
             await engine.stop()
             raise
         return engine
+
+    def _tell_backend(self, durability: Durability) -> None:
+        if self.tracing is not None:
+            self.tracing.backend = durability.store
+
+    def _carried(self) -> dict[str, str]:
+        """What travels with every submission besides what the submitter says."""
+        return {} if self.tracing is None else self.tracing.carried()
 
     async def stop(self) -> None:
         """Finish what is in flight and close the store, once everyone who started it has stopped."""
@@ -537,11 +551,17 @@ class FlowFabric:
             namespace=self.namespace,
             options=WorkerOptions(**{"lanes": lanes, **options}),
             observer=self.metrics,
+            tracing=self.tracing,
         )
 
 
 def server_engine(
-    url: str, token: str | None, *, namespace: str | None, layers: Iterable[Layer] = ()
+    url: str,
+    token: str | None,
+    *,
+    namespace: str | None,
+    layers: Iterable[Layer] = (),
+    tracing: Tracing | None = None,
 ) -> AnyEngine:
     """The engine behind a server; not started yet.
 
@@ -555,7 +575,7 @@ def server_engine(
             f"{missing.name} is not installed. Install flowfabric[http] to use a server."
         ) from missing
     known_by = token or os.environ.get("FF_TOKEN")
-    return HttpEngine(url, token=known_by, namespace=namespace, layers=layers)
+    return HttpEngine(url, token=known_by, namespace=namespace, layers=layers, tracing=tracing)
 
 
 def retention_ms_of(given: timedelta | float | None) -> int | None:

@@ -187,6 +187,13 @@ COMMON: Final = (
         has_flag=True,
     ),
     Setting(
+        name="traces",
+        variable="FF_TRACES",
+        read=switch,
+        default=False,
+        summary="send OpenTelemetry traces, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says",
+    ),
+    Setting(
         name="metrics_listen",
         variable="FF_METRICS_LISTEN_ADDR",
         read=address,

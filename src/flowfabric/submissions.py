@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from flowfabric.codec import encode_value
 from flowfabric.contracts.executions import CreateExecutionArgs, CreateExecutionResult, ExecutionDuplicate
+from flowfabric.contracts.limits import TAGS_MAX
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.handlers import Handler, milliseconds
 from flowfabric.minting import new_execution_id
@@ -53,8 +54,14 @@ class SubmitOptions(TypedDict, total=False):
 class Submissions:
     """Makes commands and runs for the handlers and the namespace of one app."""
 
-    def __init__(self, handlers: Mapping[str, Handler[..., Any]], namespace: str) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler[..., Any]],
+        namespace: str,
+        carried: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._handlers = handlers
+        self._carried = carried
         self.namespace = namespace
         self.namespace = namespace
 
@@ -88,11 +95,16 @@ class Submissions:
             priority=priority if priority is not None else (known.priority if known else 0),
             creator_identity=options.get("creator") or "",
             idempotency_key=None if key is None else key,
-            tags=options.get("tags") or {},
+            tags=self._tags(options.get("tags") or {}),
             policy=_submitted_policy(_limited_policy(options), known),
             delay_until=delay_until,
             execution_deadline_at=None if deadline is None else round(deadline.timestamp() * 1_000),
         )
+
+    def _tags(self, own: dict[str, str]) -> dict[str, str]:
+        """The submitter's tags, and what is carried along as long as there is room for it."""
+        carried = self._carried()
+        return {**carried, **own} if carried and len(own) + len(carried) <= TAGS_MAX else own
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""Metrics of the processes that the command line starts: a server, a worker."""
+"""Metrics and traces of the processes that the command line starts: a server, a worker."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flowfabric.engine.scanners.duties import Duty
     from flowfabric.observability.exposing import Exposed
     from flowfabric.observability.metrics import Metrics
+    from flowfabric.observability.tracing import Tracing
 
 
 def make_metrics() -> Metrics:
@@ -35,6 +36,22 @@ def make_metrics() -> Metrics:
     metrics = Metrics()
     metrics.observe_process()
     return metrics
+
+
+def make_tracing() -> Tracing:
+    """Send the traces of this process to where the variables of OpenTelemetry say.
+
+    Raises:
+        UsageError: the library for it is not installed.
+    """
+    try:
+        from flowfabric.observability.tracing import Tracing
+
+        return Tracing.exporting()
+    except ModuleNotFoundError as missing:
+        raise UsageError(
+            f"{missing.name} is not installed. Install flowfabric[otel] to send traces."
+        ) from missing
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flowfabric.app import retention_ms_of, seed_signing_key
 from flowfabric.cli.configuring import settings_file, settings_flags, warn_of_unread_variables
 from flowfabric.cli.exits import OK, UsageError
-from flowfabric.cli.measuring import exposing, make_metrics
+from flowfabric.cli.measuring import exposing, make_metrics, make_tracing
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import run
 from flowfabric.cli.working import SURVIVES
@@ -87,16 +87,19 @@ async def _serve(arguments: Namespace, settings: Settings, kept_ms: int | None) 
     warn_of_unread_variables()
     url = arguments.url_given or os.environ.get("FF_URL") or DEFAULT_URL
     metrics = make_metrics() if settings.options.metrics or settings.metrics_listen else None
-    layers = () if metrics is None else (metrics.layer,)
+    tracing = make_tracing() if settings.traces else None
+    layers = [one.layer for one in (metrics, tracing) if one is not None]
     async with Engine(store_for(url), layers=layers, observer=metrics) as engine:
         await seed_signing_key(engine)
+        if tracing is not None and engine.durability is not None:
+            tracing.backend = engine.durability.store
         done = with_intervals(duties(retention_ms=kept_ms), settings.intervals)
         scanners = Scanners(engine, done)
         scanners.start()
         try:
             with exposing(metrics, engine, done, settings.metrics_listen) as exposed:
                 _announce(engine, settings, as_json=arguments.json)
-                await make_server(engine, settings, scanners, exposed).serve()
+                await make_server(engine, settings, scanners, exposed, tracing).serve()
         finally:
             await scanners.stop()
 

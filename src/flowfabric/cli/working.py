@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowfabric.app import FlowFabric
 from flowfabric.cli.configuring import warn_of_unread_variables, worker_settings
 from flowfabric.cli.exits import INTERRUPTED, OK, UsageError
-from flowfabric.cli.measuring import exposing, make_metrics
+from flowfabric.cli.measuring import exposing, make_metrics, make_tracing
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import run
 from flowfabric.contracts.ids import Namespace as NamespaceName
@@ -114,6 +114,8 @@ async def _serve(app: FlowFabric, arguments: Namespace, settings: dict[str, Any]
     listen = settings["metrics_listen"]
     if listen and app.metrics is None:
         app.metrics = make_metrics()
+    if settings["traces"] and app.tracing is None:
+        app.tracing = make_tracing()
     try:
         async with app:
             engine = app.engine if isinstance(app.engine, Engine) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -41,6 +41,10 @@ from flowfabric.errors import InvalidInput
 Payload: TypeAlias = Annotated[bytes, Meta(max_length=PAYLOAD_BYTES_MAX)]
 ResultPayload: TypeAlias = Annotated[bytes, Meta(max_length=RESULT_BYTES_MAX)]
 Percent: TypeAlias = Annotated[int, Meta(ge=0, le=100)]
+
+
+TRACE_TAGS: Final = {"traceparent": "w3c.traceparent", "tracestate": "w3c.tracestate"}
+"""The tags in which the trace of a submitter travels, by the headers whose values they have."""
 
 
 class ExecutionCreated(Outcome, tag="Created"):

@@ -85,15 +85,17 @@ class Tracer(Protocol):
         """A span that is open for as long as the context is. It sees exceptions pass."""
 
 
-_TRACED: Final = (
-    "execution_id",
-    "lane_id",
-    "attempt_index",
-    "worker_id",
-    "worker_instance_id",
-    "waitpoint_id",
-)
-"""The fields of commands that a span tells. None of them holds content or a secret."""
+_TRACED: Final = {
+    "execution_id": "execution_id",
+    "flow_id": "flow_id",
+    "lane_id": "lane",
+    "attempt_index": "attempt_index",
+    "worker_id": "worker_id",
+    "worker_instance_id": "worker_instance_id",
+    "waitpoint_id": "waitpoint_id",
+}
+"""The fields of commands that a span tells, and how it calls them. None holds content or a secret."""
+_FENCED: Final = ("lease_id", "lease_epoch", "attempt_id")
 
 
 class Traced:
@@ -136,7 +138,10 @@ class Traced:
 
 
 def _attributes(command: Command[Any], namespace: str | None) -> dict[str, str | int]:
-    values: dict[str, str | int | None] = {name: getattr(command, name, None) for name in _TRACED}
+    values: dict[str, Any] = {shown: getattr(command, name, None) for name, shown in _TRACED.items()}
+    fence = getattr(command, "fence", None)
+    if fence is not None:
+        values.update({name: getattr(fence, name) for name in _FENCED})
     values["namespace"] = namespace
     return {name: value for name, value in values.items() if value is not None}
 

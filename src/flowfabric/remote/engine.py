@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 import httpx
 import msgspec
@@ -32,6 +32,7 @@ from flowfabric.stores.base import Durability
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from flowfabric.contracts.base import Command
     from flowfabric.engine.layers import Door, Layer
@@ -71,6 +72,20 @@ class Errand(msgspec.Struct):
     request_id: str
     namespace: str | None
     answer: asyncio.Future[Any]
+    caller: Any = None
+    """The span in which it was asked for, if there are spans."""
+
+
+class RequestTracing(Protocol):
+    """What opens a span around each request with commands."""
+
+    def caller(self) -> Any:
+        """The span in which we are."""
+
+    def asking(
+        self, method: str, route: str, callers: Iterable[Any]
+    ) -> AbstractContextManager[dict[str, str]]:
+        """The span of a request that carries commands of these callers. Yields its headers."""
 
 
 class Outside:
@@ -122,6 +137,7 @@ class HttpEngine(Subscribing):
         namespace: the namespace of commands that do not name another.
         layers: what wraps the door, the innermost first.
         transport: how requests are sent, for tests.
+        tracing: opens spans for requests.
     """
 
     def __init__(
@@ -132,6 +148,7 @@ class HttpEngine(Subscribing):
         namespace: str | None = None,
         layers: Iterable[Layer] = (),
         transport: httpx.AsyncBaseTransport | None = None,
+        tracing: RequestTracing | None = None,
     ) -> None:
         self.namespace = namespace
         self.notifier = Notifier()
@@ -139,6 +156,7 @@ class HttpEngine(Subscribing):
         self._url = url
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._transport = transport
+        self._tracing = tracing
         self._client: httpx.AsyncClient | None = None
         self._closing = False
         self._queue: list[Errand] = []
@@ -238,6 +256,7 @@ class HttpEngine(Subscribing):
             request_id or self._new_request_id(),
             self.namespace if namespace is None else namespace,
             asyncio.get_running_loop().create_future(),
+            None if self._tracing is None else self._tracing.caller(),
         )
         self._queue.append(errand)
         if len(self._senders) < REQUESTS_MAX:
@@ -251,11 +270,13 @@ class HttpEngine(Subscribing):
         """Send a command in a request of its own, which may take as long as the command says."""
         self._require_running()
         kind = type(command)
+        caller = None if self._tracing is None else self._tracing.caller()
         data = await self._post(
             f"/v1/commands/{operation_name(kind)}",
             pack(command, MSGPACK),
             {"Idempotency-Key": request_id or self._new_request_id()},
             self.namespace if namespace is None else namespace,
+            [caller],
         )
         answer: R = unpack(data, result_type_of(kind), MSGPACK)
         return answer
@@ -271,7 +292,8 @@ class HttpEngine(Subscribing):
         """Send commands of one namespace, and give each its answer."""
         try:
             asked = {"commands": [_asked(errand) for errand in batch]}
-            data = await self._post("/v1/commands", pack(asked, MSGPACK), {}, namespace)
+            callers = [errand.caller for errand in batch]
+            data = await self._post("/v1/commands", pack(asked, MSGPACK), {}, namespace, callers)
             answers = unpack(data, ManyTold, MSGPACK).answers
             for errand, told in zip(batch, answers, strict=True):
                 _settle(errand, told)
@@ -280,10 +302,15 @@ class HttpEngine(Subscribing):
                 if not errand.answer.done():
                     errand.answer.set_exception(error)
 
-    async def _post(self, path: str, body: bytes, headers: dict[str, str], namespace: str | None) -> bytes:
+    async def _post(
+        self, path: str, body: bytes, headers: dict[str, str], namespace: str | None, callers: list[Any]
+    ) -> bytes:
         bounds = {} if namespace is None else {"FlowFabric-Namespace": namespace}
         sent = {"Content-Type": MSGPACK, **headers, **bounds}
-        return (await self._request("POST", path, content=body, headers=sent)).content
+        if self._tracing is None:
+            return (await self._request("POST", path, content=body, headers=sent)).content
+        with self._tracing.asking("POST", path, callers) as carried:
+            return (await self._request("POST", path, content=body, headers={**sent, **carried})).content
 
     async def _get(self, path: str, **query: str | int) -> dict[str, Any]:
         answer = await self._request("GET", path, params=query)

@@ -14,7 +14,8 @@ from flowfabric.server.access import TokenEntry
 from flowfabric.server.calls import refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from flowfabric.engine.engine import Engine
@@ -108,6 +109,15 @@ class Watched(Protocol):
         """Requests were cut off, because the server had to end."""
 
 
+class RequestTracing(Protocol):
+    """What opens a span around each request."""
+
+    def serving(
+        self, method: str, headers: Iterable[tuple[bytes, bytes]]
+    ) -> AbstractContextManager[Callable[[str | None, int, str], None]]:
+        """The span of a request. Yields what to call with its route, its status and its id."""
+
+
 class Service:
     """One server's shared state. It is made before the first request and ends after the last."""
 
@@ -118,11 +128,13 @@ class Service:
         *,
         scanners: Scanners | None = None,
         watched: Watched | None = None,
+        tracing: RequestTracing | None = None,
     ) -> None:
         self.engine = engine
         self.options = options
         self.scanners = scanners
         self.watched = watched
+        self.tracing = tracing
         self.changes = Changes(engine.notifier)
         self.waiting = 0
         """How many requests wait for something to happen."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from flowfabric.engine.engine import Engine
     from flowfabric.engine.scanners import Scanners
-    from flowfabric.server.service import Watched
+    from flowfabric.server.service import RequestTracing, Watched
     from flowfabric.server.settings import Settings
 
 log = logging.getLogger("flowfabric.server")
@@ -107,7 +107,11 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    engine: Engine, settings: Settings, scanners: Scanners | None = None, watched: Watched | None = None
+    engine: Engine,
+    settings: Settings,
+    scanners: Scanners | None = None,
+    watched: Watched | None = None,
+    tracing: RequestTracing | None = None,
 ) -> Server:
     """The server of an engine that is started. ``await server.serve()`` runs it.
 
@@ -116,8 +120,9 @@ def make_server(
         settings: how.
         scanners: the background duties of its process; it is ready while they are alive.
         watched: the metrics of its process.
+        tracing: opens spans for its requests.
     """
-    service = Service(engine, settings.options, scanners=scanners, watched=watched)
+    service = Service(engine, settings.options, scanners=scanners, watched=watched, tracing=tracing)
     config = uvicorn.Config(
         make_app(service),
         host=settings.host,

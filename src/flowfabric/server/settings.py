@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_timeout_ms: int
     log_format: str
     log_level: str
+    traces: bool
     intervals: dict[str, int | None]
     """The longest pauses of duties that were set; None turns a duty off."""
 

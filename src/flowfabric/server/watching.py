@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.observability.logs import bound
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from flowfabric.server.service import Service
@@ -28,12 +32,20 @@ CLIENT_GONE: Final = 499
 """Stands for the answer that nobody waited for."""
 
 
+def _tell_nobody(route: str | None, status: int, request_id: str) -> None:
+    """Stands for the end of a span that is none."""
+
+
+_NO_SPAN: Final = nullcontext(_tell_nobody)
+
+
 class Watch:
     """Sees every request with its answer, and how long that took."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._watched = service.watched
+        self._tracing = service.tracing
         self._is_logging = service.options.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,11 +64,18 @@ class Watch:
                 message["headers"] = [*message.get("headers", ()), (REQUEST_ID, request_id.encode())]
             await send(message)
 
-        with bound(request_id=request_id):
+        with bound(request_id=request_id), self._span(scope) as tell:
             try:
                 await self._app(scope, receive, send_named)
             finally:
+                tell(scope.get(TEMPLATE), status, request_id)
                 self._tell(scope, status, time.perf_counter() - began)
+
+    def _span(self, scope: Scope) -> AbstractContextManager[Callable[[str | None, int, str], None]]:
+        """The span of a request; nothing without spans."""
+        if self._tracing is None:
+            return _NO_SPAN
+        return self._tracing.serving(scope["method"], scope["headers"])
 
     def _tell(self, scope: Scope, status: int, elapsed_s: float) -> None:
         method, path = scope["method"], scope.get(TEMPLATE)

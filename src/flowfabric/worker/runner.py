@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flowfabric import errors
 from flowfabric.codec import decode_value, encode_value, require_size
@@ -32,6 +32,7 @@ from flowfabric.worker.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.leases import ClaimedWork
@@ -43,6 +44,15 @@ log = logging.getLogger("flowfabric.worker")
 LEASE_HOLDER = "lease_holder"
 
 
+class RunTracing(Protocol):
+    """What opens a span around each run of a handler."""
+
+    def running(
+        self, claim: ClaimedWork, worker_instance_id: str
+    ) -> AbstractContextManager[Callable[[str], None]]:
+        """The span of a run. Yields what to call with a category if the attempt fails."""
+
+
 class Runner:
     """Runs handlers for one worker."""
 
@@ -52,13 +62,16 @@ class Runner:
         handlers: Mapping[str, Handler[..., Any]],
         namespace: str,
         heartbeat: Heartbeat,
+        *,
         instance_id: str,
+        tracing: RunTracing | None = None,
     ) -> None:
         self._engine = engine
         self._handlers = handlers
         self._namespace = namespace
         self._heartbeat = heartbeat
         self._instance_id = instance_id
+        self._tracing = tracing
 
     async def run(self, lease: HeldLease, when_over: Callable[[], None]) -> None:
         """Run what was claimed to its end, its suspension, or the loss of its lease.
@@ -68,9 +81,15 @@ class Runner:
             when_over: called when the handler has ended, before its outcome is reported.
         """
         with bound(**_log_fields(lease.claim), worker_instance_id=self._instance_id):
-            await self._run(lease, when_over)
+            if self._tracing is None:
+                await self._run(lease, when_over)
+                return
+            with self._tracing.running(lease.claim, self._instance_id) as tell_failed:
+                report = await self._run(lease, when_over)
+                if isinstance(report, FailExecutionArgs):
+                    tell_failed(report.failure_category)
 
-    async def _run(self, lease: HeldLease, when_over: Callable[[], None]) -> None:
+    async def _run(self, lease: HeldLease, when_over: Callable[[], None]) -> Command[Any] | None:
         lease.run = asyncio.current_task()
         leased = LeasedEngine(self._engine, self._namespace)
         try:
@@ -80,6 +99,7 @@ class Runner:
             when_over()
         if report is not None:
             await self._report(report, lease)
+        return report
 
     async def _outcome(self, lease: HeldLease, leased: LeasedEngine) -> Command[Any] | None:
         """Call the handler and turn what comes of it into a command; None to report nothing."""

@@ -25,7 +25,7 @@ from flowfabric.engine.notifier import claimable_topic
 from flowfabric.minting import new_uuid4
 from flowfabric.worker.heartbeat import Heartbeat, HeldLease, Stop
 from flowfabric.worker.registration import Registration
-from flowfabric.worker.runner import Runner
+from flowfabric.worker.runner import Runner, RunTracing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,7 @@ class Worker:
         namespace: str,
         options: WorkerOptions | None = None,
         observer: WorkerObserver | None = None,
+        tracing: RunTracing | None = None,
     ) -> None:
         self.options = _checked(options or WorkerOptions())
         self.instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_uuid4()[:8]}"
@@ -89,7 +90,9 @@ class Worker:
         self._claim_args = self._make_claim_args(handlers)
         self._heartbeat = Heartbeat(engine, namespace, self.options.lease_ttl_ms)
         self._registration = Registration(engine, self._make_registration())
-        self._runner = Runner(engine, handlers, namespace, self._heartbeat, self.instance_id)
+        self._runner = Runner(
+            engine, handlers, namespace, self._heartbeat, instance_id=self.instance_id, tracing=tracing
+        )
         self._running: set[asyncio.Task[None]] = set()
         self._busy = 0
         """Handlers that have not ended. Their runs go on until the outcome is on disk."""

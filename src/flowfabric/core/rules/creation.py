@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.executions import (
+    TRACE_TAGS,
     CreateExecutionArgs,
     CreateExecutionResult,
     ExecutionCreated,
@@ -158,10 +159,16 @@ def request_digest(args: CreateExecutionArgs) -> bytes:
         args.input_payload,
         args.payload_encoding,
         args.priority,
-        args.tags,
+        _own_tags(args.tags),
         None if args.policy is None else replace(args.policy, delay_until=None),
     )
     return hashlib.sha256(_encode_sorted(content)).digest()
+
+
+def _own_tags(tags: dict[str, str]) -> dict[str, str]:
+    """The tags that say what is asked for; the trace in which it is asked does not."""
+    carried = TRACE_TAGS.values()
+    return {key: value for key, value in tags.items() if key not in carried} if tags else tags
 
 
 def idempotency_window_ms(policy: ExecutionPolicy | None) -> int:
