@@ -38,6 +38,8 @@ def concrete(route: Route) -> str:
         "{waitpoint_id}": "0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22",
         "{attempt_index}": "0",
         "{worker_id}": "w",
+        "{edge_id}": "0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22",
+        "{quota_policy_id}": "0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22",
         "{operation}": "server_time",
     }.items():
         path = path.replace(name, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,8 +15,8 @@ from flowfabric.cli.output import (
     shown_age,
     table_lines,
 )
-from flowfabric.cli.session import open_engine, open_store, run
-from flowfabric.cli.values import duration_ms, json_payload
+from flowfabric.cli.session import open_engine, run
+from flowfabric.cli.values import json_payload
 from flowfabric.contracts.flows import (
     AnyOfEdges,
     CancelFlowArgs,
@@ -28,62 +27,24 @@ from flowfabric.contracts.flows import (
     IncomingEdges,
     ListEdgesArgs,
     ListFlowMembersArgs,
+    ListFlowsArgs,
     PartiallyCancelled,
     QuorumOfEdges,
 )
 from flowfabric.core.instants import shown_time
-from flowfabric.core.records import Flow as FlowRecord
-from flowfabric.core.records import FlowProgress, key_for
-from flowfabric.core.rules.graph import flow_state
-from flowfabric.engine.listing import load_records
 from flowfabric.errors import FlowNotFound
-from flowfabric.flows import Flow, FlowRun, Join, Member, all_of, any_of, quorum
-from flowfabric.submissions import Submissions, SubmitOptions
+from flowfabric.flow_documents import read_flow
+from flowfabric.flows import Flow, FlowRun
+from flowfabric.submissions import Submissions
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from flowfabric.engine.engine import Engine
     from flowfabric.engine.interface import AnyEngine
 
 
 MEMBERS_DRAWN_MAX: Final = 200
 """How many members ``flow show`` draws; ``flow members`` lists all."""
-
-
-class JoinInFile(msgspec.Struct, forbid_unknown_fields=True):
-    """``{"any_of": ["a", "b"]}`` or ``{"quorum": 2, "of": ["a", "b", "c"]}``."""
-
-    any_of: list[str] = msgspec.field(default_factory=list)
-    quorum: int = 0
-    of: list[str] = msgspec.field(default_factory=list)
-    cancel_remaining: bool = True
-
-
-class MemberInFile(msgspec.Struct, forbid_unknown_fields=True):
-    """One member: its kind, its input, and what it comes after."""
-
-    kind: str
-    input: Any = None
-    after: str | list[str] | JoinInFile = msgspec.field(default_factory=list)
-    lane: str | None = None
-    priority: int | None = None
-    delay: str | None = None
-    tags: dict[str, str] | None = None
-
-    @property
-    def upstreams(self) -> list[str]:
-        """The names of the members that it comes after."""
-        if isinstance(self.after, JoinInFile):
-            return self.after.any_of or self.after.of
-        return [self.after] if isinstance(self.after, str) else self.after
-
-
-class FlowInFile(msgspec.Struct, forbid_unknown_fields=True):
-    """A flow: its kind, and its members by name in any order."""
-
-    kind: str
-    members: dict[str, MemberInFile]
 
 
 def manage_flows(arguments: Namespace) -> int:
@@ -124,94 +85,35 @@ def _read_flow(path: str) -> Flow:
     """
     data = json_payload(path if path == "-" else f"@{path}", "the flow")
     try:
-        found = msgspec.json.decode(data, type=FlowInFile)
-        return _build(found)
-    except (msgspec.ValidationError, ValueError, ArgumentTypeError) as error:
+        return read_flow(data, creator="cli")
+    except ValueError as error:
         raise UsageError(f"{path} has no flow: {error}. Nothing was submitted.") from error
-
-
-def _build(found: FlowInFile) -> Flow:
-    flow = Flow(found.kind)
-    waiting = dict(found.members)
-    while waiting:
-        ready = [name for name, member in waiting.items() if flow.members.keys() >= set(member.upstreams)]
-        if not ready:
-            raise ValueError(f"member {min(waiting)!r} comes after itself, or after one that is not there")
-        for name in ready:
-            member = waiting.pop(name)
-            flow.add(
-                member.kind, member.input, after=_join(member, flow.members), name=name, **_options(member)
-            )
-    return flow
-
-
-def _join(member: MemberInFile, members: dict[str, Member[Any]]) -> Join:
-    upstreams = [members[name] for name in member.upstreams]
-    after = member.after
-    if not isinstance(after, JoinInFile):
-        return all_of(*upstreams)
-    if bool(after.any_of) == bool(after.quorum and after.of):
-        raise ValueError('\'after\' is a name, a list of names, {"any_of": …} or {"quorum": k, "of": …}')
-    if after.any_of:
-        return any_of(*upstreams, cancel_remaining=after.cancel_remaining)
-    return quorum(after.quorum, upstreams, cancel_remaining=after.cancel_remaining)
-
-
-def _options(member: MemberInFile) -> SubmitOptions:
-    delay = None if member.delay is None else duration_ms(member.delay) / 1_000
-    return SubmitOptions(
-        lane=member.lane, priority=member.priority, delay=delay, tags=member.tags, creator="cli"
-    )
 
 
 # Looking
 
 
 async def _list(arguments: Namespace) -> int:
-    async with open_store(arguments) as engine:
-        keys = await engine.store.list_keys(
-            "flow/",
-            after=None if arguments.cursor is None else f"flow/{arguments.cursor}",
-            limit=arguments.limit,
-        )
-        rows = await _summaries(engine, keys)
+    async with open_engine(arguments) as engine:
+        page = await engine.execute(ListFlowsArgs(cursor=arguments.cursor, limit=arguments.limit))
         now = await engine.now()
-    more = keys[-1].removeprefix("flow/") if len(keys) == arguments.limit else None
     if arguments.json:
-        print_json({"flows": rows, "next_cursor": more})
+        print_json(page)
         return OK
     table = [
         [
-            row["flow_id"],
-            row["state"],
-            row["kind"],
-            f"{row['ended']}/{row['members']}",
-            shown_age(row["created_at"], now),
+            row.flow_id,
+            row.public_flow_state,
+            row.flow_kind,
+            f"{row.ended_count}/{row.node_count}",
+            shown_age(row.created_at, now),
         ]
-        for row in rows
+        for row in page.flows
     ]
     print_table(["FLOW", "STATE", "KIND", "ENDED", "CREATED"], table, flexible=2)
-    if more is not None:
-        print_note(f"there is more: add --cursor '{more}'")
+    if page.next_cursor is not None:
+        print_note(f"there is more: add --cursor '{page.next_cursor}'")
     return OK
-
-
-async def _summaries(engine: Engine, keys: list[str]) -> list[dict[str, Any]]:
-    flows = await load_records(engine.store, keys)
-    progress_keys = [key_for(FlowProgress, key.partition("/")[2]) for key in keys]
-    return [
-        {
-            "flow_id": flow.flow_id,
-            "kind": flow.flow_kind,
-            "state": flow_state(flow, progress),
-            "members": flow.node_count,
-            "ended": sum(progress.outcomes.values()),
-            "created_at": flow.created_at,
-        }
-        for flow, progress in zip(flows, await load_records(engine.store, progress_keys), strict=True)
-        if isinstance(flow, FlowRecord) and isinstance(progress, FlowProgress)
-        if flow.namespace == engine.namespace
-    ]
 
 
 async def _show(arguments: Namespace) -> int:

@@ -602,6 +602,11 @@ class FlowSummary(Value):
     flow_id: FlowId
     created_at: TimestampMs
     status: FlowStatus
+    flow_kind: str = ""
+    public_flow_state: str = ""
+    node_count: Amount = 0
+    ended_count: Amount = 0
+    """How many members have ended, in whatever way."""
 
 
 class ListFlowsPage(Value):
@@ -612,9 +617,14 @@ class ListFlowsPage(Value):
 
 
 class ListFlowsArgs(Command[ListFlowsPage]):
-    """List the flows of one partition, in the order of their ids."""
+    """List flows after a cursor, of one partition or of all.
 
-    partition: PartitionIndex
+    Those of one partition come in the order of their ids, those of all in the store's order of
+    keys. One call looks at about 5,000 flows at most, so where others have most of them a page may
+    be short, or empty, and have a cursor to go on with all the same.
+    """
+
+    partition: PartitionIndex | None = None
     cursor: FlowId | None = None
     limit: Annotated[int, Meta(ge=0, le=PAGE_ROWS_MAX)] = _PAGE
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from flowfabric.engine.engine import Engine
 
 MEMBERS_PER_BATCH: Final = 256
+FLOWS_LOOKED_AT_MAX: Final = 5_000
+FLOW_KEYS: Final = key_for(Flow, "")
+"""How the keys of flows begin."""
 
 STATUS_OF_STATE: Final = {
     COMPLETED: FlowStatus.COMPLETED,
@@ -88,7 +91,9 @@ async def _cancel_members(engine: Engine, flow_id: str, count: int) -> tuple[str
 
 @operation(ListFlowsArgs)
 async def list_flows(engine: Engine, args: ListFlowsArgs, envelope: Envelope) -> ListFlowsPage:
-    """The flows of one partition in the order of their ids."""
+    """A page of flows, of one partition or of all."""
+    if args.partition is None:
+        return await _list_everywhere(engine, args, envelope)
     scope = scope_of(envelope.namespace or EVERYWHERE, str(args.partition))
     after = None if args.cursor is None else (0, f"{{fp:{args.partition}}}:{args.cursor}")
     rows = await engine.store.read_index(FLOWS, scope, after=after, limit=args.limit + 1)
@@ -97,7 +102,26 @@ async def list_flows(engine: Engine, args: ListFlowsArgs, envelope: Envelope) ->
     return ListFlowsPage(flows=tuple(await _summaries(engine, shown)), next_cursor=last)
 
 
-async def _summaries(engine: Engine, identities: list[str]) -> list[FlowSummary]:
+async def _list_everywhere(engine: Engine, args: ListFlowsArgs, envelope: Envelope) -> ListFlowsPage:
+    """Walk over the keys of flows, which no index has of all partitions together."""
+    found: list[FlowSummary] = []
+    after = None if args.cursor is None else key_for(Flow, flow_identity(args.cursor))
+    looked = 0
+    while len(found) < args.limit and looked < FLOWS_LOOKED_AT_MAX:
+        wanted = args.limit - len(found)
+        keys = await engine.store.list_keys(FLOW_KEYS, after=after, limit=wanted)
+        found += await _summaries(engine, [key.removeprefix(FLOW_KEYS) for key in keys], envelope.namespace)
+        looked += len(keys)
+        if len(keys) < wanted:
+            return ListFlowsPage(flows=tuple(found))
+        after = keys[-1]
+    last = None if after is None else split_tag(after.removeprefix(FLOW_KEYS))[0]
+    return ListFlowsPage(flows=tuple(found), next_cursor=last)
+
+
+async def _summaries(
+    engine: Engine, identities: list[str], namespace: str | None = None
+) -> list[FlowSummary]:
     flows = await load_records(engine.store, [key_for(Flow, identity) for identity in identities])
     progresses = await load_records(
         engine.store, [key_for(FlowProgress, identity) for identity in identities]
@@ -107,7 +131,12 @@ async def _summaries(engine: Engine, identities: list[str]) -> list[FlowSummary]
             flow_id=flow.flow_id,
             created_at=flow.created_at,
             status=STATUS_OF_STATE.get(flow_state(flow, progress), FlowStatus.ACTIVE),
+            flow_kind=flow.flow_kind,
+            public_flow_state=flow_state(flow, progress),
+            node_count=flow.node_count,
+            ended_count=sum(progress.outcomes.values()),
         )
         for flow, progress in zip(flows, progresses, strict=True)
         if isinstance(flow, Flow) and isinstance(progress, FlowProgress) and flow.removing_since is None
+        if namespace in (None, flow.namespace)
     ]

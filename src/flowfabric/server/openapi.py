@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.contracts.packed import JSON, MSGPACK
@@ -10,14 +9,13 @@ from flowfabric.contracts.schema import Form, Schema, Schemas
 from flowfabric.core.registry import result_type_of
 from flowfabric.server.live import EVENT_STREAM
 from flowfabric.server.permissions import roles_for
-from flowfabric.server.routes.table import ROUTES, EventText, PlainText, Route
+from flowfabric.server.routes.table import PATH_FIELD, ROUTES, EventText, PlainText, Route
 from flowfabric.version import installed_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VERSION: Final = "3.1.0"
-_PATH_FIELD: Final = re.compile(r"\{(\w+)\}")
 _OCTETS: Final = "application/octet-stream"
 _TEXT: Final = "text/plain"
 _PROBLEM: Final[Schema] = {
@@ -98,7 +96,7 @@ def _operation(route: Route, public: Schemas, plain: Schemas) -> dict[str, Any]:
         described["security"] = [{"token": []}]
         described["description"] = f"Needs one of the roles: {', '.join(sorted(route.roles))}."
     if route.body is not None:
-        fields = set(_PATH_FIELD.findall(route.path))
+        fields = set(PATH_FIELD.findall(route.path))
         forms = (JSON, MSGPACK) if route.form is Form.PLAIN else (JSON,)
         described["requestBody"] = _body(_without(schemas.of(route.body), fields, schemas), *forms)
     if route.method != "GET":
@@ -111,7 +109,7 @@ def _operation(route: Route, public: Schemas, plain: Schemas) -> dict[str, Any]:
 def _path_parameters(route: Route) -> list[Schema]:
     return [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for name in _PATH_FIELD.findall(route.path)
+        for name in PATH_FIELD.findall(route.path)
     ]
 
 

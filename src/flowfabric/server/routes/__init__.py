@@ -1,6 +1,17 @@
 """Every route of the server. Importing the modules registers their rows."""
 
-from flowfabric.server.routes import admin, budgets, commands, executions, flows, live, metrics, streams
+from flowfabric.server.routes import (
+    admin,
+    budgets,
+    commands,
+    executions,
+    flows,
+    live,
+    metrics,
+    runs,
+    streams,
+    views,
+)
 from flowfabric.server.routes.table import ROUTES, Route
 
 __all__ = [
@@ -13,5 +24,7 @@ __all__ = [
     "flows",
     "live",
     "metrics",
+    "runs",
     "streams",
+    "views",
 ]

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from flowfabric import errors
 from flowfabric.contracts.cursors import BEGINNING, StreamCursor
 from flowfabric.contracts.events import FROM_NOW, FROM_START, Family, TailEventsArgs
-from flowfabric.contracts.ids import parse_execution_id
+from flowfabric.contracts.ids import parse_execution_id, parse_uuid
 from flowfabric.contracts.schema import Form
 from flowfabric.server.access import Role
 from flowfabric.server.live import END, LiveResponse
@@ -36,6 +36,13 @@ FAMILIES = Parameter(
     "the kinds of events, separated by commas; all of them when absent",
     {"type": "string", "pattern": f"^({'|'.join(Family)})(,({'|'.join(Family)}))*$"},
 )
+LOG_QUERY = {
+    "families": FAMILIES,
+    "execution_id": text("only of this execution"),
+    "flow_id": text("only of this flow and its members"),
+    "tag": text("only of executions that have this tag, as key=value"),
+}
+"""Which events of the log are asked for."""
 AFTER = text("the place to go on behind, as in Last-Event-ID: start, or the id of the last message")
 
 
@@ -45,23 +52,11 @@ AFTER = text("the place to go on behind, as in Last-Event-ID: start, or the id o
     Role.READ,
     statuses={200: EventText, 204: None},
     form=Form.PLAIN,
-    query={
-        "families": FAMILIES,
-        "after": AFTER,
-        "execution_id": text("only of this execution"),
-        "flow_id": text("only of this flow and its members"),
-        "tag": text("only of executions that have this tag, as key=value"),
-    },
+    query={**LOG_QUERY, "after": AFTER},
 )
 async def follow_events(call: Call) -> Response:
     """Follow the log of events, from now on or from a place."""
-    execution_id, tag = call.query("execution_id"), call.query("tag")
-    asked = TailEventsArgs(
-        families=families_of(call),
-        execution_id=None if execution_id is None else parse_execution_id(execution_id),
-        flow_id=call.query("flow_id"),
-        tag=None if tag is None else _tag_of(tag),
-    )
+    asked = log_asked(call)
     return await followed(call, lambda place: EventSource(call, replace(asked, after=place or FROM_NOW)))
 
 
@@ -119,6 +114,21 @@ async def follow_flow(call: Call) -> Response:
         return FlowSource(call, flow_id, TailEventsArgs(families=families, after=place or FROM_NOW))
 
     return await followed(call, from_place)
+
+
+def log_asked(call: Call) -> TailEventsArgs:
+    """Which events of the log the query asks for.
+
+    Raises:
+        InvalidInput: an id, a tag or a kind is none.
+    """
+    execution_id, flow_id, tag = call.query("execution_id"), call.query("flow_id"), call.query("tag")
+    return TailEventsArgs(
+        families=families_of(call),
+        execution_id=None if execution_id is None else parse_execution_id(execution_id),
+        flow_id=None if flow_id is None else parse_uuid(flow_id, "flow_id"),
+        tag=None if tag is None else _tag_of(tag),
+    )
 
 
 def place_of(call: Call) -> str | None:

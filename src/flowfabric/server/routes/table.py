@@ -66,10 +66,10 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def template(self) -> str:
         """The path as clients know it, with short names for what varies."""
-        return _NAMES.sub(lambda found: f"{{{_SHORT.get(found[1], found[1])}}}", self.path)
+        return PATH_FIELD.sub(lambda found: f"{{{_SHORT.get(found[1], found[1])}}}", self.path)
 
 
-_NAMES: Final = re.compile(r"\{(\w+)\}")
+PATH_FIELD: Final = re.compile(r"\{(\w+)\}")
 _SHORT: Final = {"execution_id": "id", "flow_id": "id", "budget_id": "id", "attempt_index": "idx"}
 
 
