@@ -79,7 +79,7 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
     refuse_submission_in_lane(lane)
     _require_reserved(work, args)
     policy = resolve_names(args.policy, args.namespace)
-    require_known(work, policy, args.namespace)
+    require_known(work, args.policy, args.namespace)
     execution = Execution(
         execution_id=args.execution_id,
         namespace=args.namespace,

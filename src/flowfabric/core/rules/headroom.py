@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from flowfabric import errors
+from flowfabric.contracts.ids import budget_id_of, quota_policy_id_of
 from flowfabric.contracts.states import BlockingReason
 from flowfabric.core.commands import (
     CancelForBudgetArgs,
@@ -71,19 +72,26 @@ BUDGET_BREACHED: Final = "budget_exceeded"
 def require_known(work: Work, policy: ExecutionPolicy | None, namespace: str) -> None:
     """Refuse a policy that names what is not there, so that a typing error is noticed at once.
 
+    Args:
+        work: what the rule may read.
+        policy: as it was given, with names or ids.
+        namespace: where they have to be.
+
     Raises:
         BudgetNotFound, QuotaPolicyNotFound: it does not exist, or belongs to another namespace.
     """
     if policy is None:
         return
-    ids = policy.budget_ids or ()
-    for budget_id, budget in zip(ids, work.read_all(Budget, map(budget_identity, ids)), strict=True):
+    ids = {name: budget_id_of(namespace, name) for name in policy.budget_ids or ()}
+    budgets = work.read_all(Budget, map(budget_identity, ids.values()))
+    for (name, budget_id), budget in zip(ids.items(), budgets, strict=True):
         if budget is None or budget.namespace != namespace:
-            raise errors.BudgetNotFound(budget_id=budget_id)
+            raise errors.BudgetNotFound(name=name, budget_id=budget_id)
     if policy.quota_policy_id is not None:
-        quota = work.read(QuotaPolicy, quota_identity(policy.quota_policy_id))
+        quota_policy_id = quota_policy_id_of(namespace, policy.quota_policy_id)
+        quota = work.read(QuotaPolicy, quota_identity(quota_policy_id))
         if quota is None or quota.namespace != namespace:
-            raise errors.QuotaPolicyNotFound(quota_policy_id=policy.quota_policy_id)
+            raise errors.QuotaPolicyNotFound(name=policy.quota_policy_id, quota_policy_id=quota_policy_id)
 
 
 def admit(work: Work, execution: Execution) -> None:

@@ -461,6 +461,11 @@ class BudgetConformance(StoreSuite):
 
     # Admission
 
+    async def test_a_budget_that_is_not_there_is_named_as_it_was_asked_for(self, bed: Bed) -> None:
+        refusal = await bed.refused(bed.creation(policy=ExecutionPolicy(budget_ids=("taem",))))
+        assert isinstance(refusal, errors.BudgetNotFound)
+        assert refusal.details["name"] == "taem"
+
     async def test_an_unknown_budget_is_refused_when_work_is_created(self, bed: Bed) -> None:
         creation = bed.creation(policy=ExecutionPolicy(budget_ids=("nobody",)))
         assert isinstance(await bed.refused(creation), errors.BudgetNotFound)
