@@ -21,7 +21,7 @@ import msgspec
 
 from bench.scene import Figure, fresh_place, fresh_postgres, fresh_sqlite, fresh_valkey, fsync_us, task_us
 
-NAMES = ("core", "throughput", "latency", "steps", "flows", "growth")
+NAMES = ("core", "throughput", "latency", "steps", "flows", "budget", "growth")
 
 
 def main() -> int:
@@ -58,8 +58,8 @@ def _places(arguments: argparse.Namespace) -> Iterator[Callable[[], AbstractCont
         with fresh_postgres() as url:
             yield partial(fresh_place, url)
     elif arguments.valkey:
-        print("Valkey on this machine, appendfsync=always")
-        with fresh_valkey() as url:
+        print(f"Valkey on this machine, appendonly=yes, appendfsync={arguments.valkey}")
+        with fresh_valkey(arguments.valkey) as url:
             yield partial(fresh_place, url)
     else:
         print("SQLite, synchronous=FULL")
@@ -81,7 +81,13 @@ def _parse() -> argparse.Namespace:
     place.add_argument(
         "--postgres", action="store_true", help="start a PostgreSQL server that waits for the disk"
     )
-    place.add_argument("--valkey", action="store_true", help="start a Valkey server that waits for the disk")
+    place.add_argument(
+        "--valkey",
+        nargs="?",
+        const="always",
+        choices=("always", "everysec"),
+        help="start a Valkey server that waits for the disk, always unless everysec is said",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures to a file")
     return parser.parse_args()
 

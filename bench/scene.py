@@ -155,9 +155,9 @@ def fresh_postgres() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def fresh_valkey() -> Iterator[str]:
-    """The URL of a Valkey server that was started for this and waits for the disk."""
-    server = valkey.Server(appendfsync="always")
+def fresh_valkey(appendfsync: str) -> Iterator[str]:
+    """The URL of a Valkey server that was started for this and waits for the disk so often."""
+    server = valkey.Server(appendfsync=appendfsync)
     try:
         yield server.url()
     finally:
