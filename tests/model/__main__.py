@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.testing.model import Coverage, Failed, kinds_without_generator, run_model
 from flowfabric.testing.model.run import MakeStore
@@ -21,6 +22,8 @@ STEPS = 50_000
 PROGRESS_STEPS = 5_000
 
 STORES: dict[str, MakeStore] = {
+    # Against itself: what depends on anything but the commands and the clock comes out.
+    "memory": lambda path: MemoryStore(),
     "sqlite": lambda path: SqliteStore(str(path / "work.db"), synchronous="NORMAL"),
     "postgres": lambda path: postgres.server().store(path, listen=False),
     "valkey": lambda path: valkey.server().store(path),

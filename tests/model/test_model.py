@@ -28,7 +28,7 @@ from flowfabric.testing.model import (
     replay,
     run_model,
 )
-from flowfabric.testing.model.coverage import NEVER_ACCEPTED, NEVER_HERE, command_kinds
+from flowfabric.testing.model.coverage import NEVER_HERE, command_kinds
 from flowfabric.testing.model.draw import GENERATORS
 from flowfabric.testing.model.run import Case
 from flowfabric.testing.model.steps import write_program
@@ -71,7 +71,7 @@ def test_what_a_run_never_sees_is_a_code_that_there_is():
 
 
 def test_the_codes_to_see_are_those_that_rules_raise():
-    assert {"stale_lease", "cycle_detected", "invalid_kid", "contention"} <= codes_to_see()
+    assert {"stale_lease", "cycle_detected", "invalid_kid", "contention", "events_trimmed"} <= codes_to_see()
     assert codes_to_see().isdisjoint({"store_corrupt", "run_failed", "flow_fabric_error"})
 
 
@@ -155,5 +155,5 @@ async def test_a_program_that_does_no_harm_passes(tmp_path):
 
 def test_a_run_says_what_it_has_not_seen():
     seen = Coverage()
-    assert seen.missing_kinds() == set(command_kinds()) - NEVER_ACCEPTED.keys()
+    assert seen.missing_kinds() == set(command_kinds())
     assert "never seen, codes: " in seen.report()

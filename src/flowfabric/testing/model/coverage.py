@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 NEVER_HERE: Final = {
     "active_attempt_exists": "only a damaged record has an attempt that runs without a lease",
     "corruption": "a handle's bytes are read before a command is made of it",
-    "events_trimmed": "nothing trims the log in a run",
     "flow_too_large": "takes more members or edges than a case has",
     "handle_from_other_backend": "a handle is read before a command is made of it",
     "invalid_secret": "only a damaged key ring has a key without a secret",
@@ -39,12 +38,6 @@ NEVER_HERE: Final = {
 
 _SOURCES: Final = Path(__file__).parents[2]
 _NOT_OF_A_RULE: Final = (errors.StoreError, errors.RunEnded)
-
-
-NEVER_ACCEPTED: Final = {
-    "trim_retention": "it concerns all namespaces, and whoever asks in a program is bound to one",
-}
-"""Commands that are only refused in a run, and why."""
 
 
 def command_kinds() -> dict[str, type[Command[Any]]]:
@@ -112,7 +105,7 @@ class Coverage:
 
     def missing_kinds(self) -> set[str]:
         """Commands of which none was accepted."""
-        return {kind for kind in command_kinds() if not self.accepted[kind]} - NEVER_ACCEPTED.keys()
+        return {kind for kind in command_kinds() if not self.accepted[kind]}
 
     def missing_codes(self) -> frozenset[str]:
         """Codes that no command was refused with."""

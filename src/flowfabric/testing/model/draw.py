@@ -93,19 +93,30 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
     command_type: type[Command[Any]]
     make: Make
     provokes: type[FlowFabricError] | None = None
+    unbounded: bool = False
+    """True for what only the engine itself sends, which is bound to no namespace."""
 
 
 GENERATORS: Final[list[Generator]] = []
 
 
 def generator(
-    command_type: type[Command[Any]], *, provokes: type[FlowFabricError] | None = None
+    command_type: type[Command[Any]],
+    *,
+    provokes: type[FlowFabricError] | None = None,
+    unbounded: bool = False,
 ) -> Callable[[Callable[[Draw], Any]], Callable[[Draw], Any]]:
     """Register the decorated function as a way to make ``command_type``."""
 
     def register(make: Callable[[Draw], Any]) -> Callable[[Draw], Any]:
         GENERATORS.append(
-            Generator(name=make.__name__, command_type=command_type, make=make, provokes=provokes)
+            Generator(
+                name=make.__name__,
+                command_type=command_type,
+                make=make,
+                provokes=provokes,
+                unbounded=unbounded,
+            )
         )
         return make
 

@@ -34,6 +34,7 @@ MakeStore: TypeAlias = "Callable[[Path], ClockedStore]"
 """Makes an unopened store that keeps what it holds below a folder."""
 
 STEPS_PER_CASE: Final = 60
+_PLAIN: Final = next(one for one in GENERATORS if one.name == "create_execution")
 REMEDIES_MAX: Final = 6
 """How many commands may lead to one that is wanted."""
 SHRINK_RUNS_MAX: Final = 300
@@ -82,15 +83,15 @@ class Case:
         if isinstance(made, Pass):
             self._goal = goal
             return made
-        command, name = made
-        if name != goal.name:
+        command, way = made
+        if way is not goal:
             self._goal = goal
         elif self.draw.chance(DISTURBED):
             command = disturb(self.draw, command)
         send = Send(
             command=command,
             request_id=f"model-{len(self._sent)}",
-            namespace=self._namespace_for(command),
+            namespace=None if way.unbounded else self._namespace_for(command),
         )
         self._sent.append(send)
         return send
@@ -106,16 +107,16 @@ class Case:
         urgency = 20 if kind in self._wanted and not self._coverage.accepted[kind] else 1
         return urgency / (1 + self._coverage.accepted[kind]) + 0.002
 
-    def _make(self, generator: Generator, depth: int) -> tuple[Command[Any], str] | Pass:
-        """The command, or one that leads to it, with the name of its generator."""
+    def _make(self, generator: Generator, depth: int) -> tuple[Command[Any], Generator] | Pass:
+        """The command, or one that leads to it, with its generator."""
         try:
-            return generator.make(self.draw), generator.name
+            return generator.make(self.draw), generator
         except Lacking as lacking:
             remedy = self.draw.pick(lacking.remedies)
             if isinstance(remedy, Pass):
                 return remedy
             if depth == 0:
-                return self.draw.creation(), "create_execution"
+                return self.draw.creation(), _PLAIN
             ways = [one for one in GENERATORS if one.command_type is remedy and one.provokes is None]
             return self._make(self.draw.pick(ways), depth - 1)
 
@@ -138,16 +139,25 @@ class Case:
     def _with_others(self, send: Send) -> Together:
         """The command in one batch with some that were sent before, and so are sent again.
 
-        What takes several commits shares no batch: in which order it meets others is a matter of chance.
+        What takes several commits shares no batch, and what changes something shares none with what
+        only reads: in which order they meet is a matter of chance.
         """
+        kind = _batched_as(send.command)
+        if send.namespace is None or kind is None:
+            return Together(sends=(send,))
         alike = [
             one
             for one in self._sent
-            if one.namespace == send.namespace and one is not send and not operation_for(one.command)
+            if one.namespace == send.namespace and one is not send and _batched_as(one.command) == kind
         ]
-        if send.namespace is None or operation_for(send.command) or not alike:
-            return Together(sends=(send,))
-        return Together(sends=(send, *self.draw.some(alike, 3)))
+        return Together(sends=(send, *(self.draw.some(alike, 3) if alike else ())))
+
+
+def _batched_as(command: Command[Any]) -> str | None:
+    """Whether the command is decided in batches of reads or of changes; None if in several steps."""
+    if operation_for(command) is not None:
+        return None
+    return "reads" if RULES[type(command)].is_query else "changes"
 
 
 async def run_case(
@@ -170,6 +180,7 @@ async def run_case(
                 answers, commits = await both.take(step)
                 for commit in commits:
                     case.world.absorb(commit)
+                case.world.events_trimmed = await both.model.store.trimmed_events()
                 for send, answer in zip(sends_of(step), answers, strict=True):
                     coverage.note(send.command, answer)
                 coverage.restarts += isinstance(step, Restart)

@@ -21,6 +21,8 @@ class World:
         self.records: dict[Key, Record] = {}
         self.fences: dict[str, list[LeaseFence]] = defaultdict(list)
         """Every fence that each execution has had, the latest last."""
+        self.events_trimmed = 0
+        """Up to which place the log was trimmed."""
         self.transitions: Counter[tuple[Situation | None, Situation | None]] = Counter()
         """How often an execution went from one situation to another; from None when it was created."""
 

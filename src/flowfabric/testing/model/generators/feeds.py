@@ -5,8 +5,9 @@ from __future__ import annotations
 from flowfabric import errors
 from flowfabric.contracts.events import FROM_NOW, FROM_START, Family, ListEventsArgs, TailEventsArgs
 from flowfabric.contracts.handles import BackendTag
+from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.engine.cursors import format_event_cursor
-from flowfabric.testing.model.draw import Draw, generator
+from flowfabric.testing.model.draw import Draw, Lacking, generator
 
 EVERYTHING = frozenset(Family)
 
@@ -34,3 +35,11 @@ def tail_events_from_elsewhere(draw: Draw) -> TailEventsArgs:
     """With the cursor of another kind of store, or with none."""
     cursor = draw.pick((format_event_cursor(BackendTag.POSTGRES, 1), "00"))
     return TailEventsArgs(families=EVERYTHING, after=cursor)
+
+
+@generator(TailEventsArgs, provokes=errors.EventsTrimmed)
+def tail_events_that_were_trimmed(draw: Draw) -> TailEventsArgs:
+    """From the beginning that the log had once."""
+    if not draw.world.events_trimmed:
+        raise Lacking(TrimRetentionArgs)
+    return TailEventsArgs(families=EVERYTHING, after=format_event_cursor(BackendTag.MEMORY, 0))
