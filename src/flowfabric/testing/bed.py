@@ -6,6 +6,7 @@ ids, request ids and random numbers follow from a counter, and time only passes 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -34,7 +35,7 @@ from flowfabric.testing.clock import ManualClock
 from flowfabric.testing.dump import Dump, differences, dump
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.states import PublicState, StateVector
@@ -52,8 +53,13 @@ INSTANCE: Final = "worker-1"
 TTL_MS: Final = 30_000
 STEPS_MAX: Final = 10_000
 """How many instants one ``advance`` may stop at."""
+READS_AT_ONCE: Final = 4
 ROUNDS_MAX: Final = 16
 """How often one round of duties may make work for another one at the same instant."""
+
+
+INDEXED: Final = tuple(duty for duty in DUTIES if duty.whole is None)
+"""The duties that an index of instants tells of."""
 
 
 class SteadyEngine(Engine):
@@ -97,6 +103,7 @@ class Bed:
         self._requests = itertools.count(1)
         self.engine = SteadyEngine(store, namespace=namespace, requests=self._requests)
         self._ids = itertools.count(1)
+        self._settled_at: int | None = None
 
     async def __aenter__(self) -> Self:
         await self.engine.start()
@@ -259,21 +266,49 @@ class Bed:
 
     async def settle(self) -> None:
         """Do every duty until nothing that can be done is left."""
-        before = -1
+        await self._do_what_has_no_index()
+        before: list[list[tuple[int, str]]] = []
         for _ in range(ROUNDS_MAX):
-            due = sum([await sweep(self.engine, duty) for duty in DUTIES])
-            if due in (0, before):
+            due = await self._due()
+            if not any(due):
+                return
+            for duty, entries in zip(INDEXED, due, strict=True):
+                if entries:
+                    await sweep(self.engine, duty)
+            if due == before:  # what is left stays put; what only failed was done again
                 return
             before = due
         raise AssertionError("the duties keep making work for each other")
 
+    async def _do_what_has_no_index(self) -> None:
+        """Do the duties that depend on nothing but the time, once at each instant."""
+        if self._settled_at == self.clock.now_ms:
+            return
+        for duty in DUTIES:
+            if duty.whole is not None:
+                await sweep(self.engine, duty)
+        self._settled_at = self.clock.now_ms
+
+    async def _due(self) -> list[list[tuple[int, str]]]:
+        """The first entries of each duty that are due now."""
+        now = self.clock.now_ms
+        return await _few_at_once(
+            self.store.read_index(duty.index, duty.scope, upto=now - duty.grace_ms, limit=duty.page)
+            for duty in INDEXED
+        )
+
     async def _next_instant(self, target: int) -> int | None:
         """The next instant, later than now and not later than the target, at which a duty is due."""
-        instants: list[int] = []
-        for duty in DUTIES:
-            after = (self.clock.now_ms - duty.grace_ms, "\U0010ffff")
-            upcoming = await self.store.read_index(duty.index, duty.scope, after=after, limit=1)
-            instants += [sort + duty.grace_ms for sort, _ in upcoming]
+        now = self.clock.now_ms
+        upcoming = await _few_at_once(
+            self.store.read_index(duty.index, duty.scope, after=(now - duty.grace_ms, "\U0010ffff"), limit=1)
+            for duty in INDEXED
+        )
+        instants = [
+            sort + duty.grace_ms
+            for duty, entries in zip(INDEXED, upcoming, strict=True)
+            for sort, _ in entries
+        ]
         instant = min(instants, default=target + 1)
         return instant if instant <= target else None
 
@@ -336,6 +371,15 @@ class Bed:
         """Make sure that every invariant holds."""
         report = await audit(self.engine)
         assert not report.violations, "\n".join(map(str, report.violations))
+
+
+async def _few_at_once(reads: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
+    """The answers to some reads, of which only few wait at once: a server may need a connection for each."""
+    waiting = iter(reads)
+    found: list[R] = []
+    while some := list(itertools.islice(waiting, READS_AT_ONCE)):
+        found += await asyncio.gather(*some)
+    return found
 
 
 def _fenced(claim: ClaimedWork) -> dict[str, Any]:

@@ -9,6 +9,7 @@ stored in the end must be what an undisturbed run leaves, of which every invaria
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -21,10 +22,12 @@ from flowfabric.testing.dump import differences, dump
 from flowfabric.testing.stores import StoreAround
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from flowfabric.contracts.base import Command
+    from flowfabric.core.events import StoredEvent
     from flowfabric.core.records import Key
+    from flowfabric.core.work import Frame
     from flowfabric.stores.base import Commit, Loaded
     from flowfabric.testing.clock import ClockedStore
     from flowfabric.testing.dump import Dump
@@ -36,8 +39,22 @@ AFTER: Final = "after"
 TRIES_MAX: Final = 4
 """One more than a caller needs who meets a single fault, with one to spare."""
 
-COMMIT: Final = "commit"
+CHANGING: Final = ("commit", "trim_events")
+"""The calls that change what is stored."""
 _MINTED: Final = re.compile(r"request-\d+")
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes wrong in one run."""
+
+    call: str
+    number: int
+    """Which call of this name fails, counted from 1."""
+    way: str
+    """``before`` the call reaches the store, or ``after`` it took effect there."""
+
+    def __str__(self) -> str:
+        return f"{self.way} {self.call} {self.number}"
 
 
 class BreakingStore(StoreAround):
@@ -45,43 +62,64 @@ class BreakingStore(StoreAround):
 
     Args:
         inner: the store that works.
-        number: which call fails, counted from 1; 0 for none.
-        way: ``before`` the call reaches the store, or ``after`` it took effect there.
+        fault: which call fails, and how; None for none.
     """
 
-    def __init__(self, inner: ClockedStore, number: int = 0, way: str = BEFORE) -> None:
+    def __init__(self, inner: ClockedStore, fault: Fault | None = None) -> None:
         super().__init__(inner)
-        self.calls: list[str] = []
+        self.calls: Counter[str] = Counter()
         self.failed = False
         """True once the fault has struck."""
-        self._number = number
-        self._way = way
+        self._fault = fault
 
     async def _call(self, name: str, call: Callable[[], Awaitable[R]]) -> R:
-        self.calls.append(name)
-        fails = len(self.calls) == self._number
-        self.failed = self.failed or fails
-        if fails and self._way == BEFORE:
-            raise errors.StoreUnreachable
-        answer = await call()
-        if fails:
-            raise errors.StoreUnreachable
-        return answer
+        self.calls[name] += 1
+        fault = self._fault
+        if fault is None or (fault.call, fault.number) != (name, self.calls[name]):
+            return await call()
+        self.failed = True
+        if fault.way == AFTER:
+            await call()
+        raise errors.StoreUnreachable
+
+    async def commit(self, commit: Commit) -> None:
+        await self._call("commit", lambda: self.inner.commit(commit))
+
+    async def trim_events(self, upto: int) -> None:
+        await self._call("trim_events", lambda: self.inner.trim_events(upto))
+
+    async def now(self) -> int:
+        return await self._call("now", self.inner.now)
 
     async def load(self, keys: Iterable[Key]) -> Loaded:
         return await self._call("load", lambda: self.inner.load(keys))
 
-    async def commit(self, commit: Commit) -> None:
-        await self._call(COMMIT, lambda: self.inner.commit(commit))
-
     async def read_index(self, index: str, scope: str, **bounds: Any) -> list[tuple[int, str]]:
         return await self._call("read_index", lambda: self.inner.read_index(index, scope, **bounds))
+
+    async def count_index(self, index: str, scope: str, **bounds: Any) -> int:
+        return await self._call("count_index", lambda: self.inner.count_index(index, scope, **bounds))
 
     async def index_scopes(self, index: str, prefix: str, **bounds: Any) -> list[str]:
         return await self._call("index_scopes", lambda: self.inner.index_scopes(index, prefix, **bounds))
 
     async def list_keys(self, prefix: Key, **bounds: Any) -> list[Key]:
         return await self._call("list_keys", lambda: self.inner.list_keys(prefix, **bounds))
+
+    async def list_owned(self, identity: str, **bounds: Any) -> list[Key]:
+        return await self._call("list_owned", lambda: self.inner.list_owned(identity, **bounds))
+
+    async def read_frames(self, stream: str, **bounds: Any) -> list[Frame]:
+        return await self._call("read_frames", lambda: self.inner.read_frames(stream, **bounds))
+
+    async def read_events(self, after: int, **bounds: Any) -> list[StoredEvent]:
+        return await self._call("read_events", lambda: self.inner.read_events(after, **bounds))
+
+    async def last_event(self) -> int:
+        return await self._call("last_event", self.inner.last_event)
+
+    async def trimmed_events(self) -> int:
+        return await self._call("trimmed_events", self.inner.trimmed_events)
 
 
 class Caller:
@@ -137,14 +175,12 @@ Scenario: TypeAlias = "Callable[[Caller], Awaitable[None]]"
 class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
     """One fault in one run of a scenario, and what it has left behind."""
 
-    number: int
-    call: str
-    way: str
+    fault: Fault
     differences: tuple[str, ...]
 
 
 async def disturbed(
-    make_store: Callable[[], ClockedStore], scenario: Scenario, *, commits_only: bool = False
+    make_store: Callable[[], ClockedStore], scenario: Scenario, *, changes_only: bool = False
 ) -> AsyncIterator[Disturbance]:
     """Run a scenario once for every call that it makes and every way in which that can fail.
 
@@ -154,28 +190,45 @@ async def disturbed(
     Args:
         make_store: makes an empty store, unopened.
         scenario: what is to be run.
-        commits_only: leave out the calls that only read.
+        changes_only: leave out the calls that only read.
 
     Raises:
-        AssertionError: an invariant is broken after the undisturbed run, with which others are compared.
+        AssertionError: an invariant is broken after the undisturbed run in memory, with which others
+            are compared; or an undisturbed run on this store leaves something else.
         FlowFabricError: the scenario was refused something that it needs.
     """
-    calls, expected = await told(BreakingStore(MemoryStore()), scenario, audited=True)
-    for number, call in enumerate(calls, 1):
-        if commits_only and call != COMMIT:
+    _, expected = await told(BreakingStore(MemoryStore()), scenario, audited=True)
+    calls, held = await told(BreakingStore(make_store()), scenario)
+    assert held == expected, "\n".join(differences(held, expected))
+    for fault in faults_of(calls, changes_only=changes_only):
+        store = BreakingStore(make_store(), fault)
+        try:
+            _, held = await told(store, scenario)
+        except Exception as error:
+            error.add_note(f"The fault struck {fault}.")
+            raise
+        found = differences(held, expected) if store.failed else ["the fault did not strike"]
+        yield Disturbance(fault=fault, differences=tuple(found))
+
+
+def faults_of(calls: Mapping[str, int], *, changes_only: bool) -> Iterator[Fault]:
+    """Every fault that can strike a run which makes so many calls of each name."""
+    for call, count in sorted(calls.items()):
+        if changes_only and call not in CHANGING:
             continue
-        for way in (BEFORE, AFTER) if call == COMMIT else (BEFORE,):
-            _, held = await told(BreakingStore(make_store(), number, way), scenario)
-            found = tuple(differences(held, expected))
-            yield Disturbance(number=number, call=call, way=way, differences=found)
+        for number in range(1, count + 1):
+            for way in (BEFORE, AFTER) if call in CHANGING else (BEFORE,):
+                yield Fault(call=call, number=number, way=way)
 
 
-async def told(store: BreakingStore, scenario: Scenario, *, audited: bool = False) -> tuple[list[str], Dump]:
-    """Run a scenario. Returns the calls it has made, and what the store holds in the end."""
+async def told(
+    store: BreakingStore, scenario: Scenario, *, audited: bool = False
+) -> tuple[dict[str, int], Dump]:
+    """Run a scenario. Returns how often it has made each call, and what the store holds in the end."""
     async with Bed(store) as bed:
         caller = Caller(bed, store)
         await scenario(caller)
-        calls = list(store.calls)
+        calls = dict(store.calls)
         await caller.pass_time(0)
         if audited:
             await bed.check()

@@ -172,11 +172,16 @@ def _summed(dimensions: tuple[str, ...], deltas: tuple[int, ...]) -> Deltas:
 def _count(
     work: Work, budget: Budget, spender: str, deltas: Deltas, dedup_key: str | None
 ) -> ReportUsageResult:
-    """Check a report against the limits, then count it."""
-    scope = _scope(budget.budget_id)
+    """Check a report against the limits, then count it.
+
+    A report without a key has its request id for one: so many report at once that a lost answer
+    may be asked for when the record has forgotten it.
+    """
+    scope = _scope(budget.budget_id) if dedup_key else f"{budget_identity(budget.budget_id)}/request"
+    key = dedup_key or work.envelope.request_id
     report = Report(budget, spender, deltas)
     digest = content_digest((spender, sorted(deltas.items())))
-    if dedup_key and recall(work, scope, dedup_key, digest) is not None:
+    if recall(work, scope, key, digest) is not None:
         return UsageAlreadyApplied()
     usage = the_usage(work, budget)
     after = _added(usage.usage, deltas)
@@ -187,8 +192,7 @@ def _count(
     before, usage.usage = usage.usage, after
     usage.revision += 1
     _enter_in_ledger(work, report)
-    if dedup_key:
-        remember(work, scope, dedup_key, APPLIED, USAGE_DEDUP_MS, digest=digest)
+    remember(work, scope, key, APPLIED, USAGE_DEDUP_MS, digest=digest)
     exhausted = exhausted_dimension(budget, after)
     if exhausted and budget.closed_at is None:
         close_budget(work, work.edit(budget), exhausted)
