@@ -54,7 +54,13 @@ class CandidateClaimed(Outcome, tag="Claimed"):
     work: ClaimedWork
 
 
-ClaimCandidateResult: TypeAlias = CandidateClaimed | CandidateEnded
+class CandidateHeld(Outcome, tag="Held"):
+    """What is remembered of a claim. The rest of its answer is what the execution's record says."""
+
+    resumed: bool
+
+
+ClaimCandidateResult: TypeAlias = CandidateClaimed | CandidateEnded | CandidateHeld
 
 
 class ClaimCandidateArgs(Command[ClaimCandidateResult]):

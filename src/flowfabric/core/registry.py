@@ -31,7 +31,9 @@ class Rule:
         "is_query",
         "outcome_decoder",
         "reads",
+        "restore",
         "result_type",
+        "shorten",
         "subject",
     )
 
@@ -44,6 +46,8 @@ class Rule:
         *,
         is_query: bool,
         acts_anew: bool,
+        shorten: Callable[[Any], Any],
+        restore: Callable[[Work, Any, Any], Any],
     ) -> None:
         self.command_type = command_type
         self.decide = decide
@@ -51,6 +55,8 @@ class Rule:
         self.reads = reads
         self.is_query = is_query
         self.acts_anew = acts_anew
+        self.shorten = shorten
+        self.restore = restore
         self.result_type = result_type_of(command_type)
         self.outcome_decoder = msgspec.msgpack.Decoder(self.result_type)
 
@@ -84,6 +90,16 @@ def no_reads(command: Any) -> tuple[Key, ...]:
     return ()
 
 
+def whole(outcome: R) -> R:
+    """The outcome as it is."""
+    return outcome
+
+
+def as_remembered(work: Work, command: Any, outcome: R) -> R:
+    """The outcome as it was remembered."""
+    return outcome
+
+
 def rule(
     command_type: type[C],
     *,
@@ -91,6 +107,8 @@ def rule(
     reads: Callable[[C], tuple[Key, ...]] = no_reads,
     query: bool = False,
     acts_anew: bool = False,
+    shorten: Callable[[Any], Any] = whole,
+    restore: Callable[[Work, C, Any], Any] = as_remembered,
 ) -> Callable[[Callable[[Work, C], R]], Callable[[Work, C], R]]:
     """Register the decorated function as the rule of ``command_type``.
 
@@ -102,11 +120,22 @@ def rule(
         query: True if the rule never changes anything, so that it need not wait for a commit.
         acts_anew: True if the command has an effect again when it is repeated after another one.
             Then its answer is kept for some time beside those of later commands.
+        shorten: takes out of an outcome what is on record anyway, before the outcome is remembered.
+        restore: puts it back when the request is repeated.
     """
 
     def register(decide: Callable[[Work, C], R]) -> Callable[[Work, C], R]:
         assert command_type not in RULES, f"{command_type.__name__} already has a rule"
-        RULES[command_type] = Rule(command_type, decide, subject, reads, is_query=query, acts_anew=acts_anew)
+        RULES[command_type] = Rule(
+            command_type,
+            decide,
+            subject,
+            reads,
+            is_query=query,
+            acts_anew=acts_anew,
+            shorten=shorten,
+            restore=restore,
+        )
         if acts_anew:
             ACTING_ANEW.add(command_type.__name__)
         return decide

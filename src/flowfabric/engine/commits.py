@@ -37,7 +37,7 @@ def repeated_outcome(rule: Rule, command: Command[Any], work: Work) -> Any:
         return None
     if answered.operation != type(command).__name__ or _is_foreign(subject, work):
         return None
-    return rule.outcome_decoder.decode(answered.outcome)
+    return rule.restore(work, command, rule.outcome_decoder.decode(answered.outcome))
 
 
 def _answered(subject: Record, request_id: str) -> LastRequest | None:
@@ -74,7 +74,7 @@ def remember_outcome(rule: Rule, command: Command[Any], work: Work, outcome: Any
         if before is not None and before.operation in ACTING_ANEW:
             subject.earlier_requests = (*subject.earlier_requests, before)[-EARLIER_REQUESTS_MAX:]
         subject.last_request = LastRequest(
-            work.envelope.request_id, _encode_outcome(outcome), type(command).__name__
+            work.envelope.request_id, _encode_outcome(rule.shorten(outcome)), type(command).__name__
         )
 
 

@@ -20,6 +20,7 @@ from flowfabric.contracts.states import AttemptLifecycle, AttemptType, Lifecycle
 from flowfabric.core.commands import (
     CandidateClaimed,
     CandidateEnded,
+    CandidateHeld,
     ClaimCandidateArgs,
     ClaimCandidateResult,
 )
@@ -57,7 +58,29 @@ class Claimant(msgspec.Struct, frozen=True, kw_only=True):
     """Applies where no policy limits the attempt."""
 
 
-@rule(ClaimCandidateArgs, reads=lambda args: (key_for(Payload, args.execution_id),))
+def held(outcome: ClaimCandidateResult) -> ClaimCandidateResult:
+    """What has to be remembered of a claim: whatever changes the lease is remembered in its place."""
+    return CandidateHeld(resumed=outcome.work.resumed) if isinstance(outcome, CandidateClaimed) else outcome
+
+
+def claimed_again(
+    work: Work, args: ClaimCandidateArgs, outcome: ClaimCandidateResult
+) -> ClaimCandidateResult:
+    """The answer to a claim from what is remembered of it."""
+    if not isinstance(outcome, CandidateHeld):
+        return outcome
+    execution, payload = work.read(Execution, args.execution_id), work.read(Payload, args.execution_id)
+    assert execution is not None
+    assert payload is not None
+    return CandidateClaimed(work=claimed_work(execution, payload, resumed=outcome.resumed))
+
+
+@rule(
+    ClaimCandidateArgs,
+    reads=lambda args: (key_for(Payload, args.execution_id),),
+    shorten=held,
+    restore=claimed_again,
+)
 def claim_candidate(work: Work, args: ClaimCandidateArgs) -> ClaimCandidateResult:
     """Claim what an index offered, whichever way it has to be claimed.
 
@@ -86,14 +109,16 @@ def claim_candidate(work: Work, args: ClaimCandidateArgs) -> ClaimCandidateResul
         if execution.reclaim_count >= reclaim_cap(execution):
             fail_at_reclaim_cap(work, execution)
             return CandidateEnded(execution_id=args.execution_id, reclaim_count=execution.reclaim_count)
-        lease = reclaim_attempt(work, execution, claimant)
+        reclaim_attempt(work, execution, claimant)
     elif not is_eligible(execution):
         raise errors.ExecutionNotEligible(execution_id=args.execution_id)
     elif resumed:
-        lease = resume_attempt(work, execution, claimant)
+        resume_attempt(work, execution, claimant)
     else:
-        lease = start_attempt(work, execution, claimant)
-    return CandidateClaimed(work=_claimed_work(work, execution, lease, resumed=resumed))
+        start_attempt(work, execution, claimant)
+    payload = work.read(Payload, args.execution_id)
+    assert payload is not None
+    return CandidateClaimed(work=claimed_work(execution, payload, resumed=resumed))
 
 
 def refuse_granted(work: Work, execution: Execution) -> None:
@@ -239,10 +264,10 @@ def attempt_timeout_ms(policy: ExecutionPolicy | None) -> int | None:
     return None if timeouts is None else timeouts.attempt_timeout_ms
 
 
-def _claimed_work(work: Work, execution: Execution, lease: Lease, *, resumed: bool) -> ClaimedWork:
-    payload = work.read(Payload, execution.execution_id)
-    attempt = execution.attempt
-    assert payload is not None
+def claimed_work(execution: Execution, payload: Payload, *, resumed: bool) -> ClaimedWork:
+    """What the holder of a lease is told, with everything that a handler needs."""
+    lease, attempt = execution.lease, execution.attempt
+    assert lease is not None
     assert attempt is not None
     return ClaimedWork(
         execution_id=execution.execution_id,
