@@ -32,6 +32,7 @@ from flowfabric.server.permissions import NEEDED
 from flowfabric.server.routes import ROUTES
 from flowfabric.settings import COMMON, OTHERS, REPLACED, SERVER, WORKER, Setting
 from flowfabric.settings import DUTIES as DUTY_SETTINGS
+from flowfabric.stores.valkey.native.decisions import FUNCTIONS
 from flowfabric.testing.conformance.callers import command_types
 from flowfabric.testing.conformance.expectations import table_text
 from flowfabric.testing.scenarios import TEST_FOLDERS, marks_in, render_scenarios
@@ -88,11 +89,13 @@ def render_operations() -> str:
         "Its command is in `flowfabric.contracts`.",
         "A rule of `flowfabric.core.rules` decides it, or an operation of `flowfabric.engine`.",
         "",
+        "On Valkey, a function on the server decides the common case of some operations as the rule would.",
+        "",
         "The tests are modules below `tests`, and the numbers of [acceptance scenarios](scenarios.md).",
         "*Conformance* means that every answer in every situation to every caller is tested on every store.",
         "",
-        "| operation | command | outcomes | decided by | tests |",
-        "| --- | --- | --- | --- | --- |",
+        "| operation | command | outcomes | decided by | function on Valkey | tests |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for command in public_commands():
         cells = (
@@ -100,10 +103,16 @@ def render_operations() -> str:
             f"`{command.__name__}`",
             _outcomes(command),
             f"`{deciding_function(command)}`",
+            ", ".join(f"`ff_{name}`" for name in native_functions(command)) or "-",
             ", ".join(tests_of(command)),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, *_other_names()])
+
+
+def native_functions(command: type[Command[Any]]) -> list[str]:
+    """The functions on a Valkey server that decide the common case of an operation."""
+    return [function.name for function in FUNCTIONS.values() if command in function.serves]
 
 
 def _other_names() -> list[str]:

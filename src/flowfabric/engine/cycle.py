@@ -21,6 +21,7 @@ from flowfabric.core.work import WorkingSet
 from flowfabric.engine.commits import affected_by, build_commit
 from flowfabric.engine.deciding import decide_batch
 from flowfabric.engine.deliveries import owed_by
+from flowfabric.engine.native import choose, decide_natively, native_of
 from flowfabric.engine.notifier import topics_of
 from flowfabric.stores.base import Conflict
 
@@ -66,13 +67,40 @@ class Cycle:
         self._notifier = notifier
         self._deliverer = deliverer
         self._observer = observer
+        self._native = native_of(store)
 
     async def run(self, batch: list[Ticket]) -> None:
-        """Give every ticket of the batch its answer, those of each place together."""
+        """Give every ticket of the batch its answer, by the store itself where it can decide."""
+        taken, others = ([], batch) if self._native is None else choose(self._native, batch)
+        if not taken:
+            await self._run_rules(batch)
+            return
+        declined, _ = await asyncio.gather(self._run_natively(taken), self._run_rules(others))
+        await self._run_rules(declined)
+
+    async def _run_natively(self, batch: list[Ticket]) -> list[Ticket]:
+        """Have the store decide. Returns the tickets that are left to the rules."""
+        assert self._native is not None
+        began = time.perf_counter()
+        try:
+            declined = await decide_natively(
+                self._native, batch, self._lanes, self._notifier, self._deliverer
+            )
+        except BaseException as error:
+            _settle_all(batch, error)
+            if not isinstance(error, Exception):
+                raise
+            return []
+        if self._observer is not None and len(declined) < len(batch):
+            self._observer.committed(len(batch) - len(declined), time.perf_counter() - began)
+        return declined
+
+    async def _run_rules(self, batch: list[Ticket]) -> None:
+        """Have the rules decide, those of each place together."""
         parts = _by_place(batch, self._store)
         if len(parts) == 1:
             await self._run_part(batch)
-        else:
+        elif parts:
             await asyncio.gather(*(self._run_part(part) for part in parts))
 
     async def _run_part(self, batch: list[Ticket]) -> None:
@@ -89,9 +117,8 @@ class Cycle:
                 ticket.settle(error)
         except Exception as error:  # noqa: BLE001 - a value that cannot be stored, or a fault of ours
             await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
-        except asyncio.CancelledError:
-            for ticket in batch:
-                ticket.settle(errors.Unavailable("The engine was cancelled. Whether it acted is not known."))
+        except asyncio.CancelledError as error:
+            _settle_all(batch, error)
             raise
 
     async def _run_apart(self, batch: list[Ticket], error: Exception) -> None:
@@ -147,6 +174,14 @@ class Cycle:
         patience_ms = max((ticket.conflicts for ticket in again), default=0)
         await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
         return again
+
+
+def _settle_all(batch: list[Ticket], error: BaseException) -> None:
+    """Answer whatever has no answer yet with what stopped the batch."""
+    if not isinstance(error, Exception):
+        error = errors.Unavailable("The engine was cancelled. Whether it acted is not known.")
+    for ticket in batch:
+        ticket.settle(error)
 
 
 def _by_place(batch: list[Ticket], store: Store) -> list[list[Ticket]]:

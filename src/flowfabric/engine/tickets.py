@@ -45,6 +45,10 @@ class Ticket:
         self.error: Exception | None = None
         self.settled = False
 
+    def subject(self) -> Key | None:
+        """The record that the command is about, if it is about one."""
+        return self.rule.subject(self.command)
+
     def first_reads(self) -> tuple[Key, ...]:
         """The records that the command is sure to read, the one it is about first."""
         return first_reads(self.rule, self.command)

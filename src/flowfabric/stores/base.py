@@ -14,17 +14,18 @@ The promises each store keeps, which the conformance suite checks:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from flowfabric.contracts.base import Command
     from flowfabric.core.events import Event, Family, StoredEvent
     from flowfabric.core.indexes import IndexRow
     from flowfabric.core.records import Key, Record
-    from flowfabric.core.work import Frame, Trim
+    from flowfabric.core.work import Envelope, Frame, Remembered, Trim
 
 
 class Loaded(msgspec.Struct, gc=False):
@@ -82,6 +83,48 @@ class Durability(msgspec.Struct, frozen=True, kw_only=True):
     """``D0`` memory only, ``D1`` a killed process, ``D2`` power loss, ``D3`` loss of the host."""
     store: str
     settings: dict[str, str]
+
+
+class Declined:
+    """In the place of an answer: the store has not decided, and has changed nothing."""
+
+
+DECLINED: Final = Declined()
+
+
+class Decided(msgspec.Struct):
+    """What a store has made of some commands."""
+
+    answers: list[Any]
+    """For each command its outcome, ``DECLINED``, or the fault after which the outcome is unknown."""
+    effects: Commit
+    """What was committed, as far as it wakes somebody or is owed to somebody."""
+
+
+class Native(Protocol):
+    """Decides common commands inside the store, in one step and without conflicts.
+
+    It writes and answers what the rule would have written and answered. Whatever it declines has
+    changed nothing and is decided by the rule.
+    """
+
+    def takes(self, command: Command[Any], envelope: Envelope) -> bool:
+        """Whether it knows the command. It may still decline it."""
+
+    async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered) -> Decided:
+        """Decide commands, no two of which are about the same record.
+
+        Args:
+            asked: the commands with what travels with each.
+            remembered: records that may be relied on without loading them.
+        """
+
+
+@runtime_checkable
+class DecidingStore(Protocol):
+    """A store that decides some commands by itself."""
+
+    native: Native
 
 
 class Ledger(Protocol):

@@ -80,24 +80,7 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
     _require_reserved(work, args)
     policy = resolve_names(args.policy, args.namespace)
     require_known(work, args.policy, args.namespace)
-    execution = Execution(
-        execution_id=args.execution_id,
-        namespace=args.namespace,
-        lane_id=args.lane_id,
-        execution_kind=args.execution_kind,
-        priority=clamp_priority(args.priority or (0 if policy is None else policy.priority)),
-        creator_identity=args.creator_identity,
-        created_at=work.now,
-        last_transition_at=work.now,
-        last_mutation_at=work.now,
-        payload_encoding=args.payload_encoding,
-        input_sha256=hashlib.sha256(args.input_payload).digest(),
-        policy=policy,
-        required_capabilities=() if policy is None else policy.required_capabilities,
-        tags=args.tags,
-        deadline_at=_deadline(work.now, args),
-        keyed_until=_keyed_until(work.now, args),
-    )
+    execution = new_execution(args, policy, work.now)
     delay_until = _delay_until(args)
     if delay_until is not None and delay_until > work.now:
         add_blocker(execution, time_blocker(delay_until, BlockingReason.WAITING_FOR_DELAY))
@@ -107,6 +90,28 @@ def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionRe
     publish_tags(work, execution, "attached", args.tags)
     shown = under_lane(execution, lane)
     return ExecutionCreated(execution_id=args.execution_id, public_state=public_state(shown))
+
+
+def new_execution(args: CreateExecutionArgs, policy: ExecutionPolicy | None, now: int) -> Execution:
+    """The record of new work that nothing blocks, with a policy whose names are resolved."""
+    return Execution(
+        execution_id=args.execution_id,
+        namespace=args.namespace,
+        lane_id=args.lane_id,
+        execution_kind=args.execution_kind,
+        priority=clamp_priority(args.priority or (0 if policy is None else policy.priority)),
+        creator_identity=args.creator_identity,
+        created_at=now,
+        last_transition_at=now,
+        last_mutation_at=now,
+        payload_encoding=args.payload_encoding,
+        input_sha256=hashlib.sha256(args.input_payload).digest(),
+        policy=policy,
+        required_capabilities=() if policy is None else policy.required_capabilities,
+        tags=args.tags,
+        deadline_at=_deadline(now, args),
+        keyed_until=_keyed_until(now, args),
+    )
 
 
 def _require_reserved(work: Work, args: CreateExecutionArgs) -> None:

@@ -5,7 +5,7 @@ Repeating one of these with the same fence gives the first answer again and chan
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flowfabric.contracts.executions import (
     CompleteExecutionArgs,
@@ -35,6 +35,9 @@ from flowfabric.core.vocabulary import Continuation
 if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
+COMPLETED: Final = "completed"
+"""Why the lease of completed work was given up."""
+
 
 @rule(CompleteExecutionArgs)
 def complete_execution(work: Work, args: CompleteExecutionArgs) -> CompleteExecutionResult:
@@ -45,7 +48,7 @@ def complete_execution(work: Work, args: CompleteExecutionArgs) -> CompleteExecu
         return answered
     lease, attempt = fenced(work, execution, args.fence, args.source, args.attempt_index)
     execution = work.edit(execution)
-    end_execution(work, execution, TerminalOutcome.SUCCESS, release_reason="completed")
+    end_execution(work, execution, TerminalOutcome.SUCCESS, release_reason=COMPLETED)
     if args.result_payload is not None:
         execution.has_result = True
         work.add(

@@ -6,7 +6,7 @@ events that belong to it. Index rows follow from the record, so no step mentions
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -43,6 +43,9 @@ ENDED: dict[TerminalOutcome, tuple[AttemptLifecycle, str]] = {
     TerminalOutcome.SKIPPED: (AttemptLifecycle.ENDED_CANCELLED, "dependency_impossible"),
 }
 """What the outcome of an execution makes of its attempt, and why the attempt's stream closes."""
+
+MEMBER_ENDED: Final = "ended"
+"""The cause of the message that a member has ended."""
 
 
 def publish(
@@ -82,8 +85,12 @@ def tell_flow(work: Work, execution: Execution, cause: str) -> None:
     without having been looked for.
     """
     if execution.flow_id is not None:
-        cause = f"{cause}/{execution.replay_count}"
-        work.add(Message(execution_id=execution.execution_id, about="changed", cause=cause, due_at=work.now))
+        work.add(news_for_flow(execution.execution_id, cause, execution.replay_count, work.now))
+
+
+def news_for_flow(execution_id: str, cause: str, generation: int, due_at: int) -> Message:
+    """The message that tells the flow of a member."""
+    return Message(execution_id=execution_id, about="changed", cause=f"{cause}/{generation}", due_at=due_at)
 
 
 def mark_transition(work: Work, execution: Execution) -> None:
@@ -449,7 +456,7 @@ def end_execution(
         failure_reason=failure_reason or None,
         failure_category=failure_category or None,
     )
-    tell_flow(work, execution, "ended")
+    tell_flow(work, execution, MEMBER_ENDED)
 
 
 def reopen_execution(work: Work, execution: Execution, *, keep_journal: bool) -> None:

@@ -90,8 +90,11 @@ class Client:
         except errors.StoreError:
             self._servers.outdated = self.settings.cluster
             raise
+        if any(map(_misses_function, replies)):
+            self.reloads += 1
+            await self.load_library()
         for place, (slot, command) in enumerate(asked):
-            if _pointer_of([replies[place]]) is not None:
+            if _pointer_of([replies[place]]) is not None or _misses_function(replies[place]):
                 [replies[place]] = await self._ask(slot, [command], writing=False)
         return checked(replies, self.settings.place)
 

@@ -1,5 +1,8 @@
 """How keys and the members of ordered sets are spelled on the server.
 
+No name of a key holds more than a command names: an index is one key with all its scopes, so a function
+that decides on the server can be told its keys before the records are read.
+
 Every key begins with a hash tag, so that on a cluster all keys of one tag share a slot and one function
 can reach them all. An ordered set gives every member the same score, so its order is that of the
 members' bytes. A score is a floating-point number and would round large sort values; eight bytes,
@@ -17,11 +20,19 @@ from typing import TYPE_CHECKING, Final
 from flowfabric.stores.keys import prefix_bounds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flowfabric.core.events import Family
     from flowfabric.core.records import Key
+    from flowfabric.stores.valkey.native.signatures import Signature
 
 SLOTS: Final = 16_384
 _PARTITION: Final = re.compile(r"\{[a-z]+:(\d+)\}")
+SCOPE_END: Final = b"\x00"
+"""Ends the scope of a row. Control characters are refused in every name but for the separator, which is
+greater, so a scope sorts before those that it is the beginning of."""
+BEHIND_SCOPE: Final = b"\x01"
+"""What follows a scope in the first text that is behind all its rows."""
 SORT_BYTES: Final = 8
 _SORT: Final = struct.Struct(">Q")
 _SIGN: Final = 1 << 63
@@ -48,7 +59,6 @@ class Keys:
         self._record = f"{tag}record:"
         self._listing = f"{tag}keys:"
         self._index = f"{tag}index:"
-        self._scopes = f"{tag}scopes:"
         self._log = f"{tag}log:"
         self._told = f"{tag}told:"
         self._told_in = f"{tag}told_in:"
@@ -64,13 +74,9 @@ class Keys:
         """An ordered set: the keys of all records of a kind."""
         return self._listing + kind
 
-    def index(self, index: str, scope: str) -> str:
-        """An ordered set: the rows of one scope."""
-        return f"{self._index}{index}:{scope}"
-
-    def scopes(self, index: str) -> str:
-        """An ordered set: the scopes of an index that have rows."""
-        return self._scopes + index
+    def index(self, index: str) -> str:
+        """An ordered set: the rows of all scopes of an index, each beginning with its scope."""
+        return self._index + index
 
     def log(self, family: Family) -> str:
         """A stream: the events of one family, numbered through all families."""
@@ -87,6 +93,15 @@ class Keys:
     def frames(self, stream: str) -> str:
         """A stream: the frames."""
         return self._frames + stream
+
+    def named(self, signature: Signature, namespace: str) -> Iterator[str]:
+        """The keys of a function's signature that are the same for all commands of a namespace."""
+        yield from (self.state, self.outbox)
+        for family in signature.families:
+            yield self.log(family)
+            yield self.told_in(namespace, family)
+        yield from map(self.listing, signature.kinds)
+        yield from map(self.index, signature.indexes)
 
 
 class Shards:
@@ -118,14 +133,15 @@ class Shards:
         return [self.of(prefix)] if _PARTITION.match(prefix) else self.all
 
 
-def row_member(sort: int, member: str) -> bytes:
-    """An index row as a member of its ordered set."""
-    return _SORT.pack(sort + _SIGN) + member.encode()
+def row_member(scope: str, sort: int, member: str) -> bytes:
+    """An index row as a member of the ordered set of its index."""
+    return scope.encode() + SCOPE_END + _SORT.pack(sort + _SIGN) + member.encode()
 
 
 def row_of(stored: bytes) -> tuple[int, str]:
-    """The inverse of ``row_member``."""
-    return _SORT.unpack_from(stored)[0] - _SIGN, stored[SORT_BYTES:].decode()
+    """The sort value and the member of an index row."""
+    place = stored.index(SCOPE_END) + len(SCOPE_END)
+    return _SORT.unpack_from(stored, place)[0] - _SIGN, stored[place + SORT_BYTES :].decode()
 
 
 class Range:
@@ -144,18 +160,32 @@ class Range:
         return ("ZRANGE", key, self.start, self.end, "BYLEX", "LIMIT", 0, limit)
 
 
-def row_range(after: tuple[int, str] | None, upto: int | None, *, descending: bool) -> Range:
-    """The rows strictly behind ``after`` up to the sort value ``upto``, seen in either direction."""
-    found = Range()
-    behind = None if after is None else b"(" + row_member(*after)
+def scope_range(scope: str) -> Range:
+    """All rows of a scope."""
+    named = scope.encode()
+    return Range(b"[" + named + SCOPE_END, b"(" + named + BEHIND_SCOPE)
+
+
+def row_range(scope: str, after: tuple[int, str] | None, upto: int | None, *, descending: bool) -> Range:
+    """The rows of a scope strictly behind ``after`` up to the sort value ``upto``, in either direction."""
+    found = scope_range(scope)
+    behind = None if after is None else b"(" + row_member(scope, *after)
     if descending:
-        found.end = behind or b"+"
+        found.end = behind or found.end
         if upto is not None:
-            found.start = b"[" + row_member(upto, "")
+            found.start = b"[" + row_member(scope, upto, "")
         return found
-    found.start = behind or b"-"
+    found.start = behind or found.start
     if upto is not None:
-        found.end = b"(" + row_member(upto + 1, "")
+        found.end = b"(" + row_member(scope, upto + 1, "")
+    return found
+
+
+def scopes_range(prefix: str, after: str | None) -> Range:
+    """The rows of all scopes that begin with ``prefix``, strictly behind the scope ``after``."""
+    found = prefix_range(prefix, None)
+    if after is not None and after >= prefix:
+        found.start = b"[" + after.encode() + BEHIND_SCOPE
     return found
 
 

@@ -14,7 +14,23 @@ from typing import Final
 
 import msgspec
 
-PARTS: Final = ("shared", "commit", "log", "trim")
+from flowfabric.stores.valkey.words import written
+
+PARTS: Final = (
+    "shared",
+    "commit",
+    "log",
+    "trim",
+    "scopes",
+    "packing",
+    "rows",
+    "deciding",
+    "leases",
+    "claim_execution",
+    "complete_execution",
+    "create_execution",
+    "renew_lease",
+)
 """The files of the library, in the order in which they need each other."""
 DIGEST_CHARS: Final = 12
 
@@ -39,7 +55,8 @@ class Library(msgspec.Struct, frozen=True):
 def library() -> Library:
     """The library of this program."""
     folder = files(__package__).joinpath("functions")
-    body = "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in PARTS)
+    parts = [folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in PARTS]
+    body = "\n".join((written(), *parts))
     digest = hashlib.sha256(body.encode()).hexdigest()[:DIGEST_CHARS]
     register = (
         "local function register(name, callback, flags)\n"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VERSION_MIN: Final = 8
 PATCHED: Final = ((8, 0, 6), (8, 1, 4))
 """The first version of each line in which functions cannot break out of their sandbox in a known way."""
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """How the keys are laid out. A program refuses a store with a layout that it does not know."""
 
 _logger = logging.getLogger("flowfabric.stores")

@@ -14,8 +14,6 @@ from flowfabric.core.records import (
     Key,
     Message,
     PastAttempt,
-    decode_record,
-    encode_record,
     kind_of,
 )
 from flowfabric.core.work import Frame
@@ -23,6 +21,7 @@ from flowfabric.stores.base import Commit
 from flowfabric.stores.clock import STEP_BACK_MS_MAX
 from flowfabric.stores.keys import stored_key
 from flowfabric.stores.valkey.keys import row_member
+from flowfabric.stores.valkey.packing import pack_record, unpack_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -114,37 +113,22 @@ class Call:
     def _add_records(self, commit: Commit) -> None:
         written = [(change.key, change.record) for change in commit.changes if change.record is not None]
         removed = [change.key for change in commit.changes if change.record is None]
-        self._add([(self._record(key), encode_record(record)) for key, record in written])
+        self._add([(self._record(key), pack_record(record)) for key, record in written])
         self._add([(self._record(key),) for key in removed])
 
     def _add_sets(self, commit: Commit) -> None:
         new = [change.key for change in commit.changes if change.record is not None and not change.version]
         gone = [change.key for change in commit.changes if change.record is None]
         self._add(self._members([*self._listed(gone), *self._rows(commit.rows_removed)]))
-        put = [*self._listed(new), *self._rows(commit.rows_added), *self._scopes(commit.rows_added)]
-        self._add(self._members(put))
-        emptied = {(index, scope) for index, scope, _, _ in commit.rows_removed}
-        self._add(
-            [
-                (
-                    self._number(self._spell.index(*place)),
-                    self._number(self._spell.scopes(place[0])),
-                    place[1],
-                )
-                for place in sorted(emptied)
-            ]
-        )
+        self._add(self._members([*self._listed(new), *self._rows(commit.rows_added)]))
 
     def _listed(self, keys: Iterable[Key]) -> Iterable[tuple[str, Argument]]:
         return ((self._spell.listing(kind_of(key)), stored_key(key)) for key in keys)
 
     def _rows(self, rows: Iterable[IndexRow]) -> Iterable[tuple[str, Argument]]:
         return (
-            (self._spell.index(index, scope), row_member(sort, member)) for index, scope, sort, member in rows
+            (self._spell.index(index), row_member(scope, sort, member)) for index, scope, sort, member in rows
         )
-
-    def _scopes(self, rows: Iterable[IndexRow]) -> Iterable[tuple[str, Argument]]:
-        return ((self._spell.scopes(index), scope) for index, scope in {row[:2] for row in rows})
 
     def _members(self, members: Iterable[tuple[str, Argument]]) -> list[tuple[Argument, ...]]:
         """Members of ordered sets, gathered by set."""
@@ -254,7 +238,7 @@ def loaded_row(key: Key, stored: bytes | None) -> tuple[Key, int, Any]:
         return key, 0, None
     version, _, data = stored.partition(b":")
     try:
-        return key, int(version), decode_record(key, data)
+        return key, int(version), unpack_record(key, data)
     except (msgspec.MsgspecError, ValueError) as error:
         raise errors.StoreCorrupt(record=key, reason=error) from error
 

@@ -24,18 +24,21 @@ from flowfabric import errors
 from flowfabric.core.events import Family
 from flowfabric.core.records import RECORD_TYPES, kind_of
 from flowfabric.stores.base import Conflict, Loaded, is_owned, key_order
-from flowfabric.stores.clock import StoreClock
+from flowfabric.stores.clock import STEP_BACK_MS_MAX, StoreClock
 from flowfabric.stores.keys import owned_bounds, restored_key, stored_key, stored_prefix_bounds
 from flowfabric.stores.valkey import records
 from flowfabric.stores.valkey.changes import Changes
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.confirming import require_confirmed, waiting
-from flowfabric.stores.valkey.keys import Shards, prefix_range, row_of, row_range, text_range
+from flowfabric.stores.valkey.keys import Shards, row_of, row_range, scope_range, scopes_range, text_range
+from flowfabric.stores.valkey.library import library
+from flowfabric.stores.valkey.native.decisions import Decisions
+from flowfabric.stores.valkey.native.decisions import Statistics as NativeStatistics
 from flowfabric.stores.valkey.opening import attest, prepare, warn_of_risks
 from flowfabric.stores.valkey.outboxes import Outboxes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from flowfabric.core.events import StoredEvent
     from flowfabric.core.records import Key
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from flowfabric.stores.base import Commit, Durability
     from flowfabric.stores.valkey.connection import Command
     from flowfabric.stores.valkey.keys import Keys, Range
+    from flowfabric.stores.valkey.records import Argument
     from flowfabric.stores.valkey.settings import Settings
 
 LISTED_PER_READ: Final = 1_000
@@ -74,6 +78,7 @@ class ValkeyStore:
         self.settings = settings
         self.clock = clock or StoreClock()
         self.statistics = Statistics()
+        self.native = Decisions(self)
         self._allow_clock_offset = allow_clock_offset
         self._shards = Shards(settings.prefix, 1)
         self._client = Client(settings)
@@ -106,6 +111,7 @@ class ValkeyStore:
         changes = Changes(self._client, self._shards.home, self._commits)
         await changes.open()
         self.statistics = Statistics()
+        self.native.statistics = NativeStatistics()
         self._mark_ms = 0
         self._outboxes = Outboxes(self._client, self._shards, changes.origin)
         self._outboxes.note(*self._shards.all)
@@ -180,26 +186,29 @@ class ValkeyStore:
         limit: int = 100,
         descending: bool = False,
     ) -> list[tuple[int, str]]:
-        wanted = row_range(after, upto, descending=descending)
+        wanted = row_range(scope, after, upto, descending=descending)
         found = await self._read_each(
             self._shards.within(scope),
-            lambda shard: wanted.command(shard.index(index, scope), limit, descending=descending),
+            lambda shard: wanted.command(shard.index(index), limit, descending=descending),
         )
         merged = heapq.merge(*found, reverse=descending)
         return [row_of(stored) for stored in islice(merged, limit)]
 
     async def count_index(self, index: str, scope: str, *, limit: int | None = None) -> int:
+        rows = scope_range(scope)
         counts = await self._read_each(
-            self._shards.within(scope), lambda shard: ("ZCARD", shard.index(index, scope))
+            self._shards.within(scope), lambda shard: ("ZLEXCOUNT", shard.index(index), rows.start, rows.end)
         )
         return sum(counts) if limit is None else min(sum(counts), limit)
 
     async def index_scopes(
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000
     ) -> list[str]:
-        wanted = prefix_range(prefix, after)
+        wanted = scopes_range(prefix, after)
+        function = library().function("list_scopes")
         found = await self._read_each(
-            self._shards.within(prefix), lambda shard: wanted.command(shard.scopes(index), limit)
+            self._shards.within(prefix),
+            lambda shard: ("FCALL_RO", function, 1, shard.index(index), wanted.start, wanted.end, limit),
         )
         return [scope.decode() for scope in sorted({scope for part in found for scope in part})[:limit]]
 
@@ -362,6 +371,45 @@ class ValkeyStore:
         if commit.events:
             self._open_outboxes().note(shard)
         require_confirmed(confirmed, self.settings)
+
+    # What the functions that decide commands need, see ``native``
+
+    def shard_of(self, key: Key) -> Keys:
+        """The shard in which a record lives."""
+        return self._shards.of_record(key)
+
+    def call_arguments(self) -> tuple[Argument, ...]:
+        """What every call of such a function says first: see ``native.signatures.CALL_ARGUMENTS``."""
+        given_ms = self.clock.given_ms()
+        logs = len(self._shards.all) == 1
+        return (
+            "" if given_ms is None else given_ms,
+            STEP_BACK_MS_MAX,
+            self.settings.channel,
+            self._open_changes().origin,
+            int(logs),
+        )
+
+    async def invoke_native(
+        self, shard: Keys, function: str, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> tuple[int, list[Any]]:
+        """Call such a function. Returns the instant at which it has decided, and its replies.
+
+        Raises:
+            StoreError: the server failed. The outcome is unknown if it cannot be reached.
+        """
+        changes = self._open_changes()
+        [[mark_ms, offset_ms, clock_ms, *replies], *confirmed] = await self._client.invoke(
+            shard.slot, function, keys, arguments, *waiting(self.settings)
+        )
+        now = self.clock.read(int(mark_ms), int(offset_ms), server_ms=int(clock_ms))
+        if any(replies):
+            self._mark_ms = now
+            self.statistics.commits += 1
+            changes.committed()
+            self._open_outboxes().note(shard)
+            require_confirmed(confirmed, self.settings)
+        return now, replies
 
     def _shard_of(self, commit: Commit) -> Keys:
         """The only shard that a commit changes."""

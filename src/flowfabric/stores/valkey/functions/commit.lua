@@ -11,7 +11,6 @@
 --         removed    key                            records to remove
 --         taken      key, count, members            members to take out of ordered sets
 --         put        key, count, members            members to put into ordered sets
---         emptied    index key, scopes key, scope   indexes whose scope goes when they are empty
 --         events     log key, execution key, namespace key, family, data
 --         outbox     outbox key, family, execution id, namespace, data    events that are yet to be logged
 --         frames     key, id, data
@@ -75,12 +74,6 @@ local function change_sets(keys, take)
     end
     server.call('ZADD', key, unpack(members))
   end
-  for _ = 1, tonumber(take()) do
-    local index, scopes, scope = keys[tonumber(take())], keys[tonumber(take())], take()
-    if server.call('EXISTS', index) == 0 then
-      server.call('ZREM', scopes, scope)
-    end
-  end
 end
 
 local function log_events(keys, take, last)
@@ -98,8 +91,7 @@ local function put_out_events(keys, take, last)
     local outbox, family, execution_id = keys[tonumber(take())], take(), take()
     local namespace, data = take(), take()
     last = last + 1
-    server.call('XADD', outbox, text(last) .. '-0',
-      'family', family, 'execution_id', execution_id, 'namespace', namespace, 'event', data)
+    put_out_event(outbox, last, family, execution_id, namespace, data)
   end
   return last
 end
@@ -116,14 +108,6 @@ local function change_streams(keys, take)
       server.call('DEL', key)
     end
   end
-end
-
--- The mark never goes back, unless the clock is so far behind it that a spike must have set it.
-local function mark_after(mark, clock, lag_max)
-  if clock < mark and mark - clock <= lag_max then
-    return mark
-  end
-  return clock
 end
 
 local function commit(keys, arguments)

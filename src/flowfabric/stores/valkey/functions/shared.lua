@@ -75,3 +75,17 @@ local function log_event(log, execution, namespace, place, family, data)
   server.call('ZADD', execution, text(place), told)
   server.call('ZADD', namespace, text(place), told)
 end
+
+-- The mark never goes back, unless the clock is so far behind it that a spike must have set it.
+local function mark_after(mark, clock, lag_max)
+  if clock < mark and mark - clock <= lag_max then
+    return mark
+  end
+  return clock
+end
+
+-- Add an event to the outbox, from which it is carried to the log of another shard.
+local function put_out_event(outbox, place, family, execution_id, namespace, data)
+  server.call('XADD', outbox, text(place) .. '-0',
+    'family', family, 'execution_id', execution_id, 'namespace', namespace, 'event', data)
+end

@@ -1,0 +1,64 @@
+"""Has the store decide by itself what it can decide: one call in the place of a load and a commit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowfabric.engine.deliveries import owed_by
+from flowfabric.engine.notifier import topics_of
+from flowfabric.stores.base import DECLINED, DecidingStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowfabric.core.work import Remembered
+    from flowfabric.engine.cycle import Deliverer
+    from flowfabric.engine.notifier import Notifier
+    from flowfabric.engine.tickets import Ticket
+    from flowfabric.stores.base import Native, Store
+
+
+def native_of(store: Store) -> Native | None:
+    """What a store decides by itself; None for one that decides nothing."""
+    return store.native if isinstance(store, DecidingStore) else None
+
+
+def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[Ticket]]:
+    """The tickets that the store may decide, and the others.
+
+    Commands about one record belong together: the rules decide them in their order.
+    """
+    about: dict[str | None, int] = {}
+    for ticket in batch:
+        subject = ticket.subject()
+        about[subject] = about.get(subject, 0) + 1
+    taken: list[Ticket] = []
+    others: list[Ticket] = []
+    for ticket in batch:
+        alone = about[ticket.subject()] == 1 and native.takes(ticket.command, ticket.envelope)
+        (taken if alone else others).append(ticket)
+    return taken, others
+
+
+async def decide_natively(
+    native: Native,
+    tickets: Sequence[Ticket],
+    remembered: Remembered,
+    notifier: Notifier,
+    deliverer: Deliverer,
+) -> list[Ticket]:
+    """Have the store decide, wake and deliver as after a commit, and answer. Returns what it declined."""
+    decided = await native.decide([(ticket.command, ticket.envelope) for ticket in tickets], remembered)
+    notifier.publish(topics_of(decided.effects))
+    if owed := owed_by(decided.effects):
+        await deliverer.deliver(owed)
+    declined: list[Ticket] = []
+    for ticket, answer in zip(tickets, decided.answers, strict=True):
+        if answer is DECLINED:
+            declined.append(ticket)
+        elif isinstance(answer, Exception):
+            ticket.settle(answer)
+        else:
+            ticket.answer = answer
+            ticket.settle()
+    return declined

@@ -1,0 +1,196 @@
+-- What all functions have in common that decide a command.
+--
+-- A call has many commands of one kind. Each of them is decided by itself, from what is read, without a
+-- write; then all that it changes is written, by calls that cannot fail. A function declines what is
+-- unusual: nothing is changed then, and the caller decides by the rules, which know everything.
+--
+-- KEYS and ARGV  what the signature of the function says: see native/signatures.py
+-- Reply the mark as it was before, the clock's offset and the clock, then for each command its reply,
+--       '' if it was declined, or '!' and why it could not be decided, which must not happen.
+
+-- Some values by their names, in a table that is used again for every command.
+local function named(found, names, values, first)
+  for place = 1, #names do
+    found[names[place]] = values[first + place - 1]
+  end
+  return found
+end
+
+-- Read what every decision rests on. The numbers are those of the last commit.
+local function begin(call)
+  leap_over_lost(call.key.state)
+  local state = server.call('HMGET', call.key.state, 'mark_ms', 'clock_offset_ms', 'commits', 'events', 'put_out')
+  call.mark, call.offset = tonumber(state[1] or 0), tonumber(state[2] or 0)
+  call.clock = call.given_ms == '' and server_clock_ms() or tonumber(call.given_ms)
+  call.now = mark_after(call.mark, call.clock + call.offset, tonumber(call.lag_ms_max))
+  call.version = text(tonumber(state[3] or 0) + 1)
+  call.last, call.put_out = tonumber(state[4] or 0), tonumber(state[5] or 0)
+  call.taken, call.added = {}, {}
+end
+
+-- What a function makes of an execution: its rows as they were, and what else there is to
+-- write: records that are made, their rows by index, events.
+local function change_of(call, execution)
+  return {call = call, execution = execution, before = execution_rows(execution), rows = {}, events = {}, made = {}}
+end
+
+-- The same for an execution that is new, with its place in the list of all.
+local function new_change(call, execution, listed)
+  return {call = call, execution = execution, before = {}, rows = {}, events = {}, made = {}, listed = listed}
+end
+
+local function add_event(change, family, name, data)
+  local head, id, count = change.execution.head, change.execution.id, 6
+  local packed = cmsgpack.pack('family', family, 'name', name, 'namespace', head.namespace,
+    'execution_id', id, 'at_ms', change.call.now, 'data') .. data
+  if head.flow_id then
+    count, packed = count + 1, packed .. cmsgpack.pack('flow_id', head.flow_id)
+  end
+  count = count + present(change.execution.tags)
+  change.events[#change.events + 1] = {
+    family = family, data = string.char(0x80 + count) .. packed .. change.execution.tags}
+end
+
+-- A record besides the execution that must not exist yet, with its place in the list of its kind.
+local function add_record(change, key, listing, listed, data)
+  change.made[#change.made + 1] = {key = key, listing = listing, listed = listed, data = data}
+end
+
+local function exists(key)
+  return server.call('EXISTS', key) == 1
+end
+
+-- Whether the record on which all commands of the call rest is as the caller remembers it. One in another
+-- shard was compared before the call.
+local function is_relied_on(call)
+  return call.relied_on_version == '' or version_of(call.key.relied_on) == call.relied_on_version
+end
+
+-- Whether this very request has got its answer already.
+local function is_repeated(execution, asked)
+  return string.sub(execution.last_request, 1, #asked) == asked
+end
+
+-- Writing
+--
+-- What goes into ordered sets is gathered through the whole call, so that each set is written once.
+
+local MEMBERS_MAX = 1000
+
+local function members_of(sets, key)
+  local members = sets[key]
+  if not members then
+    members = {}
+    sets[key] = members
+  end
+  return members
+end
+
+local function take_out(call, key, member)
+  local members = members_of(call.taken, key)
+  members[#members + 1] = member
+end
+
+local function put_in(call, key, score, member)
+  local members = members_of(call.added, key)
+  local count = #members
+  members[count + 1], members[count + 2] = score, member
+end
+
+local function write_rows(call, change)
+  local key, id = call.key, change.execution.id
+  local before, after = change.before, execution_rows(change.execution)
+  for index, row in pairs(before) do
+    if not is_same_row(row, after[index]) then
+      take_out(call, key[index], packed_row(row, id))
+    end
+  end
+  for index, row in pairs(after) do
+    if not is_same_row(row, before[index]) then
+      put_in(call, key[index], '0', packed_row(row, id))
+    end
+  end
+  for index, row in pairs(change.rows) do
+    put_in(call, key[index], '0', packed_row(row, row.member))
+  end
+end
+
+local function write_event(call, item, execution, event)
+  local key = call.key
+  if call.logs == '1' then
+    call.last = call.last + 1
+    local place = text(call.last)
+    local told = place .. ' ' .. event.family
+    server.call('XADD', key['log:' .. event.family], place .. '-0', 'event', event.data)
+    put_in(call, item.key.told, place, told)
+    put_in(call, key['told_in:' .. event.family], place, told)
+  else
+    call.put_out = call.put_out + 1
+    put_out_event(key.outbox, call.put_out, event.family, execution.id, execution.head.namespace, event.data)
+  end
+end
+
+local function write(call, item, change)
+  local execution = change.execution
+  server.call('SET', execution.key, packed_execution(change))
+  if change.listed then
+    put_in(call, call.key['keys:execution'], '0', change.listed)
+  end
+  for _, made in ipairs(change.made) do
+    server.call('SET', made.key, call.version .. ':' .. made.data)
+    put_in(call, made.listing, '0', made.listed)
+  end
+  write_rows(call, change)
+  for _, event in ipairs(change.events) do
+    write_event(call, item, execution, event)
+  end
+  call.written = true
+end
+
+local function write_sets(command, sets)
+  for key, members in pairs(sets) do
+    for first = 1, #members, MEMBERS_MAX do
+      server.call(command, key, unpack(members, first, math.min(first + MEMBERS_MAX - 1, #members)))
+    end
+  end
+end
+
+local function finish(call)
+  write_sets('ZREM', call.taken)
+  write_sets('ZADD', call.added)
+  server.call('HSET', call.key.state, 'commits', call.version, 'events', text(call.last),
+    'put_out', text(call.put_out), 'mark_ms', text(call.now))
+  server.call('PUBLISH', call.channel, call.origin)
+end
+
+-- Register a function that decides commands, given how it decides one: it returns the change and the reply.
+local function register_native(name, decide, flags)
+  local signature = SIGNATURES[name]
+  local function run(keys, arguments)
+    local call = named({}, signature.arguments, arguments, 1)
+    call.key = named({}, signature.keys, keys, 1)
+    begin(call)
+    local reply = {text(call.mark), text(call.offset), text(call.clock)}
+    local item = {key = {}}
+    local next_argument, next_key = #signature.arguments + 1, #signature.keys + 1
+    for _ = 1, tonumber(call.count) do
+      named(item, signature.item_arguments, arguments, next_argument)
+      named(item.key, signature.item_keys, keys, next_key)
+      next_argument, next_key = next_argument + #signature.item_arguments, next_key + #signature.item_keys
+      local sound, change, answer = pcall(decide, call, item)
+      if not sound then
+        reply[#reply + 1] = '!' .. (type(change) == 'table' and change.err or tostring(change))
+      elseif not change then
+        reply[#reply + 1] = ''
+      else
+        write(call, item, change)
+        reply[#reply + 1] = answer
+      end
+    end
+    if call.written then
+      finish(call)
+    end
+    return reply
+  end
+  register(name, run, flags)
+end

@@ -1,0 +1,68 @@
+-- Steps that functions about a lease have in common: see core/rules/fencing.py and transitions.py.
+
+-- Whether the caller holds the lease that it names, and has not asked for the same before.
+local function is_held_by(call, item, execution)
+  local head = execution.head
+  local lease, attempt = head.lease, head.attempt
+  return head.namespace == call.namespace
+    and head.steady
+    and head.phase == PHASE.ACTIVE
+    and lease.expires_at > call.now
+    and lease.lease_id == item.lease_id
+    and lease.epoch == tonumber(item.lease_epoch)
+    and attempt.attempt_id == item.attempt_id
+    and attempt.attempt_index == tonumber(item.attempt_index)
+    and not is_repeated(execution, item.asked)
+end
+
+-- The execution whose lease the caller holds; nothing if there is anything else to say about it.
+local function held_execution(call, item)
+  local execution = read_execution(item.key.execution, item.execution_id)
+  if execution and is_held_by(call, item, execution) then
+    return execution
+  end
+  return nil
+end
+
+local function lease_data(lease, attempt, ...)
+  return packed_map('lease_id', lease.lease_id, 'lease_epoch', lease.epoch, 'attempt_id', attempt.attempt_id,
+    'attempt_index', attempt.attempt_index, 'worker_id', lease.worker_id,
+    'worker_instance_id', lease.worker_instance_id, ...)
+end
+
+-- Take the lease back. The time used is subtracted from the timeout.
+local function release_lease(change, reason)
+  local head = change.execution.head
+  local lease, attempt = head.lease, head.attempt
+  head.lease = nil
+  if attempt.timeout_at then
+    attempt.timeout_ms, attempt.timeout_at = math.max(0, attempt.timeout_at - change.call.now), nil
+  end
+  add_event(change, FAMILY.LEASE, 'released', lease_data(lease, attempt, 'reason', reason))
+end
+
+local function end_attempt(change, outcome)
+  local attempt, now = change.execution.head.attempt, change.call.now
+  attempt.state = ENDED_ATTEMPT[outcome]
+  attempt.ended_at, attempt.stream_closed_at = now, now
+  attempt.stream_closed_reason = ENDED_STREAM[outcome]
+end
+
+-- End the execution. Its flow, if it has one, is owed the news.
+local function end_execution(change, item, outcome, reason)
+  local execution, now = change.execution, change.call.now
+  local head = execution.head
+  release_lease(change, reason)
+  end_attempt(change, outcome)
+  head.continuation = CONTINUATION.NONE
+  head.phase, head.outcome = PHASE.TERMINAL, outcome
+  head.completed_at, head.retention_from = now, now
+  head.last_transition_at, head.last_mutation_at = now, now
+  add_event(change, FAMILY.COMPLETION, outcome, packed_map('generation', head.replay_count,
+    'failure_reason', nil, 'failure_category', nil))
+  if head.flow_id then
+    add_record(change, item.key.message, change.call.key['keys:message'], item.message_listed,
+      item.message .. cmsgpack.pack(now))
+    change.rows[INDEX.DUE_MESSAGE] = {'', now, member = item.message_id}
+  end
+end

@@ -1,0 +1,91 @@
+-- Executions as they are written: see packing.py and core/layout.py.
+--
+-- A function reads and changes the head, puts other bytes in the place of the policy, the tags, the last
+-- request and the released fence, and copies the rest. What the head does not say is as usual.
+
+local FRAME = '>BI4I4I4I4I4I4'
+local MAP_16 = 0xde
+local usual = {__index = USUAL}
+
+-- A map of up to 15 pairs; a value may be absent.
+local function packed_map(...)
+  local count = select('#', ...) / 2
+  return string.char(0x80 + count) .. (count > 0 and cmsgpack.pack(...) or '')
+end
+
+-- Bytes, which cmsgpack would write as text.
+local function packed_bytes(bytes)
+  if #bytes < 0x100 then
+    return struct.pack('>BB', 0xc4, #bytes) .. bytes
+  elseif #bytes < 0x10000 then
+    return struct.pack('>BI2', 0xc5, #bytes) .. bytes
+  end
+  return struct.pack('>BI4', 0xc6, #bytes) .. bytes
+end
+
+-- A list whose parts are each behind their length.
+local function unpacked_list(packed)
+  local parts, place = {}, 1
+  while place <= #packed do
+    parts[#parts + 1], place = struct.unpack('>I4c0', packed, place)
+  end
+  return parts
+end
+
+-- How many pairs a packed map has, and the pairs.
+local function pairs_of(map)
+  local first = string.byte(map)
+  if first == MAP_16 then
+    return string.byte(map, 2) * 256 + string.byte(map, 3), string.sub(map, 4)
+  end
+  return first - 0x80, string.sub(map, 2)
+end
+
+local function present(part)
+  return part == '' and 0 or 1
+end
+
+local function count_alone(execution)
+  return present(execution.policy) + present(execution.tags) + present(execution.last_request)
+    + present(execution.released)
+end
+
+-- The execution that is packed in some bytes, from a place on.
+local function execution_of(key, id, stored, start)
+  local rest_count, head, policy, tags, last_request, released, rest, map = struct.unpack(FRAME, stored, start)
+  local _, count, place = struct.unpack('>BI2', stored, map)
+  assert(place + head + policy + tags + last_request + released + rest == #stored + 1, 'the record is damaged')
+  local execution = {key = key, id = id, rest_count = rest_count}
+  head, place = string.sub(stored, place, place + head - 1), place + head
+  execution.policy, place = string.sub(stored, place, place + policy - 1), place + policy
+  execution.tags, place = string.sub(stored, place, place + tags - 1), place + tags
+  execution.last_request, place = string.sub(stored, place, place + last_request - 1), place + last_request
+  execution.released, place = string.sub(stored, place, place + released - 1), place + released
+  execution.rest = string.sub(stored, place)
+  count = count - count_alone(execution) - rest_count
+  execution.head = setmetatable(cmsgpack.unpack(struct.pack('>BI2', MAP_16, count) .. head), usual)
+  return execution
+end
+
+-- Read an execution. Nothing if there is none.
+local function read_execution(key, id)
+  local stored = server.call('GET', key)
+  return stored and execution_of(key, id, stored, string.match(stored, '^%d+:()'))
+end
+
+-- The bytes that are written for what a function makes of an execution. They are joined once, for each
+-- part may be long.
+local function packed_execution(change)
+  if change.packed then
+    return change.packed
+  end
+  local execution = change.execution
+  local count, head = pairs_of(cmsgpack.pack(execution.head))
+  local policy, tags, rest = execution.policy, execution.tags, execution.rest
+  local last_request, released = execution.last_request, execution.released
+  count = count + count_alone(execution) + execution.rest_count
+  change.packed = change.call.version .. ':'
+    .. struct.pack(FRAME, execution.rest_count, #head, #policy, #tags, #last_request, #released, #rest)
+    .. struct.pack('>BI2', MAP_16, count) .. head .. policy .. tags .. last_request .. released .. rest
+  return change.packed
+end

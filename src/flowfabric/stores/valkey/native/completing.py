@@ -1,0 +1,104 @@
+"""Completing executions on the server: see ``core.rules.finishing``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from flowfabric.contracts.executions import CompleteExecutionArgs, ExecutionCompleted
+from flowfabric.contracts.states import PublicState, TerminalOutcome
+from flowfabric.core.events import Family
+from flowfabric.core.indexes import DUE_MESSAGE
+from flowfabric.core.records import Execution, ExecutionResult, encode_record, key_for
+from flowfabric.core.rules.finishing import COMPLETED
+from flowfabric.core.rules.transitions import MEMBER_ENDED, news_for_flow
+from flowfabric.stores.keys import stored_key
+from flowfabric.stores.valkey.native.function import (
+    asked_pair,
+    last_request_pair,
+    released_pair,
+    without_zero,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from flowfabric.contracts.ids import LeaseFence
+    from flowfabric.core.records import Key
+    from flowfabric.core.work import Remembered
+    from flowfabric.stores.valkey.keys import Keys
+    from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+TOLD_FLOW: Final = b"told_flow"
+"""The reply that says that the flow of a member is owed the news."""
+
+
+class CompleteExecution:
+    """Stands in for the rule of ``CompleteExecutionArgs``."""
+
+    name: Final = "complete_execution"
+    command_type: Final = CompleteExecutionArgs
+    serves: Final = (CompleteExecutionArgs,)
+
+    def subject(self, command: CompleteExecutionArgs) -> Key:
+        return key_for(Execution, command.execution_id)
+
+    def relied_on(self, asked: Asked) -> None:
+        """Nothing but the execution itself."""
+
+    def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
+        """The namespace. An operator's override, which has no fence, is left to the rule."""
+        return asked.envelope.namespace if asked.command.fence is not None else None
+
+    def shared(self, first: Asked) -> Sequence[Argument]:
+        return (COMPLETED,)
+
+    def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
+        args: CompleteExecutionArgs = asked.command
+        fence: LeaseFence | None = args.fence
+        assert fence is not None
+        outcome = _encode(_outcome(args))
+        # A function declines what was replayed, so it is the first generation.
+        result = ExecutionResult(
+            execution_id=args.execution_id,
+            generation=0,
+            data=args.result_payload or b"",
+            encoding=args.result_encoding,
+        )
+        message = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0)
+        return (
+            keys.record(self.subject(args)),
+            keys.told(args.execution_id),
+            keys.record(result.key),
+            keys.record(message.key),
+        ), (
+            args.execution_id,
+            fence.lease_id,
+            fence.lease_epoch,
+            fence.attempt_id,
+            args.attempt_index,
+            asked_pair(asked.envelope.request_id),
+            last_request_pair(asked, outcome),
+            released_pair(asked, fence, outcome),
+            b"" if args.result_payload is None else encode_record(result),
+            stored_key(result.key),
+            without_zero(encode_record(message)),
+            message.identity,
+            stored_key(message.key),
+        )
+
+    def answer(self, asked: Asked, reply: bytes, effects: Effects) -> ExecutionCompleted:
+        args: CompleteExecutionArgs = asked.command
+        effects.tell(asked, Family.LEASE, "released")
+        effects.tell(asked, Family.COMPLETION, TerminalOutcome.SUCCESS)
+        if reply == TOLD_FLOW:
+            member = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0).identity
+            effects.rows.append((DUE_MESSAGE, "", effects.now, member))
+        return _outcome(args)
+
+
+def _outcome(args: CompleteExecutionArgs) -> ExecutionCompleted:
+    return ExecutionCompleted(execution_id=args.execution_id, public_state=PublicState.COMPLETED)

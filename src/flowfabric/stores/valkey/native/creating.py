@@ -1,0 +1,109 @@
+"""Creating executions on the server: see ``core.rules.creation``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from flowfabric.contracts.executions import CreateExecutionArgs, ExecutionCreated
+from flowfabric.contracts.states import PublicState
+from flowfabric.core.events import Family
+from flowfabric.core.indexes import DUE_DEADLINE, ELIGIBLE, scope_of
+from flowfabric.core.layout import is_unlimited
+from flowfabric.core.records import (
+    Execution,
+    Lane,
+    LastRequest,
+    Payload,
+    encode_record,
+    key_for,
+    lane_identity,
+)
+from flowfabric.core.rules.creation import new_execution
+from flowfabric.stores.keys import stored_key
+from flowfabric.stores.valkey.packing import pack_record
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from flowfabric.core.records import Key
+    from flowfabric.core.work import Remembered
+    from flowfabric.stores.valkey.keys import Keys
+    from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class CreateExecution:
+    """Stands in for the rule of ``CreateExecutionArgs``."""
+
+    name: Final = "create_execution"
+    command_type: Final = CreateExecutionArgs
+    serves: Final = (CreateExecutionArgs,)
+
+    def subject(self, command: CreateExecutionArgs) -> Key:
+        return key_for(Execution, command.execution_id)
+
+    def relied_on(self, asked: Asked) -> Key:
+        """The lane: nothing new comes into a lane that was changed since it was last looked at."""
+        return key_for(Lane, lane_identity(asked.command.namespace, asked.command.lane_id))
+
+    def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
+        """The lane. What waits for a time, a key, or headroom is left to the rule."""
+        args: CreateExecutionArgs = asked.command
+        usual = (
+            args.namespace == asked.envelope.namespace
+            and not args.idempotency_key
+            and args.delay_until is None
+            and (args.policy is None or args.policy.delay_until is None)
+            and is_unlimited(args.policy)
+            and not _has_relative_deadline(args)
+            and remembered.recall(self.relied_on(asked)) is not None
+        )
+        return (args.namespace, args.lane_id) if usual else None
+
+    def shared(self, first: Asked) -> Sequence[Argument]:
+        return ()
+
+    def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
+        args: CreateExecutionArgs = asked.command
+        execution = new_execution(args, args.policy, now=0)
+        outcome = _encode(_outcome(args))
+        execution.last_request = LastRequest(asked.envelope.request_id, outcome, type(args).__name__)
+        payload = Payload(execution_id=args.execution_id, data=args.input_payload)
+        return (
+            keys.record(execution.key),
+            keys.told(args.execution_id),
+            keys.record(payload.key),
+        ), (
+            args.execution_id,
+            pack_record(execution),
+            stored_key(execution.key),
+            encode_record(payload),
+            stored_key(payload.key),
+        )
+
+    def answer(self, asked: Asked, reply: bytes, effects: Effects) -> ExecutionCreated:
+        args: CreateExecutionArgs = asked.command
+        effects.tell(asked, Family.EXECUTION, "created")
+        if args.tags:
+            effects.tell(asked, Family.TAG, "attached")
+        required = () if args.policy is None else args.policy.required_capabilities
+        scope = scope_of(args.namespace, args.lane_id, *required, "")
+        effects.rows.append((ELIGIBLE, scope, effects.now, args.execution_id))
+        if args.execution_deadline_at is not None:
+            effects.rows.append((DUE_DEADLINE, "", args.execution_deadline_at, args.execution_id))
+        return _outcome(args)
+
+
+def _outcome(args: CreateExecutionArgs) -> ExecutionCreated:
+    """The answer: nothing blocks the work, or the rule would have decided."""
+    return ExecutionCreated(execution_id=args.execution_id, public_state=PublicState.WAITING)
+
+
+def _has_relative_deadline(args: CreateExecutionArgs) -> bool:
+    """Whether the deadline counts from the creation, whose instant only the server knows."""
+    timeouts = None if args.policy is None else args.policy.timeout_policy
+    has_own = args.execution_deadline_at is not None
+    return not has_own and timeouts is not None and timeouts.execution_deadline_ms is not None

@@ -1,0 +1,130 @@
+"""What a function on the server needs in order to stand in for a rule."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from flowfabric.core.events import Event
+from flowfabric.core.layout import name_of_pair
+from flowfabric.core.records import LastRequest, ReleasedLease
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Sequence
+
+    from flowfabric.contracts.base import Command
+    from flowfabric.contracts.ids import LeaseFence
+    from flowfabric.core.events import Family
+    from flowfabric.core.indexes import IndexRow
+    from flowfabric.core.records import Key
+    from flowfabric.core.work import Envelope, Remembered
+    from flowfabric.stores.valkey.keys import Keys
+
+Argument = str | bytes | int
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """One command and what travels with it."""
+
+    command: Any
+    envelope: Envelope
+
+
+class Effects(msgspec.Struct):
+    """What a call has done, as far as others are woken by it or owe something for it."""
+
+    now: int
+    events: list[Event]
+    rows: list[IndexRow]
+
+    def tell(self, asked: Asked, family: Family, name: str) -> None:
+        """Note an event about the execution that a command names."""
+        namespace = asked.envelope.namespace
+        assert namespace is not None, "a caller without bounds is decided for by the rules"
+        self.events.append(
+            Event(
+                family=family,
+                name=name,
+                namespace=namespace,
+                execution_id=asked.command.execution_id,
+                at_ms=self.now,
+            )
+        )
+
+
+class Function(Protocol):
+    """How one kind of command is sent to the function that decides it, and what the replies mean."""
+
+    @property
+    def name(self) -> str:
+        """The name under which it is registered."""
+
+    @property
+    def command_type(self) -> type[Command[Any]]:
+        """The command that it decides."""
+
+    @property
+    def serves(self) -> tuple[type[Command[Any]], ...]:
+        """The public operations that come down to it."""
+
+    def subject(self, command: Any) -> Key:
+        """The record that a command is about. No call has two commands about one record."""
+
+    def relied_on(self, asked: Asked) -> Key | None:
+        """The record on which all commands of a call rest, if the function's signature has one."""
+
+    def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
+        """What commands must have in common to go out in one call; None if the rule must decide."""
+
+    def shared(self, first: Asked) -> Sequence[Argument]:
+        """The arguments that all commands of a call have in common, in the signature's order."""
+
+    def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
+        """The keys and arguments of one command, in the signature's order."""
+
+    def answer(self, asked: Asked, reply: Any, effects: Effects) -> Any:
+        """The outcome of a command that was carried out. Adds to the effects."""
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_LAST_REQUEST: Final = name_of_pair("last_request")
+_RELEASED: Final = name_of_pair("released")
+_LIST_OF_3: Final = b"\x93"
+_ZERO: Final = b"\x00"
+_LENGTH: Final = struct.Struct(">I")
+
+
+def asked_pair(request_id: str) -> bytes:
+    """How the last request begins if it was this one."""
+    return _LAST_REQUEST + _LIST_OF_3 + _encode(request_id)
+
+
+def last_request_pair(asked: Asked, outcome: bytes) -> bytes:
+    """The last request as a part of an execution."""
+    request = LastRequest(asked.envelope.request_id, outcome, type(asked.command).__name__)
+    return _LAST_REQUEST + _encode(request)
+
+
+def released_pair(asked: Asked, fence: LeaseFence, outcome: bytes) -> bytes:
+    """The fence that was given up as a part of an execution."""
+    released = ReleasedLease(
+        lease_id=fence.lease_id,
+        epoch=fence.lease_epoch,
+        attempt_id=fence.attempt_id,
+        operation=type(asked.command).__name__,
+        outcome=outcome,
+    )
+    return _RELEASED + _encode(released)
+
+
+def without_zero(encoded: bytes) -> bytes:
+    """What ends with the number 0, without it: in its place comes what only the server knows."""
+    assert encoded.endswith(_ZERO), "it does not end with the number that the server knows"
+    return encoded.removesuffix(_ZERO)
+
+
+def packed_list(parts: Iterable[bytes]) -> bytes:
+    """A list whose length a signature does not say, as one argument: each part behind its length."""
+    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)

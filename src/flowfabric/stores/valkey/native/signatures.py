@@ -1,0 +1,130 @@
+"""What the functions that decide commands are called with: one list for both sides.
+
+A function gets its keys and arguments by these names, never by their places. Every key is known before
+anything is read: those of the shard are the same for all commands, and those of a command follow from
+the command.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from flowfabric.core import indexes
+from flowfabric.core.events import Family
+from flowfabric.core.records import Execution, ExecutionResult, Message, Payload
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
+    """The names of a function's keys and arguments, in their order."""
+
+    indexes: tuple[str, ...]
+    """The indexes whose rows it may change."""
+    kinds: tuple[str, ...] = ()
+    """The kinds of records that it may make."""
+    families: tuple[Family, ...]
+    """The families of the events that it may publish."""
+    rests: bool = False
+    """Whether all commands of a call rest on one record, the key ``relied_on``. It must have the version
+    that the argument ``relied_on_version`` says, unless that is empty."""
+    shared_arguments: tuple[str, ...] = ()
+    """Arguments that they have in common, besides ``CALL_ARGUMENTS``."""
+    item_keys: tuple[str, ...]
+    item_arguments: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of all keys that come before those of the commands."""
+        logs = [name for family in self.families for name in (f"log:{family}", f"told_in:{family}")]
+        listings = [f"keys:{kind}" for kind in self.kinds]
+        return (
+            "state",
+            "outbox",
+            *logs,
+            *listings,
+            *self.indexes,
+            *(("relied_on",) if self.rests else ()),
+        )
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of all arguments that come before those of the commands."""
+        version = ("relied_on_version",) if self.rests else ()
+        return (*CALL_ARGUMENTS, *version, *self.shared_arguments)
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """All names, for the function itself."""
+        return {
+            "keys": self.keys,
+            "arguments": self.arguments,
+            "item_keys": self.item_keys,
+            "item_arguments": self.item_arguments,
+        }
+
+
+CALL_ARGUMENTS: Final = ("given_ms", "lag_ms_max", "channel", "origin", "logs", "namespace", "count")
+"""What every call says: the clock to live by, where it is told of, whether the log is in this shard, whose
+commands they are, and how many."""
+
+_ACTIVE: Final = (
+    indexes.ACTIVE,
+    indexes.DUE_LEASE,
+    indexes.WORKER_LEASES,
+    indexes.DUE_ATTEMPT,
+    indexes.DUE_DEADLINE,
+)
+_FENCE: Final = ("lease_id", "lease_epoch", "attempt_id", "attempt_index")
+
+SIGNATURES: Final[dict[str, Signature]] = {
+    "claim_execution": Signature(
+        indexes=(*_ACTIVE, indexes.ELIGIBLE),
+        families=(Family.LEASE,),
+        rests=True,
+        shared_arguments=(
+            "lane_id",
+            "worker_id",
+            "worker_instance_id",
+            "capabilities",
+            "lease_ttl_ms",
+            "policies",
+        ),
+        item_keys=("execution", "told", "payload"),
+        item_arguments=("execution_id", "lease_id", "attempt_id", "asked", "last_request"),
+    ),
+    "complete_execution": Signature(
+        indexes=(*_ACTIVE, indexes.TERMINAL, indexes.RETENTION, indexes.DUE_MESSAGE),
+        kinds=(ExecutionResult.KIND, Message.KIND),
+        families=(Family.LEASE, Family.COMPLETION),
+        shared_arguments=("release_reason",),
+        item_keys=("execution", "told", "result", "message"),
+        item_arguments=(
+            "execution_id",
+            *_FENCE,
+            "asked",
+            "last_request",
+            "released",
+            "result",
+            "result_listed",
+            "message",
+            "message_id",
+            "message_listed",
+        ),
+    ),
+    "create_execution": Signature(
+        indexes=(indexes.CREATED, indexes.ELIGIBLE, indexes.DUE_DEADLINE),
+        kinds=(Execution.KIND, Payload.KIND),
+        families=(Family.EXECUTION, Family.TAG),
+        rests=True,
+        item_keys=("execution", "told", "payload"),
+        item_arguments=("execution_id", "execution", "listed", "payload", "payload_listed"),
+    ),
+    "renew_lease": Signature(
+        indexes=_ACTIVE,
+        families=(Family.LEASE,),
+        shared_arguments=("outcome_head", "operation"),
+        item_keys=("execution", "told"),
+        item_arguments=("execution_id", *_FENCE, "asked", "lease_ttl_ms"),
+    ),
+}

@@ -1,0 +1,85 @@
+"""What the functions on the server must not spell themselves: states, indexes, kinds, events, bounds.
+
+All of it is data of ``core``, written out as Lua tables when the library is put together. A word that is
+renamed there is renamed here, and a function that asks for one that is not there fails when it is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from flowfabric.contracts.events import Family
+from flowfabric.contracts.limits import SAFE_INTEGER_MAX
+from flowfabric.contracts.states import (
+    AttemptLifecycle,
+    AttemptType,
+    LifecyclePhase,
+    PublicState,
+    TerminalOutcome,
+)
+from flowfabric.core import indexes, layout
+from flowfabric.core.rules.transitions import ENDED
+from flowfabric.core.state import PUBLIC_OF_OUTCOME
+from flowfabric.core.vocabulary import Continuation, LeaseState
+from flowfabric.stores.valkey.keys import BEHIND_SCOPE, SCOPE_END
+from flowfabric.stores.valkey.native.signatures import SIGNATURES
+
+if TYPE_CHECKING:
+    from enum import StrEnum
+
+
+def _named(words: type[StrEnum]) -> dict[str, str]:
+    return {word.name: word.value for word in words}
+
+
+def _index_names() -> dict[str, str]:
+    spelled = {name: value for name, value in vars(indexes).items() if isinstance(value, str)}
+    return {name: value for name, value in spelled.items() if value in indexes.NAMES}
+
+
+WORDS: Final[dict[str, Any]] = {
+    "SCOPE_END": SCOPE_END.decode(),
+    "BEHIND_SCOPE": BEHIND_SCOPE.decode(),
+    "SEPARATOR": indexes.SEPARATOR,
+    "SAFE_INTEGER_MAX": SAFE_INTEGER_MAX,
+    "AGEING_MS_PER_DOUBLING": indexes.AGEING_MS_PER_DOUBLING,
+    "HEAD_START_MS_MAX": indexes.HEAD_START_MS_MAX,
+    "USUAL": layout.USUAL,
+    "INDEX": _index_names(),
+    "SIGNATURES": {name: signature.names for name, signature in SIGNATURES.items()},
+    "PHASE": _named(LifecyclePhase),
+    "CONTINUATION": _named(Continuation),
+    "OUTCOME": _named(TerminalOutcome),
+    "LEASE": _named(LeaseState),
+    "ATTEMPT": _named(AttemptLifecycle),
+    "ATTEMPT_TYPE": _named(AttemptType),
+    "PUBLIC": _named(PublicState),
+    "PUBLIC_OF_OUTCOME": PUBLIC_OF_OUTCOME,
+    "FAMILY": _named(Family),
+    "ENDED_ATTEMPT": {outcome: state for outcome, (state, _) in ENDED.items()},
+    "ENDED_STREAM": {outcome: reason for outcome, (_, reason) in ENDED.items()},
+    "OWN_SCOPE": indexes.OWN_SCOPE,
+}
+
+
+_ESCAPES: Final = {code: f"\\{code:03d}" for code in (*range(0x20), ord('"'), ord("\\"))}
+"""How Lua writes the characters that it could not read back as they are."""
+
+
+def written() -> str:
+    """All words as the beginning of a Lua program."""
+    return "".join(f"local {name} = {_lua(value)}\n" for name, value in WORDS.items())
+
+
+def _lua(value: Any) -> str:
+    """A value as Lua writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return f'"{value.translate(_ESCAPES)}"'
+    if isinstance(value, tuple):
+        return "{" + ", ".join(map(_lua, value)) + "}"
+    pairs = ", ".join(f"[{_lua(str(name))}] = {_lua(part)}" for name, part in value.items())
+    return f"{{{pairs}}}"

@@ -1,0 +1,93 @@
+"""Two beds that are driven alike: in one the server decides what it can, in the other the rules do."""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from flowfabric import errors
+from flowfabric.contracts.base import Command
+from flowfabric.stores.valkey import ValkeyStore
+from flowfabric.testing import ManualClock, differences
+from flowfabric.testing.bed import Bed
+from flowfabric.testing.stores import StoreAround
+from tests.valkey import Server
+
+
+class Pair:
+    """Asks both beds the same, and compares what they answer and what they store.
+
+    Args:
+        server: where both stores are.
+        folder: what their prefixes are named after.
+        options: settings of both stores.
+    """
+
+    def __init__(self, server: Server, folder: Path, **options: Any) -> None:
+        clock = ManualClock()
+        self.store: ValkeyStore = server.store(folder / "native", **options)
+        self.native = Bed(self.store, clock=clock)
+        # What is around the other store does not show that it decides anything.
+        self.ruled = Bed(StoreAround(server.store(folder / "ruled", **options)), clock=clock)
+        self.clock = clock
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        for bed in (self.native, self.ruled):
+            await self._stack.enter_async_context(bed)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def accepted(self) -> dict[str, int]:
+        """How many commands each function has decided."""
+        return self.store.native.statistics.accepted
+
+    @property
+    def declined(self) -> dict[str, int]:
+        """How many commands each function has left to the rules."""
+        return self.store.native.statistics.declined
+
+    async def ask(self, *commands: Command[Any], **options: Any) -> Any:
+        """The answer to one command, or those to several at once. Refusals are answers."""
+        answers = [
+            await bed.engine.execute_many(list(commands), **options) for bed in (self.native, self.ruled)
+        ]
+        native, ruled = ([_comparable(answer) for answer in found] for found in answers)
+        assert native == ruled
+        assert not self.store.native.statistics.failed
+        return answers[0] if len(commands) > 1 else answers[0][0]
+
+    async def each(self, act: Any) -> Any:
+        """Do something with both beds that is no single command; what comes of it must be the same."""
+        native, ruled = await act(self.native), await act(self.ruled)
+        assert native == ruled
+        return native
+
+    async def compare(self) -> None:
+        """Make sure that both stores hold the same, and that every invariant holds."""
+        for bed in (self.native, self.ruled):
+            await bed.settle()
+            await bed.check()
+        found = differences(await self.native.dump(), await self.ruled.dump())
+        assert not found, "\n".join(found)
+
+
+def _comparable(answer: Any) -> Any:
+    if isinstance(answer, errors.FlowFabricError):
+        return type(answer), answer.details
+    assert not isinstance(answer, Exception), answer
+    return answer
+
+
+def fenced(claim: Any, **fields: Any) -> dict[str, Any]:
+    """The arguments of a command that the holder of a lease gives."""
+    named = {"execution_id": claim.execution_id, "fence": claim.fence, "attempt_index": claim.attempt_index}
+    return named | fields
+
+
+def accepted_of(pair: Pair, names: Sequence[str]) -> list[int]:
+    """How often some functions have decided."""
+    return [pair.accepted.get(name, 0) for name in names]

@@ -1,0 +1,482 @@
+"""What the server decides is what the rules decide: the same answers, the same records."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from flowfabric import errors
+from flowfabric.contracts.base import Outcome
+from flowfabric.contracts.blocking import PauseExecutionArgs
+from flowfabric.contracts.executions import (
+    CompleteExecutionArgs,
+    ExecutionCompleted,
+    ExecutionCreated,
+    ExecutionDuplicate,
+    ReplayExecutionArgs,
+    SetExecutionTagArgs,
+)
+from flowfabric.contracts.ids import LeaseFence
+from flowfabric.contracts.keyring import SeedWaitpointHmacSecretArgs
+from flowfabric.contracts.lanes import SetLaneStateArgs
+from flowfabric.contracts.leases import IssueClaimGrantArgs, LeaseRenewed, RenewLeaseArgs
+from flowfabric.contracts.policy import (
+    ExecutionPolicy,
+    RetryPolicy,
+    RoutingRequirements,
+    StreamPolicy,
+    TimeoutPolicy,
+)
+from flowfabric.contracts.states import LaneState
+from flowfabric.contracts.suspensions import CreatePendingWaitpointArgs
+from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
+from flowfabric.stores.valkey.native.signatures import SIGNATURES
+from flowfabric.testing.bed import KIND, LANE, NAMESPACE, TTL_MS, Bed
+from flowfabric.testing.conformance.flows import graph
+from tests.stores.monitor import monitored
+from tests.stores.pair import Pair, fenced
+from tests.valkey import server
+
+
+@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    """The two beds, their stores in one shard, or in several with the log in the first of them."""
+    async with Pair(server(), tmp_path, shards=request.param) as made:
+        yield made
+
+
+async def started(pair: Pair, **fields: Any) -> Any:
+    """Work that was claimed in both beds."""
+    return await pair.each(lambda bed: bed.start(**fields))
+
+
+def completing(claim: Any, **fields: Any) -> CompleteExecutionArgs:
+    return CompleteExecutionArgs(**fenced(claim, source="lease_holder", **fields))
+
+
+RETRIES = ExecutionPolicy(retry_policy=RetryPolicy(max_retries=3))
+TIMES_OUT = ExecutionPolicy(timeout_policy=TimeoutPolicy(attempt_timeout_ms=600_000))
+CAPABLE = ExecutionPolicy(routing_requirements=RoutingRequirements(required_capabilities=("gpu", "llm")))
+
+
+async def created(pair: Pair, **fields: Any) -> str:
+    """Work that waits in both beds."""
+    return str(await pair.each(lambda bed: bed.create(**fields)))
+
+
+def renewing(claim: Any, **fields: Any) -> RenewLeaseArgs:
+    return RenewLeaseArgs(**fenced(claim, **{"lease_ttl_ms": TTL_MS, **fields}))
+
+
+class TestCreate:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"priority": -5},
+            {"priority": 12_345, "tags": {"crew.team": "blue", "crew.name": "é"}},
+            {"payload_encoding": "json", "execution_kind": "other", "creator_identity": ""},
+            {"input_payload": b""},
+            {"input_payload": b'{"a":[]}\x00\xff' * 10_000},
+            {"execution_deadline_at": 2**53 - 1},
+            {"policy": CAPABLE},
+            {"policy": ExecutionPolicy(priority=3)},
+            {"policy": TIMES_OUT, "execution_deadline_at": 1_800_000_000_000},
+            {"policy": ExecutionPolicy(stream_policy=StreamPolicy(retention_ttl_ms=2**40))},
+        ],
+        ids=lambda fields: " ".join(fields) or "plain",
+    )
+    async def test_work_that_can_be_claimed_at_once(self, pair: Pair, fields: dict[str, Any]) -> None:
+        await created(pair)  # so that the lane is known
+        assert "create_execution" not in pair.accepted
+        pair.clock.advance(10)
+        command = pair.native.creation(**fields, execution_id="{fp:4}:00000000-0000-4000-8000-00000000cccc")
+        ids = ["asked-again"]
+        first = await pair.ask(command, request_ids=ids)
+        assert isinstance(first, ExecutionCreated)
+        await pair.compare()
+        assert await pair.ask(command, request_ids=ids) == first
+        assert isinstance(await pair.ask(command), ExecutionDuplicate)
+        await pair.compare()
+        assert pair.accepted["create_execution"] == 1
+
+    async def test_what_is_unusual_is_left_to_the_rule(self, pair: Pair) -> None:
+        await created(pair)
+        limits = TimeoutPolicy(execution_deadline_ms=60_000)
+        for fields in (
+            {"delay_until": pair.clock.now_ms + 1},
+            {"delay_until": pair.clock.now_ms - 1},
+            {"policy": ExecutionPolicy(delay_until=pair.clock.now_ms + 1)},
+            {"policy": ExecutionPolicy(timeout_policy=limits)},
+            {"policy": ExecutionPolicy(budget_ids=("team",))},
+            {"idempotency_key": "once"},
+            {"lane_id": "elsewhere"},
+            {"namespace": "elsewhere"},
+        ):
+            execution_id = await pair.each(lambda bed: _same(bed.new_execution_id()))
+            await pair.ask(pair.native.creation(**fields, execution_id=execution_id))
+        await pair.compare()
+        assert "create_execution" not in pair.accepted
+
+    async def test_a_lane_that_was_drained_meanwhile_takes_no_work(self, pair: Pair) -> None:
+        await created(pair)
+        for state, expected in (("draining", errors.LaneClosed), ("active", ExecutionCreated)):
+            await pair.ask(SetLaneStateArgs(namespace=NAMESPACE, lane_id=LANE, state=LaneState(state)))
+            execution_id = await pair.each(lambda bed: _same(bed.new_execution_id()))
+            answer = await pair.ask(pair.native.creation(execution_id=execution_id))
+            assert isinstance(answer, expected)
+        await pair.compare()
+
+    async def test_one_of_two_with_the_same_id_is_created(self, pair: Pair) -> None:
+        await created(pair)
+        execution_id = await pair.each(lambda bed: _same(bed.new_execution_id()))
+        both = [pair.native.creation(execution_id=execution_id, priority=place) for place in range(2)]
+        answers = await pair.ask(*both)
+        assert [type(answer) for answer in answers] == [ExecutionCreated, ExecutionDuplicate]
+        await pair.compare()
+
+
+class TestRenew:
+    @pytest.mark.parametrize("ttl_ms", [1, TTL_MS, 86_400_000])
+    async def test_a_lease_that_is_held(self, pair: Pair, ttl_ms: int) -> None:
+        claim = await started(pair, policy=TIMES_OUT, execution_deadline_at=1_800_000_000_000)
+        pair.clock.advance(TTL_MS - 1)
+        ids = ["asked-again"]
+        first = await pair.ask(renewing(claim, lease_ttl_ms=ttl_ms), request_ids=ids)
+        assert isinstance(first, LeaseRenewed)
+        await pair.compare()
+        assert await pair.ask(renewing(claim, lease_ttl_ms=ttl_ms), request_ids=ids) == first
+        await pair.ask(renewing(claim, lease_ttl_ms=1))
+        await pair.compare()
+        await pair.ask(completing(claim, result_payload=b"r"))
+        await pair.compare()
+        assert pair.accepted["renew_lease"] == 2
+
+    async def test_whatever_the_work_waits_for_its_lease_is_renewed(self, pair: Pair) -> None:
+        claim = await started(pair)
+        for command in (
+            SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="1f" * 32),
+            CreatePendingWaitpointArgs(**_waiting(claim)),
+            renewing(claim),
+        ):
+            assert isinstance(await pair.ask(command), Outcome)
+        await pair.compare()
+        assert pair.accepted["renew_lease"] == 1
+
+    async def test_what_is_refused_or_unusual_is_left_to_the_rule(self, pair: Pair) -> None:
+        claim = await started(pair)
+        renamed = await started(pair)
+        await pair.ask(SetExecutionTagArgs(execution_id=renamed.execution_id, key="crew.team", value="red"))
+        for command in (
+            renewing(renamed),
+            renewing(msgspec.structs.replace(claim, lease_id="other")),
+            renewing(msgspec.structs.replace(claim, lease_epoch=7)),
+            renewing(msgspec.structs.replace(claim, attempt_index=1)),
+            msgspec.structs.replace(renewing(claim), fence=None),
+        ):
+            await pair.ask(command)
+        pair.clock.advance(TTL_MS)
+        assert isinstance(await pair.ask(renewing(claim)), errors.LeaseExpired)
+        await pair.compare()
+        assert "renew_lease" not in pair.accepted
+
+
+class TestClaim:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"priority": 1},
+            {"priority": 9000, "tags": {"crew.team": "blue"}},
+            {"payload_encoding": "json", "execution_kind": "other"},
+            {"input_payload": b""},
+            {"input_payload": b"\x00\xff" * 100},
+            {"input_payload": b"p" * 70_000},
+            {"execution_deadline_at": 1_800_000_000_000},
+            {"policy": TIMES_OUT},
+            {"policy": RETRIES},
+            {"idempotency_key": "once"},
+        ],
+        ids=lambda fields: " ".join(fields) or "plain",
+    )
+    @pytest.mark.parametrize(
+        "policies",
+        [
+            {},
+            {KIND: RETRIES},
+            {KIND: TIMES_OUT, "other": RETRIES},
+            {KIND: ExecutionPolicy(timeout_policy=TimeoutPolicy(execution_deadline_ms=86_400_000))},
+        ],
+        ids=["no policies", "one policy", "two policies", "deadline policy"],
+    )
+    async def test_work_that_has_never_run(
+        self, pair: Pair, fields: dict[str, Any], policies: dict[str, ExecutionPolicy]
+    ) -> None:
+        first = await started(pair)  # so that the lane is known
+        execution_id = await created(pair, **fields)
+        pair.clock.advance(10)
+        before = pair.accepted.get("claim_execution", 0)
+        claim = await pair.each(lambda bed: bed.claim(execution_id, policies=policies))
+        await pair.compare()
+        own, offered = fields.get("policy"), policies.get(claim.execution_kind)
+        usual = offered in (None, own) or (own is None and offered in (RETRIES, TIMES_OUT))
+        assert pair.accepted.get("claim_execution", 0) - before == usual
+        for one in (first, claim):
+            await pair.ask(completing(one, result_payload=b"r"))
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 2
+
+    async def test_many_at_once_are_claimed_each_by_itself(self, pair: Pair) -> None:
+        await started(pair)
+        waiting = [await created(pair, priority=place) for place in range(5)]
+        gone = await pair.each(lambda bed: _same(bed.new_execution_id()))
+        claims = [_claiming(pair, one) for one in (*waiting, gone)]
+        answers = await pair.ask(*claims)
+        assert [isinstance(answer, errors.ExecutionNotFound) for answer in answers] == [False] * 5 + [True]
+        await pair.compare()
+        assert pair.accepted["claim_execution"] >= 5
+
+    async def test_the_same_request_gets_its_lease_again(self, pair: Pair) -> None:
+        await started(pair)
+        execution_id = await created(pair)
+        command, ids = _claiming(pair, execution_id), ["asked-again"]
+        first = await pair.ask(command, request_ids=ids)
+        assert await pair.ask(_claiming(pair, execution_id), request_ids=ids) == first
+        await pair.compare()
+
+    async def test_required_capabilities(self, pair: Pair) -> None:
+        await started(pair)
+        execution_id = await created(pair, policy=CAPABLE)
+        for held in ({"gpu"}, {"gp", "llm"}, set()):
+            refused = await pair.ask(_claiming(pair, execution_id, worker_capabilities=frozenset(held)))
+            assert isinstance(refused, errors.CapabilityMismatch)
+        before = pair.accepted.get("claim_execution", 0)
+        capable = _claiming(pair, execution_id, worker_capabilities=frozenset({"gpu", "llm", "x"}))
+        assert isinstance(await pair.ask(capable), CandidateClaimed)
+        await pair.compare()
+        assert pair.accepted["claim_execution"] == before + 1
+
+    @pytest.mark.parametrize(
+        "policy", [ExecutionPolicy(budget_ids=("b",)), ExecutionPolicy(quota_policy_id="q")]
+    )
+    async def test_the_limits_of_a_workers_policy_count(self, pair: Pair, policy: ExecutionPolicy) -> None:
+        await started(pair)
+        execution_id = await created(pair)
+        refused = await pair.ask(_claiming(pair, execution_id, policies={KIND: policy}))
+        assert isinstance(refused, errors.NotFound)
+        await pair.compare()
+
+    async def test_a_lane_that_was_paused_meanwhile_gives_no_work(self, pair: Pair) -> None:
+        await started(pair)
+        execution_id = await created(pair)
+        for state, expected in (("paused", errors.ExecutionNotEligible), ("active", CandidateClaimed)):
+            lane = SetLaneStateArgs(namespace=NAMESPACE, lane_id=LANE, state=LaneState(state))
+            await pair.ask(lane)
+            assert isinstance(await pair.ask(_claiming(pair, execution_id)), expected)
+        await pair.compare()
+
+    async def test_what_is_unusual_is_left_to_the_rule(self, pair: Pair) -> None:
+        failed = await started(pair, policy=RETRIES)
+        await pair.each(lambda bed: bed.fail(failed))
+        await pair.each(lambda bed: bed.advance(600_000))
+        member = await pair.each(_member)
+        granted, delayed = await created(pair), await created(pair, delay_until=pair.clock.now_ms + 5)
+        await pair.ask(
+            IssueClaimGrantArgs(
+                execution_id=granted,
+                lane_id=LANE,
+                worker_id="other",
+                worker_instance_id="other-1",
+                grant_ttl_ms=1_000,
+            )
+        )
+        before = dict(pair.accepted)
+        for execution_id, expected in (
+            (failed.execution_id, CandidateClaimed),
+            (member, CandidateClaimed),
+            (granted, errors.GrantAlreadyExists),
+            (delayed, errors.ExecutionNotEligible),
+            (failed.execution_id, errors.ExecutionNotReclaimable),
+        ):
+            assert isinstance(await pair.ask(_claiming(pair, execution_id)), expected)
+        elsewhere = _claiming(pair, await created(pair, lane_id="elsewhere"))
+        assert isinstance(await pair.ask(elsewhere), errors.ExecutionNotEligible)
+        await pair.compare()
+        assert pair.accepted == before
+
+
+async def _same(value: str) -> str:
+    return value
+
+
+async def _member(bed: Bed) -> str:
+    return (await graph(bed, "a")).ids["a"]
+
+
+def _claiming(pair: Pair, execution_id: str, **fields: Any) -> ClaimCandidateArgs:
+    """One claim for both beds, whose ids stay in step."""
+    pair.ruled.claiming(execution_id)
+    return pair.native.claiming(execution_id, **fields)
+
+
+class TestComplete:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"priority": 7, "tags": {"crew.team": "blue", "crew.name": "é"}},
+            {"payload_encoding": "json"},
+            {"execution_deadline_at": 1_800_000_000_000},
+            {"policy": ExecutionPolicy(timeout_policy=TimeoutPolicy(attempt_timeout_ms=600_000))},
+            {"policy": ExecutionPolicy(stream_policy=StreamPolicy(retention_ttl_ms=86_400_000))},
+            {"idempotency_key": "once"},
+        ],
+        ids=lambda fields: " ".join(fields) or "plain",
+    )
+    @pytest.mark.parametrize("result", [None, b"", b'{"a":[]}\x00\xff', b"r" * 70_000])
+    async def test_plain_work(self, pair: Pair, fields: dict[str, Any], result: bytes | None) -> None:
+        claim = await started(pair, **fields)
+        pair.clock.advance(10)
+        await pair.ask(completing(claim, result_payload=result, result_encoding="json"))
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 1
+
+    async def test_a_member_of_a_flow_tells_its_flow(self, pair: Pair) -> None:
+        async def build(bed: Bed) -> list[str]:
+            flow = await graph(bed, "ab")
+            await flow.connect("ab")
+            return [flow.ids["a"], flow.ids["b"]]
+
+        first, second = await pair.each(build)
+        for member in (first, second):
+            claim = await pair.each(lambda bed, member=member: bed.claim(member))
+            await pair.ask(completing(claim, result_payload=b"done"))
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 2
+
+    async def test_many_at_once_are_decided_each_by_itself(self, pair: Pair) -> None:
+        claims = [await started(pair) for _ in range(5)]
+        stale = LeaseFence(lease_id=claims[0].lease_id, lease_epoch=1, attempt_id=claims[1].attempt_id)
+        commands = [completing(claim, result_payload=b"r") for claim in claims]
+        commands[2] = msgspec.structs.replace(commands[2], fence=stale)
+        answers = await pair.ask(*commands)
+        assert [isinstance(answer, errors.StaleLease) for answer in answers] == [
+            False,
+            False,
+            True,
+            False,
+            False,
+        ]
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 4
+        assert pair.declined["complete_execution"] == 1
+
+    async def test_the_same_request_gets_its_answer_again_and_so_does_the_same_fence(
+        self, pair: Pair
+    ) -> None:
+        claim = await started(pair)
+        ids = ["asked-again"]
+        first = await pair.ask(completing(claim), request_ids=ids)
+        assert await pair.ask(completing(claim), request_ids=ids) == first
+        assert await pair.ask(completing(claim, result_payload=b"other"), request_ids=["another"]) == first
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 1
+
+    async def test_what_is_refused_is_refused_by_the_rule(self, pair: Pair) -> None:
+        claim = await started(pair)
+        ended = await started(pair)
+        await pair.ask(completing(ended))
+        gone = msgspec.structs.replace(claim, execution_id=pair.native.new_execution_id())
+        for command in (
+            completing(gone),
+            completing(msgspec.structs.replace(claim, lease_id="other")),
+            completing(msgspec.structs.replace(claim, lease_epoch=2)),
+            completing(msgspec.structs.replace(claim, attempt_id="other")),
+            completing(msgspec.structs.replace(claim, attempt_index=1)),
+            completing(msgspec.structs.replace(ended, lease_id="other")),
+        ):
+            assert isinstance(await pair.ask(command), errors.FlowFabricError)
+        assert isinstance(await pair.ask(completing(claim), namespace="elsewhere"), errors.ExecutionNotFound)
+        pair.clock.advance(TTL_MS)
+        assert isinstance(await pair.ask(completing(claim)), errors.LeaseExpired)
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 1
+
+    async def test_what_is_unusual_is_left_to_the_rule(self, pair: Pair) -> None:
+        waited, paused, renamed = [await started(pair) for _ in range(3)]
+        for command in (
+            SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="1f" * 32),
+            CreatePendingWaitpointArgs(**_waiting(waited)),
+            PauseExecutionArgs(execution_id=paused.execution_id, reason="stop"),
+            SetExecutionTagArgs(execution_id=renamed.execution_id, key="crew.team", value="red"),
+        ):
+            assert isinstance(await pair.ask(command), Outcome)
+        for claim in (waited, paused, renamed):
+            assert isinstance(await pair.ask(completing(claim)), ExecutionCompleted)
+        await pair.compare()
+        assert "complete_execution" not in pair.accepted
+        assert pair.declined["complete_execution"] == 3
+
+    async def test_replayed_work_is_left_to_the_rule(self, pair: Pair) -> None:
+        claim = await started(pair)
+        await pair.ask(completing(claim, result_payload=b"first"))
+        await pair.ask(ReplayExecutionArgs(execution_id=claim.execution_id))
+        again = await pair.each(lambda bed: bed.claim(claim.execution_id))
+        await pair.ask(completing(again, result_payload=b"second"))
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 1
+
+
+def _waiting(claim: Any) -> dict[str, Any]:
+    return {
+        "execution_id": claim.execution_id,
+        "lease_id": claim.lease_id,
+        "lease_epoch": claim.lease_epoch,
+        "attempt_index": claim.attempt_index,
+        "attempt_id": claim.attempt_id,
+        "waitpoint_id": "00000000-0000-4000-8000-00000000aaaa",
+        "waitpoint_key": "w",
+        "expires_in_ms": 60_000,
+    }
+
+
+class TestDamage:
+    async def test_a_record_that_cannot_be_read_is_reported_and_changes_nothing(
+        self, pair: Pair, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        claim = await started(pair)
+        whole = await started(pair)
+        key = pair.store.shard_of(f"execution/{claim.execution_id}").record(f"execution/{claim.execution_id}")
+        shard = pair.store.shard_of(f"execution/{claim.execution_id}")
+        [stored] = await pair.store._client.read(shard.slot, ("GET", key))
+        for damaged in (b"1:", b"7", stored[:30], stored[: len(stored) // 2]):
+            await pair.store._client.write(shard.slot, ("SET", key, damaged))
+            asked = [completing(claim), completing(whole)]
+            answers = await pair.native.engine.execute_many(asked, request_ids=["one", "other"])
+            assert isinstance(answers[0], errors.StoreCorrupt)
+            assert isinstance(answers[1], ExecutionCompleted)
+        await pair.store._client.write(shard.slot, ("SET", key, stored))
+        await pair.ruled.engine.execute_many([completing(whole)], request_ids=["other"])
+        assert pair.store.native.statistics.failed["complete_execution"] == 4
+        assert "could not decide a command" in caplog.text
+        await pair.compare()
+
+
+class TestKeys:
+    @pytest.mark.parametrize("shards", [1, 3])
+    async def test_every_key_that_is_touched_was_declared(self, tmp_path: Path, shards: int) -> None:
+        with monitored(server()) as calls:
+            async with Pair(server(), tmp_path, shards=shards) as pair:
+                for fields in ({}, {"execution_deadline_at": 1_800_000_000_000, "policy": TIMES_OUT}):
+                    claim = await started(pair, tags={"crew.team": "blue"}, **fields)
+                    await pair.ask(renewing(claim))
+                    await pair.ask(completing(claim, result_payload=b"r"))
+                member = await pair.each(_member)
+                claim = await pair.each(lambda bed: bed.claim(member))
+                await pair.ask(completing(claim))
+                await pair.compare()
+        assert {call.function.rpartition("_")[0] for call in calls} >= {f"ff_{name}" for name in SIGNATURES}
+        undeclared = {key for call in calls for key in call.touched - call.declared}
+        assert undeclared == set()
