@@ -16,12 +16,14 @@ from flowfabric.contracts.streams import StreamFrame, TailFramesArgs
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, ReadWaitpointTokenArgs
 from flowfabric.engine.notifier import ended_topic
 from flowfabric.errors import RunCancelled, RunExpired, RunFailed, RunSkipped
+from flowfabric.links import make_link
 from flowfabric.minting import new_signal_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from flowfabric.contracts.base import Command
+    from flowfabric.contracts.keyring import WaitpointToken
     from flowfabric.contracts.suspensions import PendingWaitpointInfo
     from flowfabric.engine.interface import AnyEngine
 
@@ -178,6 +180,33 @@ class Run(Generic[T]):
             idempotency_key=idempotency_key,
         )
 
+    async def waitpoint_link(
+        self,
+        name: str,
+        *,
+        question: str = "",
+        choices: Mapping[str, Any] | None = None,
+        public_url: str | None = None,
+    ) -> str:
+        """The link with which somebody outside sends this signal in a browser, once.
+
+        It is a secret: whoever has it may answer. See ``Task.waitpoint_link``.
+
+        Raises:
+            WaitpointNotFound: nothing waits for such a signal now.
+            InvalidInput: several waitpoints take it, or nobody has said where the server is.
+        """
+        waitpoint_id, token = await held_token(self._engine, self._namespace, self.execution_id, name)
+        return make_link(
+            self.execution_id,
+            waitpoint_id,
+            token.value,
+            name=name,
+            question=question,
+            choices=choices,
+            public_url=public_url,
+        )
+
     async def stream(self, attempt: int | None = None) -> AsyncIterator[StreamFrame]:
         """Frames as they are written; ends by itself when the stream is closed.
 
@@ -239,21 +268,12 @@ async def send_signal(
     idempotency_key: str | None,
 ) -> DeliverSignalResult:
     """Find the waitpoint that a signal of this name is meant for, and deliver it; see ``Run.signal``."""
-    pending = await engine.execute(ListPendingWaitpointsArgs(execution_id=execution_id), namespace=namespace)
-    waitpoint = _waitpoint_for(name, pending.entries)
-    if waitpoint is None:
-        raise errors.WaitpointNotFound(execution_id=execution_id, signal_name=name)
-    token = await engine.execute(
-        ReadWaitpointTokenArgs(execution_id=execution_id, waitpoint_id=waitpoint.waitpoint_id),
-        namespace=namespace,
-    )
-    if token is None:
-        raise errors.WaitpointNotFound(execution_id=execution_id, signal_name=name)
+    waitpoint_id, token = await held_token(engine, namespace, execution_id, name)
     data, encoding = (None, None) if payload is None else encode_value(payload)
     return await engine.execute(
         DeliverSignalArgs(
             execution_id=execution_id,
-            waitpoint_id=waitpoint.waitpoint_id,
+            waitpoint_id=waitpoint_id,
             signal_id=new_signal_id(),
             signal_name=name,
             signal_category="",
@@ -266,6 +286,28 @@ async def send_signal(
         ),
         namespace=namespace,
     )
+
+
+async def held_token(
+    engine: Asked, namespace: str, execution_id: str, name: str
+) -> tuple[str, WaitpointToken]:
+    """The waitpoint that a signal of this name is meant for, and its token.
+
+    Raises:
+        WaitpointNotFound: nothing waits for such a signal now.
+        InvalidInput: several waitpoints take it equally well.
+    """
+    pending = await engine.execute(ListPendingWaitpointsArgs(execution_id=execution_id), namespace=namespace)
+    waitpoint = _waitpoint_for(name, pending.entries)
+    if waitpoint is None:
+        raise errors.WaitpointNotFound(execution_id=execution_id, signal_name=name)
+    token = await engine.execute(
+        ReadWaitpointTokenArgs(execution_id=execution_id, waitpoint_id=waitpoint.waitpoint_id),
+        namespace=namespace,
+    )
+    if token is None:
+        raise errors.WaitpointNotFound(execution_id=execution_id, signal_name=name)
+    return waitpoint.waitpoint_id, token
 
 
 def _waitpoint_for(name: str, entries: Sequence[PendingWaitpointInfo]) -> PendingWaitpointInfo | None:

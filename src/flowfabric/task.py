@@ -61,10 +61,11 @@ from flowfabric.core.journal_pointer import journal_pointer
 from flowfabric.engine.commits import EARLIER_REQUESTS_MAX
 from flowfabric.interrupts import ExecutionSuspendedInterrupt
 from flowfabric.leased import Window
+from flowfabric.links import make_link
 from flowfabric.minting import new_suspension_id, new_waitpoint_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from flowfabric.contracts.leases import ClaimedWork
     from flowfabric.leased import LeasedEngine
@@ -353,6 +354,38 @@ class Task(Claimed):
             token=created.waitpoint_token.value,
         )
 
+    def waitpoint_link(
+        self,
+        waitpoint: PublishedWaitpoint,
+        name: str,
+        *,
+        question: str = "",
+        choices: Mapping[str, Any] | None = None,
+        public_url: str | None = None,
+    ) -> str:
+        """The link with which somebody outside answers a waitpoint in a browser, once.
+
+        Args:
+            waitpoint: one that was published with ``create_waitpoint``.
+            name: what ``wait_for_signal`` waits for.
+            question: what is asked, as the page shows it.
+            choices: what can be chosen, with the payload of each: ``{"Yes": True, "No": False}``;
+                without any, the page asks for a text.
+            public_url: where outsiders reach the server; ``FF_PUBLIC_URL`` when absent.
+
+        Raises:
+            InvalidInput: nobody has said where the server is, or the link would be too long.
+        """
+        return make_link(
+            self.execution_id,
+            waitpoint.waitpoint_id,
+            waitpoint.token,
+            name=name,
+            question=question,
+            choices=choices,
+            public_url=public_url,
+        )
+
     async def emit(self, frame_type: str, payload: Any = b"", *, correlation_id: str | None = None) -> None:
         """Append a frame to this attempt's stream. Readers see it at once.
 
@@ -564,6 +597,10 @@ class SyncTask(Claimed):
     def create_waitpoint(self, key: str, **options: Any) -> PublishedWaitpoint:
         """See ``Task.create_waitpoint``."""
         return self._wait(self._task.create_waitpoint(key, **options))
+
+    def waitpoint_link(self, waitpoint: PublishedWaitpoint, name: str, **options: Any) -> str:
+        """See ``Task.waitpoint_link``."""
+        return self._task.waitpoint_link(waitpoint, name, **options)
 
     def emit(self, frame_type: str, payload: Any = b"", *, correlation_id: str | None = None) -> None:
         """See ``Task.emit``."""

@@ -1,5 +1,6 @@
 """The verbs that need a worker: it runs in a process of its own, as users run it."""
 
+import base64
 import json
 import os
 import signal
@@ -167,6 +168,23 @@ def test_show_keeps_tokens_to_itself(shell: Shell, start_worker: StartWorker) ->
     shown = json.dumps(shell.json("show", execution_id))
     assert mac not in shown
     assert json.dumps(list(mac.encode()))[1:-1] not in shown
+
+
+def test_a_link_holds_what_the_page_needs_to_answer(shell: Shell, start_worker: StartWorker) -> None:
+    start_worker()
+    execution_id = shell.submit("ask", "ada")
+    open_waitpoint(shell, execution_id)
+    words = ["link", execution_id, "approval", "--question", "May she?", "--choice", 'Yes={"ok": true}']
+    assert shell.run(*words)[0] == 2
+    assert "FF_PUBLIC_URL" in shell.err
+    link = shell.out(*words, "--public-url", "https://flows.example")
+    assert link.startswith("https://flows.example/w/#")
+    fragment = link.partition("#")[2]
+    told = json.loads(base64.urlsafe_b64decode(fragment + "=" * (-len(fragment) % 4)))
+    assert told["t"] == shell.out("token", execution_id)
+    assert (told["e"], told["n"], told["q"]) == (execution_id, "approval", "May she?")
+    assert told["c"] == {"Yes": {"ok": True}}
+    assert shell.run("link", execution_id, "approval", "--choice", "Yes=maybe")[0] == 2
 
 
 def test_a_signal_with_a_key_counts_once(shell: Shell, start_worker: StartWorker) -> None:

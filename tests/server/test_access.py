@@ -50,8 +50,17 @@ def concrete(route: Route) -> str:
 OPEN = [route for route in ROUTES if not route.roles]
 
 
-def test_only_health_metrics_and_the_documents_are_open() -> None:
-    assert {route.path for route in OPEN} == {"/healthz", "/readyz", "/openapi.json", "/metrics"}
+BY_LINK = {"/w/", "/w/answer.js", "/w/answer.css", "/w/question", "/w/answer"}
+"""Open to whoever holds the token of a waitpoint, and the page that they open."""
+
+
+def test_only_health_metrics_the_documents_and_links_are_open() -> None:
+    assert {route.path for route in OPEN} - BY_LINK == {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/metrics",
+    }
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")

@@ -27,6 +27,7 @@ ENVIRONMENT: Final = {
     "FF_RETENTION": "how long workers and `retention` keep what has ended, such as 7d (1d), or off",
     "FF_WAITPOINT_HMAC_SECRET": "64 hexadecimal digits: the secret that the first worker, `keys seed` and "
     "`keys rotate` install; a random one when it is unset",
+    "FF_PUBLIC_URL": "where outsiders reach the server, for links that answer waitpoints",
     "FF_CONFIG": "a TOML file with settings of servers and workers, unless --config names it",
     "FF_DEBUG": "set it to see the traceback of a failure",
 }
@@ -102,6 +103,7 @@ def build_parser() -> Parser:
         _approve,
         _signal,
         _token,
+        _link,
     ):
         add(verbs)
     for add in (_pause, _unpause, _budget, _quota, _flow, _lane, _workers, _audit, _retention, _migrate):
@@ -412,6 +414,26 @@ def _token(verbs: Any) -> None:
     parser.add_argument(
         "waitpoint", metavar="WAITPOINT", nargs="?", type=values.uuid, help="its id (the only one)"
     )
+
+
+def _link(verbs: Any) -> None:
+    parser = _verb(
+        verbs, "link", "print the link that answers a waitpoint in a browser, once", "signalling:link"
+    )
+    _id(parser)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="the signal that it sends")
+    add("--question", default="", metavar="TEXT", help="what is asked, as the page shows it")
+    add(
+        "--choice",
+        dest="choices",
+        action="append",
+        default=[],
+        type=values.choice,
+        metavar="LABEL=JSON",
+        help="something to choose, with what it sends; may be repeated (a text is asked for)",
+    )
+    add("--public-url", metavar="URL", help="where outsiders reach the server (FF_PUBLIC_URL)")
 
 
 def _lane(verbs: Any) -> None:

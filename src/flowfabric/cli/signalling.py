@@ -1,4 +1,4 @@
-"""``approve``, ``signal`` and ``token``: telling a waiting execution what it waits for.
+"""``approve``, ``signal``, ``token`` and ``link``: telling a waiting execution what it waits for.
 
 Without a token the server looks one up, which is for operators: whoever can open the store may
 do that. With a token nothing is looked up, so a wrong one is refused like anyone else's.
@@ -25,6 +25,8 @@ from flowfabric.contracts.signals import (
 )
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, ReadWaitpointTokenArgs
 from flowfabric.minting import new_signal_id
+from flowfabric.run import Run
+from flowfabric.urls import is_server
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -125,6 +127,27 @@ async def _token(arguments: Namespace) -> int:
         )
     else:
         print(held.value)
+    return OK
+
+
+def link(arguments: Namespace) -> int:
+    """Carry out ``link``."""
+    return run(_link(arguments))
+
+
+async def _link(arguments: Namespace) -> int:
+    async with open_engine(arguments) as engine:
+        waiting = Run[object](lambda: engine, arguments.execution_id, arguments.namespace)
+        made = await waiting.waitpoint_link(
+            arguments.name,
+            question=arguments.question,
+            choices=dict(arguments.choices),
+            public_url=arguments.public_url or (arguments.url if is_server(arguments.url) else None),
+        )
+    if arguments.json:
+        print_json({"execution_id": arguments.execution_id, "link": made})
+    else:
+        print(made)
     return OK
 
 

@@ -7,6 +7,8 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from flowfabric.cli.exits import UsageError
 
 
@@ -22,6 +24,21 @@ def duration_ms(text: str) -> int:
         return parse_duration_ms(text)
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from error
+
+
+def choice(text: str) -> tuple[str, Any]:
+    """Read a choice: a label, and the JSON value that it sends.
+
+    >>> choice('Yes={"approved": true}')
+    ('Yes', {'approved': True})
+    """
+    label, equals, value = text.partition("=")
+    try:
+        return label, msgspec.json.decode(value)
+    except msgspec.DecodeError as error:
+        if not equals:
+            raise ArgumentTypeError(f"{text!r} is no choice; write Yes=true") from error
+        raise ArgumentTypeError(f"what {label!r} sends is no JSON: {error}") from error
 
 
 def names(text: str) -> tuple[str, ...]:

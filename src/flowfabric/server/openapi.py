@@ -9,7 +9,7 @@ from flowfabric.contracts.schema import Form, Schema, Schemas
 from flowfabric.core.registry import result_type_of
 from flowfabric.server.live import EVENT_STREAM
 from flowfabric.server.permissions import roles_for
-from flowfabric.server.routes.table import PATH_FIELD, ROUTES, EventText, PlainText, Route
+from flowfabric.server.routes.table import PATH_FIELD, ROUTES, EventText, PageText, PlainText, Route
 from flowfabric.version import installed_version
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def _answered(kind: Any, route: Route, schemas: Schemas) -> Schema:
         return _success({"type": "string", "format": "binary"}, _OCTETS)
     if kind is PlainText:
         return _success({"type": "string"}, "text/plain")
+    if kind is PageText:
+        return _success({"type": "string"}, "text/html", "text/javascript", "text/css")
     if kind is EventText:
         return _success({"type": "string"}, EVENT_STREAM)
     forms = (JSON, MSGPACK) if route.form is Form.PLAIN else (JSON,)

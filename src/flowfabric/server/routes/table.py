@@ -29,6 +29,10 @@ class PlainText:
     """Stands for an answer that is plain text."""
 
 
+class PageText:
+    """Stands for an answer that is a part of a web page."""
+
+
 class EventText:
     """Stands for an answer that is a stream of server-sent events."""
 
