@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from flowfabric.app import retention_ms_of, seed_signing_key
 from flowfabric.cli.configuring import settings_file, settings_flags, warn_of_unread_variables
-from flowfabric.cli.exits import OK, UsageError
+from flowfabric.cli.exits import INTERRUPTED, OK, UsageError
 from flowfabric.cli.measuring import exposing, make_metrics, make_tracing
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import run
+from flowfabric.cli.signals import stop_on_signals
 from flowfabric.cli.working import SURVIVES
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
@@ -26,6 +28,7 @@ from flowfabric.urls import DEFAULT_URL, store_for
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from flowfabric.observability.metrics import Metrics
     from flowfabric.server.access import TokenEntry
     from flowfabric.server.settings import Settings
 
@@ -40,7 +43,10 @@ def serve(arguments: Namespace) -> int:
         kept_ms = retention_ms_of(None)
     except ValueError as error:
         raise UsageError(f"FF_RETENTION: {error}.") from error
-    run(_serve(arguments, settings, kept_ms))
+    try:
+        run(_serve(arguments, settings, kept_ms))
+    except asyncio.CancelledError:
+        return INTERRUPTED
     return OK
 
 
@@ -96,12 +102,29 @@ async def _serve(arguments: Namespace, settings: Settings, kept_ms: int | None) 
         done = with_intervals(duties(retention_ms=kept_ms), settings.intervals)
         scanners = Scanners(engine, done)
         scanners.start()
-        try:
-            with exposing(metrics, engine, done, settings.metrics_listen) as exposed:
+        with exposing(metrics, engine, done, settings.metrics_listen) as exposed:
+            try:
+                server = make_server(engine, settings, scanners, exposed, tracing)
+                stopped = stop_on_signals(server.stop)
                 _announce(engine, settings, as_json=arguments.json)
-                await make_server(engine, settings, scanners, exposed, tracing).serve()
-        finally:
+                await server.serve()
+            finally:
+                await _stop(scanners, settings.shutdown_timeout_ms, metrics)
+    log.info("the server stopped%s", f" by {stopped[0].name}" if stopped else "")
+
+
+async def _stop(scanners: Scanners, patience_ms: int, metrics: Metrics | None) -> None:
+    """Stop the duties after the commands in flight, or without them if those take too long.
+
+    What was cut off is done again by the duties of another process, or of the next one.
+    """
+    try:
+        async with asyncio.timeout(patience_ms / 1_000):
             await scanners.stop()
+    except TimeoutError:
+        log.exception("background duties were cut off, because they did not end in time")
+        if metrics is not None:
+            metrics.ended_late()
 
 
 def _announce(engine: Engine, settings: Settings, *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from flowfabric.cli.exits import INTERRUPTED, OK, UsageError
 from flowfabric.cli.measuring import exposing, make_metrics, make_tracing
 from flowfabric.cli.output import print_json
 from flowfabric.cli.session import run
+from flowfabric.cli.signals import stop_on_signals
 from flowfabric.contracts.ids import Namespace as NamespaceName
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners.duties import DUTIES
@@ -129,7 +129,7 @@ async def _serve(app: FlowFabric, arguments: Namespace, settings: dict[str, Any]
 
 async def _run_worker(app: FlowFabric, settings: dict[str, Any], *, as_json: bool) -> None:
     worker = app.worker(**worker_options(settings))
-    stopped = _stop_on_signals(worker)
+    stopped = stop_on_signals(worker.stop)
     _announce(app, worker, as_json=as_json)
     await worker.run()
     log.info("worker %s stopped%s", worker.instance_id, f" by {stopped[0].name}" if stopped else "")
@@ -149,26 +149,6 @@ def worker_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         "drain_timeout_s": None if drain_ms is None else drain_ms / 1_000,
     }
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _stop_on_signals(worker: Worker) -> list[signal.Signals]:
-    """Drain at the first signal; at the second one leave at once."""
-    received: list[signal.Signals] = []
-    main = asyncio.current_task()
-    assert main is not None
-
-    def on_signal(number: signal.Signals) -> None:
-        received.append(number)
-        if len(received) == 1:
-            log.info("%s received: draining; once more to leave at once", number.name)
-            worker.stop()
-        else:
-            main.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    return received
 
 
 def _announce(app: FlowFabric, worker: Worker, *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from flowfabric.observability.metrics import CONTENT_TYPE, Metrics
 from flowfabric.observability.readings import Readings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from wsgiref.types import StartResponse, WSGIEnvironment
 
     from flowfabric.engine.engine import Engine
@@ -48,6 +48,10 @@ class Exposed:
     def requested(self, method: str, path: str | None, status: int, elapsed_s: float) -> None:
         """Count an HTTP request."""
         self.metrics.requested(method, path, status, elapsed_s)
+
+    def watch_waiting(self, count: Callable[[], int]) -> None:
+        """Tell how many requests wait, by asking this."""
+        self.metrics.watch_waiting(count)
 
     def ended_late(self) -> None:
         """Count an end of the server that cut requests off."""

@@ -268,6 +268,9 @@ class Metrics:
         self._request_time = self._histogram(
             "ff_http_request_duration_seconds", "How long requests took.", QUICK_S, "method", "path", "status"
         )
+        self._waiting = self._gauge(
+            "ff_http_requests_waiting", "Requests that wait for something to happen: claims, tails, changes."
+        )
         self._late_ends = self._counter(
             "ff_shutdown_timeout",
             "Ends of the server at which requests were cut off, because they took too long.",
@@ -402,6 +405,10 @@ class Metrics:
         labels = (method if method in VERBS else OTHER, path or UNKNOWN, str(status))
         self._requests.labels(*labels).inc()
         self._request_time.labels(*labels).observe(elapsed_s)
+
+    def watch_waiting(self, count: Callable[[], int]) -> None:
+        """Tell how many requests wait, by asking this."""
+        self._waiting.set_function(count)
 
     def ended_late(self) -> None:
         """Count that requests were cut off when the server ended."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import random
 import secrets
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
@@ -27,7 +28,7 @@ from flowfabric.core.registry import result_type_of
 from flowfabric.engine.feeds import Subscribing
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.notifier import Notifier
-from flowfabric.remote.problems import error_of, error_of_fault
+from flowfabric.remote.problems import RETRYABLE, error_of, error_of_fault, may_succeed_later
 from flowfabric.stores.base import Durability
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ REQUESTS_MAX: Final = 4
 TIMEOUT_S: Final = 60.0
 WATCH_MS: Final = 20_000
 PAUSE_S: Final = 1.0
+RETRY_PAUSES_S: Final = (0.1, 0.4, 1.6)
+"""How long the client waits at least before it sends a request again; after that it gives up."""
+RETRY_AFTER_S_MAX: Final = 5.0
+"""The longest that the client waits because a server asks for it."""
 PATIENT: Final = (TailFramesArgs, TailEventsArgs, CancelFlowArgs)
 """Commands that the server may answer late."""
 
@@ -63,6 +68,14 @@ class ManyTold(msgspec.Struct):
     """The answers to many commands, in their order."""
 
     answers: list[Told]
+
+
+class Failed(msgspec.Struct):
+    """A request that had no success, and whether to send it again."""
+
+    error: errors.FlowFabricError
+    is_worth_repeating: bool
+    retry_after_s: float = 0.0
 
 
 class Errand(msgspec.Struct):
@@ -308,24 +321,56 @@ class HttpEngine(Subscribing):
         bounds = {} if namespace is None else {"FlowFabric-Namespace": namespace}
         sent = {"Content-Type": MSGPACK, **headers, **bounds}
         if self._tracing is None:
-            return (await self._request("POST", path, content=body, headers=sent)).content
+            return (await self._send_until_answered(path, content=body, headers=sent)).content
         with self._tracing.asking("POST", path, callers) as carried:
-            return (await self._request("POST", path, content=body, headers={**sent, **carried})).content
+            answer = await self._send_until_answered(path, content=body, headers={**sent, **carried})
+            return answer.content
 
     async def _get(self, path: str, **query: str | int) -> dict[str, Any]:
         answer = await self._request("GET", path, params=query)
         found: dict[str, Any] = answer.json()
         return found
 
+    async def _send_until_answered(self, path: str, **options: Any) -> httpx.Response:
+        """Send commands, and the same request again while that may help, a bounded number of times.
+
+        Every command has its request id in the request, so it is carried out once however often it
+        is sent.
+        """
+        for pause_s in RETRY_PAUSES_S:
+            answered = await self._try("POST", path, **options)
+            if not isinstance(answered, Failed):
+                return answered
+            if not answered.is_worth_repeating or self._closing:
+                raise answered.error
+            log.info("%s failed, sending it again: %s", path, answered.error)
+            spread = 1 + random.random()  # noqa: S311 - spreads retries
+            await asyncio.sleep(max(pause_s * spread, answered.retry_after_s))
+        return await self._request("POST", path, **options)
+
     async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        answered = await self._try(method, path, **options)
+        if isinstance(answered, Failed):
+            raise answered.error
+        return answered
+
+    async def _try(self, method: str, path: str, **options: Any) -> httpx.Response | Failed:
         assert self._client is not None
         try:
             answer = await self._client.request(method, path, **options)
         except httpx.HTTPError as fault:
-            raise error_of_fault(fault) from fault
+            error = error_of_fault(fault)
+            # A request that was waited for in vain has had its time.
+            return Failed(error, not isinstance(error, errors.StoreTimeout))
         if answer.is_success:
             return answer
-        raise error_of(answer.status_code, _document_of(answer))
+        body = _document_of(answer)
+        return Failed(
+            error_of(answer.status_code, body),
+            # Contention is for the caller to judge: the command may have to be another one now.
+            answer.status_code in RETRYABLE and may_succeed_later(answer.status_code, body),
+            _retry_after_s(answer),
+        )
 
     async def _watch_server(self) -> None:
         """Wake those who wait in this process whenever something has changed on the server."""
@@ -367,6 +412,12 @@ def _settle(errand: Errand, told: Told) -> None:
     else:
         kind = result_type_of(type(errand.command))
         errand.answer.set_result(unpack(told.outcome, kind, MSGPACK))
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """How long the server wants to be left alone, within bounds."""
+    text = answer.headers.get("retry-after", "")
+    return min(float(text), RETRY_AFTER_S_MAX) if text.isascii() and text.isdigit() else 0.0
 
 
 def _document_of(answer: httpx.Response) -> Any:

@@ -18,10 +18,25 @@ _BY_STATUS: Final[dict[int, type[errors.FlowFabricError]]] = {
     415: errors.Unavailable,
     422: errors.InvalidInput,
     429: errors.ResourceExhausted,
-    503: errors.Unavailable,
+    502: errors.StoreUnreachable,
+    503: errors.StoreUnreachable,
     504: errors.StoreTimeout,
 }
 """What answers without a code mean: they come from the door, or from something in between."""
+
+
+RETRYABLE: Final = frozenset({429, 502, 503, 504})
+"""Statuses after which the same request may succeed later, where the answer does not say."""
+
+
+def may_succeed_later(status: int, body: Any) -> bool:
+    """Whether the same request is worth sending again. What the server says of it wins.
+
+    >>> may_succeed_later(503, {}), may_succeed_later(503, {"retryable": False})
+    (True, False)
+    """
+    said = body.get("retryable") if isinstance(body, dict) else None
+    return said if isinstance(said, bool) else status in RETRYABLE
 
 
 def error_of(status: int, body: Any) -> errors.FlowFabricError:

@@ -105,6 +105,9 @@ class Watched(Protocol):
     def requested(self, method: str, path: str | None, status: int, elapsed_s: float) -> None:
         """A request was answered. ``path`` is the template of its route."""
 
+    def watch_waiting(self, count: Callable[[], int]) -> None:
+        """Tell how many requests wait, by asking this."""
+
     def ended_late(self) -> None:
         """Requests were cut off, because the server had to end."""
 

@@ -1,6 +1,6 @@
 """Running the application under uvicorn: limits on connections, and an end in good order.
 
-At the first signal the server takes no more connections, ends every request that only waits, lets
+When it is stopped, the server takes no more connections, ends every request that only waits, lets
 the others finish within their time, and only then lets go of the store.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import uvicorn
@@ -18,7 +20,7 @@ from flowfabric.server.live import ABORT
 from flowfabric.server.service import Service
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from collections.abc import Generator
 
     from flowfabric.engine.engine import Engine
     from flowfabric.engine.scanners import Scanners
@@ -89,21 +91,34 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """A server that ends waiting requests before it waits for the others."""
+    """A server that ends waiting requests before it waits for the others.
+
+    It listens to no signals: whoever runs it does, since there is more to end than the server.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end at the first signal; at the second one at once."""
-        self.service.close()
-        super().handle_exit(sig, frame)
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to others."""
+        yield
 
     def stop(self) -> None:
-        """End as the first signal does."""
+        """Take nothing more, end whoever only waits, and let the others finish within their time."""
         self.service.close()
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in good order; say so if requests had to be cut off."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self.config.timeout_graceful_shutdown or 0)
+        await super().shutdown(sockets)
+        if loop.time() >= deadline:
+            log.error("requests were cut off, because they did not end in time")
+            if self.service.watched is not None:
+                self.service.watched.ended_late()
 
 
 def make_server(
@@ -123,6 +138,8 @@ def make_server(
         tracing: opens spans for its requests.
     """
     service = Service(engine, settings.options, scanners=scanners, watched=watched, tracing=tracing)
+    if watched is not None:
+        watched.watch_waiting(lambda: service.waiting)
     config = uvicorn.Config(
         make_app(service),
         host=settings.host,
@@ -136,6 +153,7 @@ def make_server(
         proxy_headers=False,
         limit_concurrency=settings.connections_max,
         timeout_keep_alive=max(1, settings.idle_timeout_ms // 1_000),
-        timeout_graceful_shutdown=max(1, settings.shutdown_timeout_ms // 1_000),
     )
+    # Its type says whole seconds, but it is only ever waited for.
+    config.timeout_graceful_shutdown = settings.shutdown_timeout_ms / 1_000  # type: ignore[assignment]
     return Server(config, service)

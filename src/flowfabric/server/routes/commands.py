@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -17,10 +17,13 @@ from starlette.responses import Response
 import flowfabric.contracts
 from flowfabric import errors
 from flowfabric.contracts.base import Command
+from flowfabric.contracts.events import TailEventsArgs
+from flowfabric.contracts.flows import CancelFlowArgs
 from flowfabric.contracts.ids import OPERATOR_OVERRIDE
 from flowfabric.contracts.leases import ClaimBatchArgs, ClaimBatchResult
 from flowfabric.contracts.packed import JSON, MSGPACK, pack, unpack
 from flowfabric.contracts.schema import Form
+from flowfabric.contracts.streams import TailFramesArgs
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.notifier import EVENTS
 from flowfabric.server.access import Role, role_missing
@@ -30,11 +33,17 @@ from flowfabric.server.problems import UNEXPECTED, problem_of
 from flowfabric.server.routes.table import DATA_BODY_BYTES, route, text, whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
     from flowfabric.server.calls import Call
 
 log = logging.getLogger("flowfabric.server")
 
+R = TypeVar("R")
+
 COMMANDS_MAX: Final = 256
+WAITING: Final = (TailFramesArgs, TailEventsArgs, CancelFlowArgs)
+"""Commands that may wait for something to happen."""
 WAIT_MS_MAX: Final = 30_000
 
 
@@ -91,7 +100,7 @@ async def execute_command(call: Call) -> Response:
     _permitted(call, operation)
     form = _form_of(call)
     command = _command_of(call, operation, await call.body(), form)
-    outcome = await call.service.until_closing(call.execute(command))
+    outcome = await _answer_of(call, call.execute(command), [command])
     return Response(pack(outcome, form), media_type=form)
 
 
@@ -111,7 +120,7 @@ async def execute_commands(call: Call) -> Response:
     if len(asked.commands) > COMMANDS_MAX:
         raise errors.InvalidInput(field="commands", rule=f"at most {COMMANDS_MAX} commands")
     commands = [_attempt(call, one, form) for one in asked.commands]
-    answers = await call.service.until_closing(_carry_out(call, commands, asked.commands))
+    answers = await _answer_of(call, _carry_out(call, commands, asked.commands), commands)
     return Response(pack(ManyTold([_told(answer) for answer in answers]), form), media_type=form)
 
 
@@ -148,6 +157,13 @@ async def wait_for_change(call: Call) -> Response:
     wait_ms = min(call.query_number("wait_ms", 0), WAIT_MS_MAX)
     mark = await call.service.until_closing(call.service.changes.next(call.query("after"), wait_ms))
     return call.answer({"mark": mark})
+
+
+async def _answer_of(call: Call, work: Coroutine[Any, Any, R], commands: Iterable[object]) -> R:
+    """What the work answers. A server that ends gives up what waits, and finishes what does not."""
+    if any(isinstance(command, WAITING) for command in commands):
+        return await call.service.until_closing(work)
+    return await work
 
 
 async def _claim(call: Call, args: ClaimBatchArgs, wait_ms: int) -> ClaimBatchResult:
