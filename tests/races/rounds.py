@@ -1,248 +1,165 @@
-"""Rounds in which several processes do the same thing at once, and exactly one of them may win.
+"""Rounds in which several processes do the same thing at once, and as many win as must.
 
 The processes are real ones, each with an engine of its own on one store, and wait for each other
-before every round. What they do, and what counts as winning, stands in ``KINDS``.
+before every step. What they do, and what counts as winning, stands in ``kinds``.
 """
 
 import asyncio
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from flowfabric import errors
 from flowfabric.audit import audit
-from flowfabric.contracts.conditions import Single
-from flowfabric.contracts.executions import (
-    CancelExecutionArgs,
-    CompleteExecutionArgs,
-    CreateExecutionArgs,
-    ExecutionCreated,
-    FailExecutionArgs,
-)
 from flowfabric.contracts.keyring import SeedWaitpointHmacSecretArgs
-from flowfabric.contracts.leases import (
-    ClaimGrantIssued,
-    IssueClaimGrantArgs,
-    LeaseWasRevoked,
-    RevokeLeaseArgs,
-)
-from flowfabric.contracts.signals import DeliverSignalArgs, SignalAccepted
-from flowfabric.contracts.suspensions import FreshWaitpoint, SuspendExecutionArgs
-from flowfabric.core.commands import ClaimCandidateArgs
 from flowfabric.engine.engine import Engine
-from flowfabric.minting import new_execution_id, new_uuid4
+from flowfabric.minting import new_uuid4
+from flowfabric.stores.base import Store
 from flowfabric.stores.postgres import PostgresStore
 from flowfabric.urls import store_for
+from tests.races.kinds import CONTESTANTS, KINDS, NAMESPACE, Asked, Round
 
-CONTESTANTS = 3
 PATIENCE_S = 60
 BATCH = 100
-NAMESPACE, LANE, TTL_MS = "races", "lane", 3_600_000
-KID, SECRET, KEY = "k1", "ab" * 32, "wpk:1"
+ASKED_AGAIN_MAX = 100
+KID, SECRET = "k1", "ab" * 32
+
+Course = list[tuple[str, Round]]
+"""The rounds of one run, each with the name of its kind."""
 
 
-def creation(execution_id, **fields):
-    return CreateExecutionArgs(
-        execution_id=execution_id,
-        namespace=NAMESPACE,
-        lane_id=LANE,
-        execution_kind="kind",
-        input_payload=b"",
-        priority=0,
-        creator_identity="races",
-        **fields,
-    )
-
-
-def worker(number):
-    return {"worker_id": f"worker-{number}", "worker_instance_id": f"worker-{number}-1"}
-
-
-def claim(round_, number):
-    return ClaimCandidateArgs(
-        execution_id=round_["execution_id"],
-        lane_id=LANE,
-        **worker(number),
-        worker_capabilities=frozenset(),
-        lease_id=new_uuid4(),
-        attempt_id=new_uuid4(),
-        lease_ttl_ms=TTL_MS,
-    )
-
-
-def end(round_, number):
-    """One completes, one fails, one cancels, all with the fence."""
-    fields = {"execution_id": round_["execution_id"]}
-    held = {**fields, "fence": round_["fence"], "attempt_index": 0}
-    match number % 3:
-        case 0:
-            return CompleteExecutionArgs(**held)
-        case 1:
-            return FailExecutionArgs(**held, failure_reason="it broke", failure_category="permanent")
-    fence = round_["fence"]
-    parts = {"lease_id": fence.lease_id, "lease_epoch": fence.lease_epoch, "attempt_id": fence.attempt_id}
-    return CancelExecutionArgs(**fields, **parts, reason="given up", source="lease_holder")
-
-
-def signal(round_, number):
-    """The same thing said by all."""
-    return DeliverSignalArgs(
-        execution_id=round_["execution_id"],
-        waitpoint_id=round_["waitpoint_id"],
-        waitpoint_token=round_["token"],
-        signal_id=new_uuid4(),
-        signal_name="go",
-        signal_category="",
-        source_type="races",
-        source_identity="all",
-        idempotency_key="once",
-    )
-
-
-def revoke(round_, number):
-    return RevokeLeaseArgs(execution_id=round_["execution_id"], reason=f"by {number}")
-
-
-def grant(round_, number):
-    place = {"execution_id": round_["execution_id"], "lane_id": LANE}
-    return IssueClaimGrantArgs(**place, **worker(number), grant_ttl_ms=60_000)
-
-
-def create(round_, number):
-    """Under one key, each with an id of its own."""
-    return creation(new_execution_id(), idempotency_key=round_["execution_id"])
-
-
-KINDS: dict[str, tuple[str, Callable[[dict[str, Any], int], Any], tuple[type, ...]]] = {
-    "claim": ("created", claim, (object,)),
-    "end": ("claimed", end, (object,)),
-    "signal": ("suspended", signal, (SignalAccepted,)),
-    "revoke": ("claimed", revoke, (LeaseWasRevoked,)),
-    "grant": ("created", grant, (ClaimGrantIssued,)),
-    "create": ("nothing", create, (ExecutionCreated,)),
-}
-"""What has to be there, what everybody does at once, and which answers are those of winners."""
-
-
-def store_at(place):
+def store_at(place: str) -> Store:
     """The store of a URL; of a PostgreSQL server that does not wait for the disk, with ``#schema``."""
     url, _, schema = place.partition("#")
     return PostgresStore(url, schema=schema, required_level="D1") if schema else store_for(url)
 
 
-async def prepare(engine, needed, count):
-    """What so many rounds need."""
-    rounds: list[dict[str, Any]] = [{"execution_id": new_execution_id()} for _ in range(count)]
-    if needed == "nothing":
-        return rounds
-    await all_of(engine, [creation(found["execution_id"]) for found in rounds])
-    if needed == "created":
-        return rounds
-    for found, answer in zip(
-        rounds, await all_of(engine, [claim(found, 0) for found in rounds]), strict=True
-    ):
-        found["fence"] = answer.work.fence
-    if needed == "claimed":
-        return rounds
-    suspensions = [suspension(found["execution_id"], found["fence"]) for found in rounds]
-    for found, answer in zip(rounds, await all_of(engine, suspensions), strict=True):
-        details = answer.details
-        found["waitpoint_id"], found["token"] = details.waitpoint_id, details.waitpoint_token
-    return rounds
+async def race(place: str, kinds: Iterable[str], count: int) -> dict[str, list[int]]:
+    """Let processes contend in so many rounds of each kind. Returns how many have won each of them."""
+    winners: dict[str, list[int]] = {kind: [] for kind in kinds}
+    async with Engine(store_at(place), namespace=NAMESPACE) as engine:
+        await seed(engine)
+        while left := count - min(map(len, winners.values())):
+            course = await prepare(engine, winners, min(BATCH, left))
+            won = await asyncio.to_thread(run_processes, place, course)
+            note(winners, course, won)
+            await check(engine, course)
+        await require_sound(engine)
+    return winners
 
 
-def suspension(execution_id, fence):
-    return SuspendExecutionArgs(
-        execution_id=execution_id,
-        fence=fence,
-        attempt_index=0,
-        suspension_id=new_uuid4(),
-        waitpoints=(FreshWaitpoint(waitpoint_id=new_uuid4(), waitpoint_key=KEY),),
-        resume_condition=Single(waitpoint_key=KEY),
+async def race_in_one_process(
+    stores: Sequence[Store], kinds: Iterable[str], count: int
+) -> dict[str, list[int]]:
+    """The same between engines of one process. The last store is the one that is prepared and audited."""
+    winners: dict[str, list[int]] = {kind: [] for kind in kinds}
+    engines = [Engine(store, namespace=NAMESPACE) for store in stores]
+    for engine in engines:
+        await engine.start()
+    await seed(engines[-1])
+    course = await prepare(engines[-1], winners, count)
+    barrier = asyncio.Barrier(len(engines))
+    won = await asyncio.gather(
+        *(contend(engine, course, number, barrier.wait) for number, engine in enumerate(engines))
     )
+    note(winners, course, won)
+    await check(engines[-1], course)
+    await require_sound(engines[-1])
+    for engine in engines:
+        await engine.stop()
+    return winners
 
 
-async def all_of(engine, commands):
-    answers = await engine.execute_many(commands)
-    refused = [answer for answer in answers if isinstance(answer, Exception)]
-    assert not refused, refused[0]
-    return answers
+def expected_winners(kinds: Iterable[str], count: int) -> dict[str, list[int]]:
+    """How many must win each round."""
+    return {kind: [KINDS[kind].winners] * count for kind in kinds}
 
 
-async def contend(engine, kind, rounds, number, wait):
+async def seed(engine: Engine) -> None:
+    """Let the engine sign waitpoints."""
+    await engine.execute(SeedWaitpointHmacSecretArgs(kid=KID, secret_hex=SECRET))
+
+
+async def prepare(engine: Engine, kinds: Iterable[str], count: int) -> Course:
+    """Make what so many rounds of each kind need."""
+    return [(kind, found) for kind in kinds for found in await KINDS[kind].prepare(engine, count)]
+
+
+async def check(engine: Engine, course: Course) -> None:
+    """Make sure that what is stored is what the contestants were told."""
+    for name in dict.fromkeys(kind for kind, _ in course):
+        await KINDS[name].check(engine, [found for kind, found in course if kind == name])
+
+
+async def require_sound(engine: Engine) -> None:
+    """Make sure that every invariant holds."""
+    report = await audit(engine)
+    assert not report.violations, "\n".join(map(str, report.violations))
+
+
+def note(winners: dict[str, list[int]], course: Course, won: list[list[bool]]) -> None:
+    """Count the winners of each round."""
+    for (kind, _), all_contestants in zip(course, zip(*won, strict=True), strict=True):
+        winners[kind].append(sum(all_contestants))
+
+
+async def contend(
+    engine: Engine, course: Course, number: int, wait: Callable[[], Awaitable[Any]]
+) -> list[bool]:
     """One contestant's part in all rounds: whether it has won each."""
-    _, make, winning = KINDS[kind]
     won = []
-    for round_ in rounds:
-        command = make(round_, number)
-        await wait()
-        try:
-            answer = await engine.execute(command)
-        except (errors.StateRefusal, errors.Contention):
-            answer = None
-        won.append(answer is not None and isinstance(answer, winning))
+    for name, found in course:
+        kind = KINDS[name]
+        answer = None
+        for make in kind.steps:
+            asked = make(found, number)
+            await wait()
+            answer = await ask(engine, asked)
+        won.append(answer is not None and kind.wins(answer))
     return won
 
 
-def contestant(place, kind, rounds, number, shared):
+async def ask(engine: Engine, asked: Asked) -> Any:
+    """The answer, or the answers if several are asked for; None if it is refused."""
+    if isinstance(asked, tuple):
+        return await asyncio.gather(*(ask(engine, one) for one in asked))
+    request_id = new_uuid4()
+    for _ in range(ASKED_AGAIN_MAX):
+        try:
+            return await engine.execute(asked, request_id=request_id)
+        except (errors.StateRefusal, errors.Contention) as refusal:
+            if type(refusal) is not errors.Contention:
+                return None
+    raise AssertionError(f"{asked} met others {ASKED_AGAIN_MAX} times")
+
+
+def contestant(place: str, course: Course, number: int, shared: Any) -> None:
     """What runs in a process of its own."""
     barrier, results = shared
 
-    async def wait():
+    async def wait() -> None:
         barrier.wait(PATIENCE_S)
 
-    async def run():
+    async def run() -> list[bool]:
         async with Engine(store_at(place), namespace=NAMESPACE) as engine:
-            return await contend(engine, kind, rounds, number, wait)
+            return await contend(engine, course, number, wait)
 
     results.put((number, asyncio.run(run())))
 
 
-async def race(place, kind, count):
-    """Let processes contend in so many rounds. Returns how many have won each of them."""
-    async with Engine(store_at(place), namespace=NAMESPACE) as engine:
-        await engine.execute(SeedWaitpointHmacSecretArgs(kid=KID, secret_hex=SECRET))
-        winners: list[int] = []
-        while len(winners) < count:
-            rounds = await prepare(engine, KINDS[kind][0], min(BATCH, count - len(winners)))
-            won = await asyncio.to_thread(run_processes, place, kind, rounds)
-            winners += [sum(both) for both in zip(*won, strict=True)]
-        report = await audit(engine)
-        assert not report.violations, "\n".join(map(str, report.violations))
-    return winners
-
-
-def run_processes(place, kind, rounds):
+def run_processes(place: str, course: Course) -> list[list[bool]]:
     """What each contestant has won."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(CONTESTANTS), context.Queue()
     processes = [
-        context.Process(target=contestant, args=(place, kind, rounds, number, (barrier, results)))
+        context.Process(target=contestant, args=(place, course, number, (barrier, results)))
         for number in range(CONTESTANTS)
     ]
     for process in processes:
         process.start()
     try:
-        found = dict(results.get(timeout=PATIENCE_S) for _ in processes)
+        found = dict(results.get(timeout=PATIENCE_S * len(course)) for _ in processes)
     finally:
         for process in processes:
             process.join(PATIENCE_S)
     return [found[number] for number in range(CONTESTANTS)]
-
-
-async def race_in_one_process(stores, kind, count):
-    """The same between engines of one process. The last store is the one that is prepared and audited."""
-    engines = [Engine(store, namespace=NAMESPACE) for store in stores]
-    for engine in engines:
-        await engine.start()
-    await engines[-1].execute(SeedWaitpointHmacSecretArgs(kid=KID, secret_hex=SECRET))
-    rounds = await prepare(engines[-1], KINDS[kind][0], count)
-    barrier = asyncio.Barrier(len(engines))
-    won = await asyncio.gather(
-        *(contend(engine, kind, rounds, number, barrier.wait) for number, engine in enumerate(engines))
-    )
-    report = await audit(engines[-1])
-    assert not report.violations, "\n".join(map(str, report.violations))
-    for engine in engines:
-        await engine.stop()
-    return [sum(both) for both in zip(*won, strict=True)]
