@@ -17,6 +17,9 @@ class Served:
     async def serve(self) -> None:
         return None
 
+    def stop(self) -> None:
+        return None
+
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
