@@ -13,7 +13,14 @@ from flowfabric.contracts.budgets import (
     RecordSpendArgs,
     ResetBudgetArgs,
 )
-from flowfabric.contracts.quotas import CheckAdmissionArgs, ReconcileQuotaCountersArgs
+from flowfabric.contracts.ids import quota_policy_id_of
+from flowfabric.contracts.policy import ExecutionPolicy
+from flowfabric.contracts.quotas import (
+    AdmissionGranted,
+    AdmissionRateExceeded,
+    CheckAdmissionArgs,
+    ReconcileQuotaCountersArgs,
+)
 from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.core.commands import TrimExecutionArgs
 from flowfabric.core.indexes import WAITING
@@ -36,7 +43,16 @@ from flowfabric.engine import headroom
 from flowfabric.stores.base import Conflict
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, FaultyStore
-from flowfabric.testing.conformance.admission import active, asking_for_work, limited, new_quota
+from flowfabric.testing.bed import NAMESPACE
+from flowfabric.testing.conformance.admission import (
+    POLICY_NAME,
+    WINDOW_MS,
+    active,
+    ask,
+    asking_for_work,
+    limited,
+    new_quota,
+)
 from flowfabric.testing.conformance.budgets import (
     attached,
     claim_some,
@@ -426,7 +442,46 @@ async def test_a_place_that_is_given_back_in_the_gap_keeps_nobody_waiting():
         assert await claim_some(bed) == [waiting]
 
 
+# Clocks
+
+
+async def test_a_clock_that_is_set_back_by_far_does_not_close_the_window():
+    async with Bed(MemoryStore()) as bed:
+        quota_policy_id = await new_quota(bed, rate=1)
+        bed.clock.now_ms += 3_600_000
+        await ask(bed, quota_policy_id)
+        bed.clock.now_ms -= 3_600_000
+        assert await ask(bed, quota_policy_id) == AdmissionGranted()
+        assert await ask(bed, quota_policy_id) == AdmissionRateExceeded(retry_after_ms=WINDOW_MS)
+
+
 # Costs
+
+
+@pytest.mark.parametrize("kind", ["quota", "budget"])
+async def test_work_without_headroom_is_held_back_in_few_commits(kind):
+    """A worker that has claimed something does not wait until all the others are found out."""
+    store = RecordingStore(MemoryStore())
+    async with Bed(store) as bed:
+        await new_quota(bed, cap=1)
+        budget_id = await new_budget(bed, hard=1)
+        first = await limited(bed, priority=9)
+        policies = {
+            "quota": ExecutionPolicy(quota_policy_id=POLICY_NAME),
+            "budget": ExecutionPolicy(budget_ids=(budget_id,)),
+        }
+        await bed.engine.execute_many([bed.creation(policy=policies[kind]) for _ in range(200)])
+        await spend(bed, budget_id, 1)
+        commits = len(store.commits)
+        assert await claim_some(bed, limit=2) == [first]
+        assert len(store.commits) - commits <= 12
+        assert (
+            await bed.store.count_index(
+                WAITING, quota_policy_id_of(NAMESPACE, POLICY_NAME) if kind == "quota" else budget_id
+            )
+            == 200
+        )
+        await bed.check()
 
 
 async def test_work_without_budgets_reads_and_commits_nothing_more():

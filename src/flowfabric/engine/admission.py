@@ -59,24 +59,35 @@ async def claim_admitted(
         if isinstance(answer, NO_HEADROOM)
     ]
     if refused:
-        try:
-            await _hold_back(engine, refused, envelope)
-        except errors.FlowFabricError as error:  # what was claimed must not be lost with it
-            log.warning("work that was held back could not be looked at again: %s", error)
+        await hold_back(engine, refused, envelope)
     return answers
 
 
-async def _hold_back(engine: Engine, commands: Sequence[HoldBackArgs], envelope: Envelope) -> None:
-    """Hold back what was refused.
-
-    A commit rests on a record in another place of the store with a gap: headroom may have returned
-    in between, and found nobody who waits. So what such a record holds back is looked at once more.
-    """
+async def hold_back(engine: Engine, commands: Sequence[HoldBackArgs], envelope: Envelope) -> set[str]:
+    """Hold back that of the work for which there is no headroom. Returns what is blocked now."""
     answers = await engine.execute_many(commands, namespace=envelope.namespace)
     subjects = {
         command.execution_id: answer.subject
         for command, answer in zip(commands, answers, strict=True)
-        if isinstance(answer, HeldBack) and _lies_apart(engine, answer.subject, command.execution_id)
+        if isinstance(answer, HeldBack) and answer.action == "blocked"
+    }
+    try:
+        await _look_again(engine, subjects, envelope)
+    except errors.FlowFabricError as error:  # what was claimed beside it must not be lost with it
+        log.warning("work that was held back could not be looked at again: %s", error)
+    return set(subjects)
+
+
+async def _look_again(engine: Engine, held: dict[str, Key], envelope: Envelope) -> None:
+    """Let go what was held back while headroom returned.
+
+    A commit rests on a record in another place of the store with a gap: headroom may have returned
+    in between, and found nobody who waits.
+    """
+    subjects = {
+        execution_id: subject
+        for execution_id, subject in held.items()
+        if _lies_apart(engine, subject, execution_id)
     }
     if not subjects:
         return
@@ -92,7 +103,7 @@ async def _hold_back(engine: Engine, commands: Sequence[HoldBackArgs], envelope:
 
 def _lies_apart(engine: Engine, subject: Key, execution_id: str) -> bool:
     place_of = engine.store.place_of
-    return bool(subject) and place_of(subject) != place_of(key_for(Execution, execution_id))
+    return place_of(subject) != place_of(key_for(Execution, execution_id))
 
 
 def _has_returned(record: Record | None) -> bool:
@@ -154,5 +165,5 @@ async def issue_claim_grant(
     try:
         return await decide_admitted(engine, args, envelope)
     except NO_HEADROOM:
-        await _hold_back(engine, [HoldBackArgs(execution_id=args.execution_id)], envelope)
+        await hold_back(engine, [HoldBackArgs(execution_id=args.execution_id)], envelope)
         raise

@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flowfabric import errors
@@ -28,10 +27,10 @@ from flowfabric.contracts.leases import (
     WorkGranted,
 )
 from flowfabric.contracts.partitions import Partition
-from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs, ClaimCandidateResult
+from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs, ClaimCandidateResult, HoldBackArgs
 from flowfabric.core.indexes import ELIGIBLE, SEPARATOR
 from flowfabric.core.records import Execution, Lane, key_for, lane_identity
-from flowfabric.engine.admission import NO_HEADROOM, claim_admitted
+from flowfabric.engine.admission import NO_HEADROOM, claim_admitted, hold_back
 from flowfabric.engine.operations import operation
 from flowfabric.engine.reach import Reach
 from flowfabric.minting import new_attempt_id, new_lease_id
@@ -198,10 +197,17 @@ async def _claim_found(
     damaged: list[errors.StoreCorrupt] = []
     for _ in range(PAGES_MAX):
         page = await search.next(size)
-        untried = iter(page)
-        while candidates := list(islice(untried, args.limit - len(claims))):
-            commands = [_claim_of(candidate, args) for candidate in candidates]
-            damaged += _take(await claim_admitted(engine, commands, envelope), claims)
+        untried = list(page)
+        while untried and len(claims) < args.limit:
+            wanted = args.limit - len(claims)
+            commands, untried = (
+                [_claim_of(candidate, args) for candidate in untried[:wanted]],
+                untried[wanted:],
+            )
+            answers = await claim_admitted(engine, commands, envelope)
+            damaged += _take(answers, claims)
+            if untried and any(isinstance(answer, NO_HEADROOM) for answer in answers):
+                untried = await _with_headroom(engine, untried, args, envelope)
         if len(page) < size or len(claims) == args.limit:
             break
         size = max(args.limit - len(claims), PAGE_ROWS)
@@ -209,6 +215,19 @@ async def _claim_found(
         search.give_up()
     if damaged and not claims:
         raise damaged[0]
+
+
+async def _with_headroom(
+    engine: Engine, untried: list[Candidate], args: ClaimBatchArgs, envelope: Envelope
+) -> list[Candidate]:
+    """The candidates without those for which there is no headroom, which are held back.
+
+    Where there was none for one, there is none for many as a rule, and to find out one by one, a
+    commit for each, would keep the worker waiting for what it has claimed already.
+    """
+    holding = [HoldBackArgs(execution_id=one.execution_id, policies=args.policies) for one in untried]
+    blocked = await hold_back(engine, holding, envelope)
+    return [candidate for candidate in untried if candidate.execution_id not in blocked]
 
 
 def _take(

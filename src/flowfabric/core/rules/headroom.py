@@ -162,7 +162,8 @@ def hold_back(work: Work, args: HoldBackArgs) -> HeldBack:
     adopt_policy(held, args.policies.get(held.execution_kind))
     refusal = _refusal_of(work, held)
     lapsed = held.lease is not None and held.lease.state is not LeaseState.HELD
-    if refusal is None or not (lapsed or is_eligible(held)):
+    granted = held.grant is not None and held.grant.expires_at > work.now
+    if refusal is None or granted or not (lapsed or is_eligible(held)):
         work.discard()
         return HeldBack(action="room" if refusal is None else "gone")
     if lapsed:

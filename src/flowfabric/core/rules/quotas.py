@@ -191,7 +191,10 @@ def window_frees_at(work: Work, quota: QuotaPolicy, ahead: int = 0) -> int:
     window = work.read(QuotaWindow, identity)
     if window is None or place >= len(window.instants):
         raise errors.StoreCorrupt(record=key_for(QuotaWindow, identity))
-    return window.instants[place] + quota.window_ms
+    admitted_at = window.instants[place]
+    # One that is still to come was written before the clock was set back by far. The clock is
+    # believed again, and with it that nothing was admitted in the window that it shows.
+    return 0 if admitted_at > work.now else admitted_at + quota.window_ms
 
 
 def has_room(work: Work, quota: QuotaPolicy) -> bool:
