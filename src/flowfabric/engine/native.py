@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flowfabric.engine.deliveries import owed_by
 from flowfabric.engine.notifier import topics_of
-from flowfabric.stores.base import DECLINED, DecidingStore
+from flowfabric.stores.base import DECLINED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def native_of(store: Store) -> Native | None:
     """What a store decides by itself; None for one that decides nothing."""
-    return store.native if isinstance(store, DecidingStore) else None
+    native: Native | None = getattr(store, "native", None)
+    return native
 
 
 def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[Ticket]]:

@@ -14,7 +14,7 @@ The promises each store keeps, which the conformance suite checks:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -104,8 +104,8 @@ class Decided(msgspec.Struct):
 class Native(Protocol):
     """Decides common commands inside the store, in one step and without conflicts.
 
-    It writes and answers what the rule would have written and answered. Whatever it declines has
-    changed nothing and is decided by the rule.
+    A store that does so has one as its attribute ``native``. It writes and answers what the rule would
+    have written and answered. Whatever it declines has changed nothing and is decided by the rule.
     """
 
     def takes(self, command: Command[Any], envelope: Envelope) -> bool:
@@ -118,13 +118,6 @@ class Native(Protocol):
             asked: the commands with what travels with each.
             remembered: records that may be relied on without loading them.
         """
-
-
-@runtime_checkable
-class DecidingStore(Protocol):
-    """A store that decides some commands by itself."""
-
-    native: Native
 
 
 class Ledger(Protocol):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from flowfabric.contracts.base import Command
     from flowfabric.core.events import StoredEvent
     from flowfabric.core.records import Key
-    from flowfabric.core.work import Frame
-    from flowfabric.stores.base import Commit, Loaded
+    from flowfabric.core.work import Envelope, Frame, Remembered
+    from flowfabric.stores.base import Commit, Decided, Loaded, Native
     from flowfabric.testing.clock import ClockedStore
     from flowfabric.testing.dump import Dump
 
@@ -39,7 +39,7 @@ AFTER: Final = "after"
 TRIES_MAX: Final = 4
 """One more than a caller needs who meets a single fault, with one to spare."""
 
-CHANGING: Final = ("commit", "trim_events")
+CHANGING: Final = ("commit", "decide", "trim_events")
 """The calls that change what is stored."""
 _MINTED: Final = re.compile(r"request-\d+")
 
@@ -71,8 +71,12 @@ class BreakingStore(StoreAround):
         self.failed = False
         """True once the fault has struck."""
         self._fault = fault
+        native: Native | None = getattr(inner, "native", None)
+        if native is not None:
+            self.native = BreakingNative(native, self)
 
-    async def _call(self, name: str, call: Callable[[], Awaitable[R]]) -> R:
+    async def call(self, name: str, call: Callable[[], Awaitable[R]]) -> R:
+        """Make a call of this name, unless it is the one that fails."""
         self.calls[name] += 1
         fault = self._fault
         if fault is None or (fault.call, fault.number) != (name, self.calls[name]):
@@ -83,43 +87,57 @@ class BreakingStore(StoreAround):
         raise errors.StoreUnreachable
 
     async def commit(self, commit: Commit) -> None:
-        await self._call("commit", lambda: self.inner.commit(commit))
+        await self.call("commit", lambda: self.inner.commit(commit))
 
     async def trim_events(self, upto: int) -> None:
-        await self._call("trim_events", lambda: self.inner.trim_events(upto))
+        await self.call("trim_events", lambda: self.inner.trim_events(upto))
 
     async def now(self) -> int:
-        return await self._call("now", self.inner.now)
+        return await self.call("now", self.inner.now)
 
     async def load(self, keys: Iterable[Key]) -> Loaded:
-        return await self._call("load", lambda: self.inner.load(keys))
+        return await self.call("load", lambda: self.inner.load(keys))
 
     async def read_index(self, index: str, scope: str, **bounds: Any) -> list[tuple[int, str]]:
-        return await self._call("read_index", lambda: self.inner.read_index(index, scope, **bounds))
+        return await self.call("read_index", lambda: self.inner.read_index(index, scope, **bounds))
 
     async def count_index(self, index: str, scope: str, **bounds: Any) -> int:
-        return await self._call("count_index", lambda: self.inner.count_index(index, scope, **bounds))
+        return await self.call("count_index", lambda: self.inner.count_index(index, scope, **bounds))
 
     async def index_scopes(self, index: str, prefix: str, **bounds: Any) -> list[str]:
-        return await self._call("index_scopes", lambda: self.inner.index_scopes(index, prefix, **bounds))
+        return await self.call("index_scopes", lambda: self.inner.index_scopes(index, prefix, **bounds))
 
     async def list_keys(self, prefix: Key, **bounds: Any) -> list[Key]:
-        return await self._call("list_keys", lambda: self.inner.list_keys(prefix, **bounds))
+        return await self.call("list_keys", lambda: self.inner.list_keys(prefix, **bounds))
 
     async def list_owned(self, identity: str, **bounds: Any) -> list[Key]:
-        return await self._call("list_owned", lambda: self.inner.list_owned(identity, **bounds))
+        return await self.call("list_owned", lambda: self.inner.list_owned(identity, **bounds))
 
     async def read_frames(self, stream: str, **bounds: Any) -> list[Frame]:
-        return await self._call("read_frames", lambda: self.inner.read_frames(stream, **bounds))
+        return await self.call("read_frames", lambda: self.inner.read_frames(stream, **bounds))
 
     async def read_events(self, after: int, **bounds: Any) -> list[StoredEvent]:
-        return await self._call("read_events", lambda: self.inner.read_events(after, **bounds))
+        return await self.call("read_events", lambda: self.inner.read_events(after, **bounds))
 
     async def last_event(self) -> int:
-        return await self._call("last_event", self.inner.last_event)
+        return await self.call("last_event", self.inner.last_event)
 
     async def trimmed_events(self) -> int:
-        return await self._call("trimmed_events", self.inner.trimmed_events)
+        return await self.call("trimmed_events", self.inner.trimmed_events)
+
+
+class BreakingNative:
+    """What the inner store decides by itself: a call like all others, which may fail."""
+
+    def __init__(self, inner: Native, store: BreakingStore) -> None:
+        self._inner = inner
+        self._store = store
+
+    def takes(self, command: Command[Any], envelope: Envelope) -> bool:
+        return self._inner.takes(command, envelope)
+
+    async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered) -> Decided:
+        return await self._store.call("decide", lambda: self._inner.decide(asked, remembered))
 
 
 class Caller:
