@@ -51,7 +51,7 @@ races: $(READY) ## let processes contend in 10,000 rounds on each store
 	@$(PY) -m tests.races $(ARGS)
 
 docs: $(READY) ## regenerate the reference pages
-	@$(PY) docs/build.py $(ARGS)
+	@$(PY) -m docs.build $(ARGS)
 
 lock: ## pin requirements/*.txt anew; UPGRADE=1 takes the newest versions allowed
 	@PYTHON='$(PYTHON)' requirements/lock $(if $(UPGRADE),--upgrade)

@@ -65,7 +65,7 @@ def make_link(
         InvalidInput: nobody has said where the server is, or the link would be too long.
         TypeError: a payload has no JSON form.
     """
-    base = public_url or os.environ.get(PUBLIC_URL) or ""
+    base = public_url or os.environ.get("FF_PUBLIC_URL") or ""
     if not base.startswith(("http://", "https://")):
         raise InvalidInput(
             field="public_url",

@@ -157,6 +157,12 @@ COMMON: Final = (
         summary="what a server knows workers and clients by, when the URL names one",
     ),
     Setting(
+        name="public_url",
+        variable="FF_PUBLIC_URL",
+        read=str,
+        summary="where outsiders reach the server, for links that answer waitpoints",
+    ),
+    Setting(
         name="retention",
         variable="FF_RETENTION",
         read=retention_ms,
