@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import (
@@ -14,7 +14,6 @@ from typing import (
     Any,
     Final,
     ParamSpec,
-    Protocol,
     Self,
     TypeVar,
     Unpack,
@@ -26,14 +25,14 @@ from flowfabric.contracts.durations import parse_duration_ms
 from flowfabric.contracts.keyring import ListWaitpointHmacKidsArgs, SeedWaitpointHmacSecretArgs
 from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.limits import RETENTION_MS
-from flowfabric.contracts.policy import Backoff
 from flowfabric.contracts.states import LaneState
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scanners import Scanners
 from flowfabric.engine.scanners.duties import duties
 from flowfabric.errors import StoreUnusable
 from flowfabric.flows import Flow, FlowRun
-from flowfabric.handlers import Handler, handler_policy, milliseconds
+from flowfabric.handlers import Handler, milliseconds
+from flowfabric.registering import Registering
 from flowfabric.run import Run
 from flowfabric.submissions import Submissions, SubmitOptions, require_options_for_many
 from flowfabric.transactions import (
@@ -62,17 +61,7 @@ DEFAULT_NAMESPACE: Final = "default"
 FIRST_KID: Final = "k1"
 
 
-class Registration(Protocol):
-    """What ``FlowFabric.handler(...)`` with options gives: the decorator itself."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
-
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Handler[P, R]: ...
-
-
-class FlowFabric:
+class FlowFabric(Registering):
     """Your handlers and the store that remembers their work.
 
     Args:
@@ -107,7 +96,7 @@ class FlowFabric:
     ) -> None:
         self.url = url or os.environ.get("FF_URL") or DEFAULT_URL
         self.namespace = namespace or os.environ.get("FF_NAMESPACE") or DEFAULT_NAMESPACE
-        self.handlers: dict[str, Handler[..., Any]] = {}
+        super().__init__()
         self._submissions = Submissions(self.handlers, self.namespace, self._carried)
         self._reclaim_grace_ms = milliseconds(reclaim_grace) or 0
         self._retention_ms = retention_ms_of(retention)
@@ -213,90 +202,6 @@ class FlowFabric:
         await self.stop()
 
     @overload
-    def handler(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
-
-    @overload
-    def handler(self, function: Callable[P, R], /) -> Handler[P, R]: ...
-
-    @overload
-    def handler(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        lane: str = "default",
-        priority: int = 0,
-        retries: int | None = None,
-        backoff: Backoff | None = None,
-        retry_on: Iterable[str] = (),
-        timeout: timedelta | float | None = None,
-        deadline: timedelta | float | None = None,
-        capabilities: Iterable[str] = (),
-        budgets: Iterable[str] = (),
-        quota: str | None = None,
-    ) -> Registration: ...
-
-    def handler(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        lane: str = "default",
-        priority: int = 0,
-        retries: int | None = None,
-        backoff: Backoff | None = None,
-        retry_on: Iterable[str] = (),
-        timeout: timedelta | float | None = None,
-        deadline: timedelta | float | None = None,
-        capabilities: Iterable[str] = (),
-        budgets: Iterable[str] = (),
-        quota: str | None = None,
-    ) -> Any:
-        """Register a function as the handler of an execution kind.
-
-        Args:
-            function: ``async def`` or ``def``; takes a ``Task``, an input, both, or nothing.
-            name: the execution kind; the function's name when absent.
-            lane: where its executions wait.
-            priority: 0 to 9000; higher is claimed first.
-            retries: how often a failed attempt is made again; ``retries=3`` means 4 attempts.
-            backoff: how long to wait between attempts.
-            retry_on: failure categories that are retried; empty retries all that may be.
-            timeout: seconds or timedelta that one attempt may hold its lease in all.
-            deadline: seconds or timedelta from submission to the latest end.
-            capabilities: what a worker must offer to run it.
-            budgets: names of the budgets that must have headroom before it runs.
-            quota: the name of the quota policy that must admit each claim.
-
-        Raises:
-            TypeError: the function cannot be a handler; the message says what to change.
-            ValueError: another handler has this name, or a value breaks a rule.
-        """
-        policy = handler_policy(
-            retries=retries,
-            backoff=backoff,
-            retry_on=retry_on,
-            timeout=timeout,
-            deadline=deadline,
-            capabilities=capabilities,
-            budgets=budgets,
-            quota=quota,
-        )
-
-        def register(target: Callable[..., Any]) -> Handler[..., Any]:
-            kind = name or getattr(target, "__name__", "")
-            if not kind:
-                raise ValueError(f"{target!r} has no name; give it one with name=")
-            if kind in self.handlers:
-                raise ValueError(f"there is already a handler named {kind!r}")
-            made: Handler[..., Any] = Handler(target, kind=kind, lane=lane, priority=priority, policy=policy)
-            self.handlers[kind] = made
-            return made
-
-        return register if function is None else register(function)
-
-    @overload
     async def submit(
         self, handler: Handler[..., R], input: Any = None, **options: Unpack[SubmitOptions]
     ) -> Run[R]: ...
@@ -367,14 +272,6 @@ class FlowFabric:
             ValueError: there is no such family.
         """
         return self.engine.subscribe(*families, namespace=self.namespace, **options)
-
-    def flow(self, kind: str) -> Flow:
-        """Begin to build a flow; ``submit_flow`` submits it.
-
-        Args:
-            kind: what kind of flow it is, for whoever looks at it.
-        """
-        return Flow(kind)
 
     async def submit_flow(self, flow: Flow, *, idempotency_key: str | None = None) -> FlowRun:
         """Submit a flow as a whole: all its members with their joins, or nothing.

@@ -17,9 +17,11 @@ from flowfabric import (
     Task,
     any_of,
     quorum,
+    sync,
 )
 
 ff = FlowFabric("memory://")
+blocking = sync.FlowFabric("memory://")
 
 
 class Document:
@@ -117,3 +119,21 @@ async def calls() -> None:
     """A handler that is called directly takes what its function takes."""
     await configured(5)  # type: ignore[arg-type]
     plain(number="five")  # type: ignore[call-arg, arg-type]
+
+
+@blocking.handler
+def counted(task: SyncTask, document: Document) -> int:
+    """A handler of the app that blocks."""
+    return task.attempt
+
+
+def use_blocking_app() -> None:
+    """Nothing of it is awaited."""
+    with blocking as app:
+        run = app.submit(counted, Document(), priority=5)
+        assert_type(run, sync.Run[int])
+        assert_type(run.result(timeout=5), int)
+        assert_type(app.submit("kind").result(), Any)
+        assert_type(app.submit_many(counted, [1]), list[sync.Run[int]])
+        app.submit(counted, colour="red")  # type: ignore[call-overload]
+        run.no_such_thing()  # type: ignore[attr-defined]
