@@ -29,6 +29,7 @@ from flowfabric.contracts.policy import (
     StreamPolicy,
     TimeoutPolicy,
 )
+from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.contracts.states import LaneState
 from flowfabric.contracts.suspensions import CreatePendingWaitpointArgs
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
@@ -480,3 +481,34 @@ class TestKeys:
         assert {call.function.rpartition("_")[0] for call in calls} >= {f"ff_{name}" for name in SIGNATURES}
         undeclared = {key for call in calls for key in call.touched - call.declared}
         assert undeclared == set()
+
+
+class TestRetention:
+    async def test_what_has_ended_leaves_no_key_behind(self, pair: Pair) -> None:
+        await pair.ask(completing(await started(pair), result_payload=b"r"))  # so that the lane is known
+        await _forget_all(pair)
+        before = await _keys(pair)
+        for _ in range(3):
+            claim = await started(pair, tags={"crew.team": "blue"}, execution_deadline_at=1_800_000_000_000)
+            await pair.ask(renewing(claim))
+            await pair.ask(completing(claim, result_payload=b"r"))
+        assert len(await _keys(pair)) > len(before)
+        await _forget_all(pair)
+        assert await _keys(pair) == before
+        assert sum(pair.accepted.values()) >= 9
+
+
+async def _forget_all(pair: Pair) -> None:
+    """Remove what has ended, then the events of its removal."""
+    forgetting = TrimRetentionArgs(retention_ms=1)
+    for _ in range(2):
+        pair.clock.advance(10)
+        for bed in (pair.native, pair.ruled):
+            [answer] = await bed.engine.execute_unbounded([forgetting])
+            assert not isinstance(answer, Exception), answer
+
+
+async def _keys(pair: Pair) -> set[bytes]:
+    """The keys of the store whose server decides."""
+    _, found = (await pair.store._client.read(0, ("SCAN", 0, "COUNT", 100_000)))[0]
+    return {key for key in found if key.startswith(b"{" + pair.store.settings.prefix.encode() + b":")}
