@@ -45,9 +45,19 @@ def told(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, content=pack(answers, MSGPACK))
 
 
-def status(number: int, **more: object) -> Answer:
-    headers = {"Retry-After": "3"} if number in (429, 503) else {}
-    return lambda _: httpx.Response(number, json={"error": "x", **more}, headers=headers)
+class Status:
+    """An answer with this status. Shown by what it says, for it names a test."""
+
+    def __init__(self, number: int, **more: object) -> None:
+        self.number = number
+        self.more = more
+
+    def __call__(self, _: httpx.Request) -> httpx.Response:
+        headers = {"Retry-After": "3"} if self.number in (429, 503) else {}
+        return httpx.Response(self.number, json={"error": "x", **self.more}, headers=headers)
+
+    def __str__(self) -> str:
+        return " ".join([str(self.number), *(f"{name}={value}" for name, value in self.more.items())])
 
 
 @pytest.fixture
@@ -82,10 +92,10 @@ def test_what_the_server_says_of_retrying_wins(code: int) -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        status(429),
-        status(502),
-        status(503),
-        status(504),
+        Status(429),
+        Status(502),
+        Status(503),
+        Status(504),
         httpx.ConnectError("refused"),
         httpx.RemoteProtocolError("gone"),
         httpx.ReadError("reset"),
@@ -104,7 +114,7 @@ async def test_a_request_that_may_succeed_later_is_sent_again(
 
 @pytest.mark.scenario("HTTP-013")
 async def test_a_server_that_asks_to_be_left_alone_is(pauses: list[float]) -> None:
-    server = Server(status(503), told)
+    server = Server(Status(503), told)
     async for engine in started(server):
         await engine.execute(ServerTimeArgs())
     assert [pause for pause in pauses if pause >= 3] == [3]
@@ -112,7 +122,7 @@ async def test_a_server_that_asks_to_be_left_alone_is(pauses: list[float]) -> No
 
 @pytest.mark.scenario("HTTP-013")
 async def test_it_is_not_sent_for_ever(pauses: list[float]) -> None:
-    server = Server(*[status(503)] * 9)
+    server = Server(*[Status(503)] * 9)
     async for engine in started(server):
         with pytest.raises(errors.StoreUnreachable):
             await engine.execute(ServerTimeArgs())
@@ -123,11 +133,11 @@ async def test_it_is_not_sent_for_ever(pauses: list[float]) -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        status(503, retryable=False),
-        status(400),
-        status(401),
-        status(409, retryable=True, code="contention"),
-        status(500, code="store_corrupt"),
+        Status(503, retryable=False),
+        Status(400),
+        Status(401),
+        Status(409, retryable=True, code="contention"),
+        Status(500, code="store_corrupt"),
         httpx.ReadTimeout("late"),
     ],
     ids=str,
@@ -144,7 +154,7 @@ async def test_a_request_that_would_fail_again_is_sent_once(
 
 async def test_a_command_that_travels_alone_keeps_its_request_id(pauses: list[float]) -> None:
     frames: dict[str, object] = {"frames": [], "closed_at": None, "closed_reason": None}
-    server = Server(status(502), lambda _: httpx.Response(200, content=pack(frames, MSGPACK)))
+    server = Server(Status(502), lambda _: httpx.Response(200, content=pack(frames, MSGPACK)))
     command = TailFramesArgs(
         execution_id="{fp:7}:0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22", attempt_index=0, block_ms=0
     )

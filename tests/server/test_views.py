@@ -24,6 +24,7 @@ from tests.server.test_waiting import signal, suspend, token_of
 
 VIEW = EXECUTION.replace("/v1/", "/v1/view/")
 NOBODY = "%7Bfp:86%7D:3f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22"
+NO_FLOW = "3f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c23"
 
 
 async def seen(client: httpx.AsyncClient, path: str, **query: Any) -> Any:
@@ -183,8 +184,8 @@ async def test_msgpack_is_answered_to_whoever_asks_for_it(client: httpx.AsyncCli
         (f"/v1/view/executions/{NOBODY}", 404),
         (f"/v1/view/executions/{NOBODY}/input", 404),
         (f"/v1/view/executions/{NOBODY}/attempts", 404),
-        (f"/v1/view/flows/{new_flow_id()}", 404),
-        (f"/v1/view/flows/{new_flow_id()}/members", 404),
+        (f"/v1/view/flows/{NO_FLOW}", 404),
+        (f"/v1/view/flows/{NO_FLOW}/members", 404),
         ("/v1/view/executions/nonsense", 400),
         ("/v1/view/flows/nonsense", 400),
         ("/v1/view/executions?limit=x", 400),
