@@ -63,9 +63,9 @@ class CountingStore(StoreAround):
         super().__init__(inner)
         self._conflicts = 0
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int | None:
         try:
-            await self.inner.commit(commit)
+            return await self.inner.commit(commit)
         except Conflict:
             self._conflicts += 1
             raise

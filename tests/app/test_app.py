@@ -106,9 +106,9 @@ async def test_a_stop_that_is_cancelled_does_not_cancel_commands_in_flight() -> 
 class Slow(MemoryStore):
     pause_s = 0.0
 
-    async def commit(self, commit: Any) -> None:
+    async def commit(self, commit: Any) -> int:
         await asyncio.sleep(self.pause_s)
-        await super().commit(commit)
+        return await super().commit(commit)
 
 
 async def test_a_caller_who_is_cancelled_does_not_disturb_the_others() -> None:

@@ -41,16 +41,19 @@ async def change(bed, record_type, identity, **fields):
         setattr(record, name, value)
     version = bed.store._records[record.key][0]
     bed.store._records[record.key] = (version, encode_record(record))
+    bed.forget()
 
 
 def remove(bed, key):
     """Take a record away behind the engine's back."""
     del bed.store._records[key]
+    bed.forget()
 
 
 def overwrite(bed, key, data):
     """Store other bytes under a key behind the engine's back."""
     bed.store._records[key] = (bed.store._records[key][0], data)
+    bed.forget()
 
 
 @damage

@@ -28,9 +28,9 @@ class SetClockStore(MemoryStore):
         self.loads += 1
         return await super().load(keys)
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int:
         self.commits.append(commit)
-        await super().commit(commit)
+        return await super().commit(commit)
 
     async def read_frames(self, stream: str, **bounds: Any) -> Any:
         self.frame_reads += 1

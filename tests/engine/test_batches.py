@@ -29,7 +29,7 @@ class SlowStore(RecordingStore):
 
     async def commit(self, commit):
         await self.gate.wait()
-        await super().commit(commit)
+        return await super().commit(commit)
 
 
 async def test_commands_that_are_sent_together_share_one_commit(bed):

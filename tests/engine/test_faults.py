@@ -196,6 +196,7 @@ async def test_a_record_that_cannot_be_read_does_not_block_those_beside_it(bed):
     version, _ = bed.store.inner._records[key_for(Execution, broken)]
     held = bed.store.inner._records[key_for(Execution, broken)]
     bed.store.inner._records[key_for(Execution, broken)] = (version, b"\xc1")
+    bed.forget()
     first, second = await bed.engine.execute_many([prioritise(broken), prioritise(sound)])
     bed.store.inner._records[key_for(Execution, broken)] = held
     assert isinstance(first, errors.StoreCorrupt)

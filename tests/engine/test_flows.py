@@ -141,7 +141,7 @@ async def test_a_flow_is_submitted_with_as_few_loads_however_many_members_it_has
                 ),
             )
         )
-        assert store.loads == 2  # the lanes are another, and are remembered from then on
+        assert store.loads == 2  # one for the clock, and one of the lanes
         await bed.check()
 
 

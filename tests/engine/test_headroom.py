@@ -108,7 +108,7 @@ class KeepingStore(StoreAround):
         if any(change.key in self.kept for change in commit.changes):
             self.refused += 1
             raise errors.StoreUnreachable
-        await self.inner.commit(commit)
+        return await self.inner.commit(commit)
 
 
 class OvertakenStore(StoreAround):

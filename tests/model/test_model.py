@@ -43,7 +43,7 @@ class ForgetfulStore(StoreAround):
     async def commit(self, commit):
         commit.rows_added = [row for row in commit.rows_added if row[0] != DUE_LEASE]
         commit.rows_removed = [row for row in commit.rows_removed if row[0] != DUE_LEASE]
-        await self.inner.commit(commit)
+        return await self.inner.commit(commit)
 
 
 def forgetful(path):

@@ -118,11 +118,11 @@ async def test_a_conflict_is_counted_and_not_taken_for_a_commit(metrics: Metrics
     class Contended(FaultyStore):
         left = 1
 
-        async def commit(self, commit: Commit) -> None:
+        async def commit(self, commit: Commit) -> int | None:
             if self.left:
                 self.left -= 1
                 raise Conflict(frozenset(change.key for change in commit.changes))
-            await self.inner.commit(commit)
+            return await self.inner.commit(commit)
 
     async with Engine(Contended(MemoryStore()), observer=metrics) as engine:
         app = FlowFabric(store=engine.store)

@@ -44,7 +44,7 @@ class Gate(StoreAround):
         if self.inside is not None:
             inside, self.inside = self.inside, None
             await inside()
-        await self.inner.commit(commit)
+        return await self.inner.commit(commit)
 
 
 async def answer_of(bed, command, request_id):

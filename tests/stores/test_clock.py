@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flowfabric.stores.clock import STEP_BACK_MS_MAX, ClockStep, StoreClock
+from flowfabric.stores.clock import STEP_BACK_MS_MAX, TOLD_MS_MAX, ClockStep, StoreClock, ToldTime
 from tests.stores.builders import commit, event
 
 NOW = 1_700_000_000_000
@@ -38,6 +38,27 @@ def test_a_large_step_back_is_believed_and_reported_once(caplog: pytest.LogCaptu
 def test_the_offset_counts_before_the_mark() -> None:
     assert clock_at(NOW).read(NOW, -5) == NOW
     assert clock_at(NOW).read(NOW, 5) == NOW + 5
+
+
+def test_what_a_server_told_is_carried_on_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monotonic_s = 5.0
+    monkeypatch.setattr("time.monotonic", lambda: monotonic_s)
+    clock, told = StoreClock(), ToldTime()
+    assert told.now(clock) is None
+    told.tell(NOW - 50, 7, NOW)
+    assert told.now(clock) == NOW + 7
+    monotonic_s += 0.020_5
+    assert told.now(clock) == NOW + 7 + 20
+    monotonic_s += TOLD_MS_MAX / 1_000
+    assert told.now(clock) is None
+
+
+def test_what_a_server_told_is_never_before_the_mark_and_can_be_forgotten() -> None:
+    clock, told = StoreClock(), ToldTime()
+    told.tell(NOW + 5_000, 0, NOW)
+    assert told.now(clock) == NOW + 5_000
+    told.forget()
+    assert told.now(clock) is None
 
 
 async def test_a_commit_leaves_its_mark_and_the_clock_never_reads_less(store: Any) -> None:

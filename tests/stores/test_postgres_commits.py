@@ -44,11 +44,11 @@ async def open_store(tmp_path: Path) -> AsyncIterator[OpenStore]:
         yield open_one
 
 
-async def outcomes(*commits: Awaitable[None]) -> list[BaseException | None]:
-    """What became of commits that were sent at once."""
+async def outcomes(*commits: Awaitable[int]) -> list[Conflict | None]:
+    """What became of commits that were sent at once: nothing, or a conflict."""
     found = await asyncio.gather(*commits, return_exceptions=True)
-    assert all(one is None or isinstance(one, Conflict) for one in found), found
-    return found
+    assert all(isinstance(one, (int, Conflict)) for one in found), found
+    return [one if isinstance(one, Conflict) else None for one in found]
 
 
 class TestAtOnce:

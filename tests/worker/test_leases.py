@@ -128,10 +128,10 @@ class Blocking(StoreAround):
 
     blocked = False
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int | None:
         while self.blocked:
             await asyncio.sleep(0.005)
-        await super().commit(commit)
+        return await super().commit(commit)
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ class Rule:
         "command_type",
         "decide",
         "is_query",
+        "makes",
         "outcome_decoder",
         "reads",
         "restore",
@@ -43,6 +44,7 @@ class Rule:
         decide: Callable[[Work, Any], Any],
         subject: Callable[[Any], Key | None],
         reads: Callable[[Any], tuple[Key, ...]],
+        makes: Callable[[Any], tuple[Key, ...]],
         *,
         is_query: bool,
         acts_anew: bool,
@@ -53,6 +55,7 @@ class Rule:
         self.decide = decide
         self.subject = subject
         self.reads = reads
+        self.makes = makes
         self.is_query = is_query
         self.acts_anew = acts_anew
         self.shorten = shorten
@@ -105,6 +108,7 @@ def rule(
     *,
     subject: Callable[[C], Key | None] = execution_subject,
     reads: Callable[[C], tuple[Key, ...]] = no_reads,
+    makes: Callable[[C], tuple[Key, ...]] = no_reads,
     query: bool = False,
     acts_anew: bool = False,
     shorten: Callable[[Any], Any] = whole,
@@ -117,6 +121,8 @@ def rule(
         subject: the key of the record the command is about. It keeps the last request id and
             outcome whenever the rule changes it.
         reads: keys that the rule is sure to read, so that they are loaded together.
+        makes: keys of records that it creates, and that are hardly ever there before. They are taken
+            as absent and not loaded, until a commit finds out otherwise.
         query: True if the rule never changes anything, so that it need not wait for a commit.
         acts_anew: True if the command has an effect again when it is repeated after another one.
             Then its answer is kept for some time beside those of later commands.
@@ -131,6 +137,7 @@ def rule(
             decide,
             subject,
             reads,
+            makes=makes,
             is_query=query,
             acts_anew=acts_anew,
             shorten=shorten,

@@ -63,7 +63,8 @@ class Remembered(Protocol):
     """Records that were loaded for earlier batches and may be relied on without loading them.
 
     A commit still compares their versions, so one that has changed meanwhile is a conflict. A rule
-    must not refuse because of such a record, for a refusal commits nothing.
+    must not refuse because of such a record, for a refusal commits nothing: so lanes are remembered
+    only if they let everything through, and for all other records see ``Work.doubts``.
     """
 
     def recall(self, key: Key) -> tuple[int, Record | None] | None:
@@ -76,11 +77,14 @@ class Remembered(Protocol):
 class WorkingSet:
     """The records of one batch: what was loaded, and what its commands have made of it."""
 
-    __slots__ = ("_remembered", "current", "loaded", "now", "versions")
+    __slots__ = ("_lanes", "_recent", "current", "doubtful", "loaded", "now", "versions")
 
-    def __init__(self, remembered: Remembered | None = None) -> None:
-        self._remembered = remembered
+    def __init__(self, lanes: Remembered | None = None, recent: Remembered | None = None) -> None:
+        self._lanes = lanes
+        self._recent = recent
         self.now = 0
+        self.doubtful: set[Key] = set()
+        """Records that were not loaded and may have changed. Nothing but a commit may rest on them."""
         self.loaded: dict[Key, Record | None] = {}
         self.versions: dict[Key, int] = {}
         self.current: dict[Key, Record | None] = {}
@@ -91,8 +95,11 @@ class WorkingSet:
         for key, version, record in rows:
             self.loaded[key] = record
             self.versions[key] = version
-        if self._remembered is not None:
-            self._remembered.learn(rows)
+        if self.doubtful:
+            self.doubtful.difference_update([key for key, _, _ in rows])
+        for remembered in (self._lanes, self._recent):
+            if remembered is not None:
+                remembered.learn(rows)
 
     def recall(self, key: Key) -> Record | None:
         """A record that was not loaded for this batch, if one from an earlier batch will do.
@@ -100,11 +107,28 @@ class WorkingSet:
         Raises:
             Missing: it has to be loaded.
         """
-        found = None if self._remembered is None else self._remembered.recall(key)
+        if not self.has(key):
+            found = None if self._lanes is None else self._lanes.recall(key)
+            if found is None:
+                raise Missing(key)
+            self.versions[key], self.loaded[key] = found
+        return self.loaded[key]
+
+    def has(self, key: Key) -> bool:
+        """Whether the record was loaded, or was written so recently that it need not be."""
+        if key in self.loaded:
+            return True
+        found = None if self._recent is None else self._recent.recall(key)
         if found is None:
-            raise Missing(key)
+            return False
         self.versions[key], self.loaded[key] = found
-        return found[1]
+        self.doubtful.add(key)
+        return True
+
+    def take_as_absent(self, key: Key) -> None:
+        """Go on as if there were no such record. The commit finds out."""
+        self.versions[key], self.loaded[key] = 0, None
+        self.doubtful.add(key)
 
     def clear(self) -> None:
         """Forget everything, so that it is loaded again."""
@@ -112,6 +136,7 @@ class WorkingSet:
         self.loaded.clear()
         self.versions.clear()
         self.current.clear()
+        self.doubtful.clear()
 
     def absorb(self, work: Work) -> None:
         """Make the changes of a rule that returned visible to the rules after it."""
@@ -130,8 +155,9 @@ class Work:
         self.reads: set[Key] = set()
         self.writes: dict[Key, Record | None] = {}
         self.events: list[Event] = []
-        self.appends: list[Frame] = []
-        self.trims: list[Trim] = []
+        # Few commands write frames, so most need no lists for them.
+        self.appends: Sequence[Frame] = ()
+        self.trims: Sequence[Trim] = ()
 
     def peek(self, key: Key) -> Record | None:
         """The record with this key as this rule sees it, or None."""
@@ -158,6 +184,8 @@ class Work:
         key = key_for(record_type, identity)
         rests_on_it = key in self.reads
         record = self.read(record_type, identity)
+        if key in self._set.doubtful:
+            raise Missing(key)
         if not rests_on_it:
             self.reads.discard(key)
         return record
@@ -182,7 +210,7 @@ class Work:
             raise Missing(*missing)
 
     def _is_loaded(self, key: Key) -> bool:
-        return key in self.writes or key in self._set.current or key in self._set.loaded
+        return key in self.writes or key in self._set.current or self._set.has(key)
 
     def edit(self, record: AnyRecord) -> AnyRecord:
         """A copy of the record that may be changed and will be committed."""
@@ -214,18 +242,26 @@ class Work:
 
     def append(self, frame: Frame) -> None:
         """Commit a frame."""
-        self.appends.append(frame)
+        self.appends = (*self.appends, frame)
 
     def trim(self, trim: Trim) -> None:
         """Commit the trimming of a stream, after its appends."""
-        self.trims.append(trim)
+        self.trims = (*self.trims, trim)
 
     def discard(self) -> None:
         """Forget all changes: the rule refused. What it read is kept, its refusal rests on it."""
         self.writes.clear()
         self.events.clear()
-        self.appends.clear()
-        self.trims.clear()
+        self.appends = self.trims = ()
+
+    @property
+    def doubts(self) -> set[Key]:
+        """The records that have to be loaded before the answer may be given.
+
+        What commits something is compared with what is stored; a refusal, or the answer that there is
+        nothing to do, is not.
+        """
+        return set() if self.changed else self.reads & self._set.doubtful
 
     @property
     def changed(self) -> bool:

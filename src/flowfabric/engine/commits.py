@@ -45,6 +45,8 @@ def _answered(subject: Record, request_id: str) -> LastRequest | None:
     last = subject.last_request
     if last is not None and last.request_id == request_id:
         return last
+    if not subject.earlier_requests:
+        return None
     return next((found for found in subject.earlier_requests if found.request_id == request_id), None)
 
 

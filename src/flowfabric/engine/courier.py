@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.engine.batches import BATCH_MAX
 from flowfabric.engine.cycle import Cycle
+from flowfabric.engine.deliveries import deliver, news_of
 from flowfabric.engine.tickets import group_of
 
 if TYPE_CHECKING:
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.work import Envelope
+    from flowfabric.engine.cycle import Deliverer
     from flowfabric.engine.deliveries import CarryOutAside, Owed
     from flowfabric.engine.lanes import KnownLanes
     from flowfabric.engine.notifier import Notifier
     from flowfabric.engine.observing import Observer
+    from flowfabric.engine.recent import RecentRecords
+    from flowfabric.engine.tickets import Ticket
     from flowfabric.stores.base import Store
 
 ACTOR: Final = "engine"
@@ -36,7 +40,7 @@ class Courier:
     """Delivers what commits owe.
 
     Args:
-        store, lanes, notifier, observer: see ``Cycle``.
+        store, lanes, recent, notifier, observer: see ``Cycle``.
         envelope: makes what travels with a command that may concern any namespace, for an actor.
     """
 
@@ -44,24 +48,32 @@ class Courier:
         self,
         store: Store,
         lanes: KnownLanes,
+        recent: RecentRecords,
         notifier: Notifier,
         envelope: Callable[[str], Envelope],
+        *,
         observer: Observer | None = None,
     ) -> None:
         self._store = store
-        self._lanes = lanes
-        self._notifier = notifier
         self._envelope = envelope
-        self._observer = observer
+
+        def cycle_for(deliverer: Deliverer) -> Cycle:
+            return Cycle(store, lanes, recent, notifier, deliverer, observer=observer)
+
+        self._cycle_for = cycle_for
 
     async def deliver(self, owed: list[Owed]) -> None:
         """Do what a commit owes to other records, and what follows from that, up to a bound."""
-        errand = Errand(self._store, self._lanes, self._notifier, self._envelope, self._observer)
+        errand = Errand(self._store, self._cycle_for, self._envelope)
         for _ in range(DELIVERY_ROUNDS_MAX):
             if not owed:
                 return
             await errand.run(owed[:BATCH_MAX])
             owed = owed[BATCH_MAX:] + errand.take_following()
+
+    def following(self, batch: list[Ticket], now: int) -> list[Ticket]:
+        """See ``Deliverer``."""
+        return _following(batch, now, self._envelope)
 
 
 class Errand:
@@ -70,13 +82,11 @@ class Errand:
     def __init__(
         self,
         store: Store,
-        lanes: KnownLanes,
-        notifier: Notifier,
+        cycle_for: Callable[[Deliverer], Cycle],
         envelope: Callable[[str], Envelope],
-        observer: Observer | None,
     ) -> None:
         self.store = store
-        self._cycle = Cycle(store, lanes, notifier, self, observer)
+        self._cycle = cycle_for(self)
         self._envelope = envelope
         self._following: list[Owed] = []
 
@@ -95,6 +105,10 @@ class Errand:
     async def deliver(self, owed: list[Owed]) -> None:
         """Note what a commit of this errand owes in turn."""
         self._following += owed
+
+    def following(self, batch: list[Ticket], now: int) -> list[Ticket]:
+        """See ``Deliverer``."""
+        return _following(batch, now, self._envelope)
 
     def take_following(self) -> list[Owed]:
         """What the commits of this errand owed since the last call."""
@@ -128,6 +142,17 @@ class Errand:
             await carry_out(self, command, self._envelope(ACTOR))
         except Exception as error:  # noqa: BLE001 - the commit stands, whatever becomes of this
             _leave(command, error)
+
+
+def _following(batch: list[Ticket], now: int, envelope: Callable[[str], Envelope]) -> list[Ticket]:
+    """Tickets that deliver the news of a batch, as many as a batch may have."""
+    news = news_of((ticket.work for ticket in batch), now)
+    if not news:
+        return []
+    group = group_of([(deliver(message.identity), envelope(ACTOR)) for message in news[:BATCH_MAX]])
+    for ticket in group.tickets:
+        ticket.follows = True
+    return group.tickets
 
 
 def _leave(command: Command[Any], error: Exception) -> None:

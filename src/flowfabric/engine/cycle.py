@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from flowfabric import errors
 from flowfabric.core.work import WorkingSet
 from flowfabric.engine.commits import affected_by, build_commit
-from flowfabric.engine.deciding import decide_batch
+from flowfabric.engine.deciding import decide_batch, decide_following
 from flowfabric.engine.deliveries import owed_by
 from flowfabric.engine.native import choose, decide_natively, native_of
 from flowfabric.engine.notifier import topics_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flowfabric.engine.lanes import KnownLanes
     from flowfabric.engine.notifier import Notifier
     from flowfabric.engine.observing import Observer
+    from flowfabric.engine.recent import RecentRecords
     from flowfabric.engine.tickets import Ticket
     from flowfabric.stores.base import Commit, Store
 
@@ -42,6 +43,9 @@ class Deliverer(Protocol):
     async def deliver(self, owed: list[Owed]) -> None:
         """See to it now, or see that somebody does. It is on record, so nothing is lost."""
 
+    def following(self, batch: list[Ticket], now: int) -> list[Ticket]:
+        """Tickets for what a batch that was decided owes in its own place, so that one commit does both."""
+
 
 class Cycle:
     """Gives the tickets of a batch their answers.
@@ -49,6 +53,7 @@ class Cycle:
     Args:
         store: what is loaded from and committed to.
         lanes: the lanes that need not be loaded.
+        recent: the records that need not be loaded, because they have just been written here.
         notifier: is told what every commit has changed.
         deliverer: is told what every commit owes.
         observer: is told how every commit went.
@@ -58,12 +63,15 @@ class Cycle:
         self,
         store: Store,
         lanes: KnownLanes,
+        recent: RecentRecords,
         notifier: Notifier,
         deliverer: Deliverer,
+        *,
         observer: Observer | None = None,
     ) -> None:
         self._store = store
         self._lanes = lanes
+        self._recent = recent
         self._notifier = notifier
         self._deliverer = deliverer
         self._observer = observer
@@ -105,11 +113,11 @@ class Cycle:
 
     async def _run_part(self, batch: list[Ticket]) -> None:
         """Load, decide and commit until every ticket has its answer."""
-        working_set = WorkingSet(self._lanes)
+        working_set = WorkingSet(self._lanes, self._recent)
         try:
             while batch:
                 await decide_batch(self._store, batch, working_set)
-                batch = await self._commit(batch, working_set)
+                batch = await self._commit(await self._and_following(batch, working_set), working_set)
         except errors.StoreCorrupt as error:
             await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
         except errors.FlowFabricError as error:
@@ -120,6 +128,17 @@ class Cycle:
         except asyncio.CancelledError as error:
             _settle_all(batch, error)
             raise
+
+    async def _and_following(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
+        """The batch, with what it owes in the same place and need not be a commit of its own.
+
+        A message that is delivered here never reaches the store. What cannot be decided here, or is in
+        doubt, is delivered after the commit.
+        """
+        following = self._deliverer.following(batch, working_set.now)
+        if not following:
+            return batch
+        return batch + await decide_following(self._store, following, working_set)
 
     async def _run_apart(self, batch: list[Ticket], error: Exception) -> None:
         """Run each ticket alone, so that what is damaged fails only the one that needs it."""
@@ -145,13 +164,13 @@ class Cycle:
         return []
 
     async def _apply(self, commit: Commit, commands: int) -> None:
-        """Commit, and tell the observer how that went."""
+        """Commit, remember what was written, and tell the observer how that went."""
         if self._observer is None:
-            await self._store.commit(commit)
+            self._recent.keep(commit, await self._store.commit(commit))
             return
         began = time.perf_counter()
         try:
-            await self._store.commit(commit)
+            self._recent.keep(commit, await self._store.commit(commit))
         except Conflict:
             self._observer.conflicted(commands, time.perf_counter() - began)
             raise
@@ -160,6 +179,7 @@ class Cycle:
     async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
         """Commit the tickets that the conflict did not touch; return the others, to run again."""
         self._lanes.forget(conflict.keys)
+        self._recent.share(conflict.keys)
         affected = affected_by(conflict.keys, [ticket.work for ticket in batch])
         again = [ticket for ticket, touched in zip(batch, affected, strict=True) if touched]
         rest = [ticket for ticket, touched in zip(batch, affected, strict=True) if not touched]
@@ -167,11 +187,13 @@ class Cycle:
             ticket.conflicts += 1
             if ticket.conflicts >= CONFLICTS_MAX:
                 ticket.settle(errors.Contention(record=min(conflict.keys), tries=CONFLICTS_MAX))
-        again = [ticket for ticket in again if ticket.conflicts < CONFLICTS_MAX]
+        # What follows comes up again by itself, or with the commit of what it follows from.
+        again = [ticket for ticket in again if ticket.conflicts < CONFLICTS_MAX and not ticket.follows]
         if rest:
             again += await self._commit(rest, working_set)
         working_set.clear()
-        patience_ms = max((ticket.conflicts for ticket in again), default=0)
+        # Doubled each time: several engines that want the same record would else keep meeting again.
+        patience_ms = 2 ** max((ticket.conflicts for ticket in again), default=0)
         await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
         return again
 

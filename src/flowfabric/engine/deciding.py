@@ -8,8 +8,9 @@ from flowfabric.core.work import Missing, Work
 from flowfabric.engine.commits import remember_outcome, repeated_outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from flowfabric.core.records import Key
     from flowfabric.core.work import WorkingSet
     from flowfabric.engine.tickets import Ticket
     from flowfabric.stores.base import Ledger
@@ -18,10 +19,13 @@ ROUNDS_MAX: Final = 1_100
 """How often the rules of one batch may ask for records that are not loaded yet. One that makes many
 records may ask once for each."""
 
+FOLLOWING_ROUNDS_MAX: Final = 16
+"""The same for what follows from a batch. What asks more often is left to a commit of its own."""
+
 
 async def decide_batch(store: Ledger, batch: Sequence[Ticket], working_set: WorkingSet) -> None:
     """Run the rules of the batch, loading whatever they turn out to need."""
-    wanted = _first_reads(batch) - working_set.loaded.keys()
+    wanted = _first_reads(batch, working_set)
     for _ in range(ROUNDS_MAX):
         if wanted or not working_set.now:
             loaded = await store.load(wanted)
@@ -33,19 +37,44 @@ async def decide_batch(store: Ledger, batch: Sequence[Ticket], working_set: Work
     raise AssertionError(f"rules still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
 
 
-def _first_reads(batch: Sequence[Ticket]) -> set[str]:
-    return {key for ticket in batch for key in ticket.first_reads()}
+async def decide_following(store: Ledger, tickets: Sequence[Ticket], working_set: WorkingSet) -> list[Ticket]:
+    """Run the rules of commands that follow from those of a batch, behind them.
+
+    Returns:
+        The tickets that change something. All others are left out: a commit does not need them.
+    """
+    changing: list[Ticket] = []
+    waiting = list(tickets)
+    for _ in range(FOLLOWING_ROUNDS_MAX):
+        missing = {ticket: set(_decide_one(ticket, working_set)) for ticket in waiting}
+        changing += [ticket for ticket in waiting if not missing[ticket] and ticket.work.changed]
+        # What is in doubt is not loaded anew: the commands before these have been decided by it.
+        waiting = [ticket for ticket in waiting if missing[ticket] - working_set.loaded.keys()]
+        if not waiting:
+            break
+        loaded = await store.load({key for ticket in waiting for key in missing[ticket]})
+        working_set.put_loaded(loaded.now, loaded.rows)
+    return changing
 
 
-def _decide_one(ticket: Ticket, working_set: WorkingSet) -> tuple[str, ...]:
-    """Run one rule. Returns the keys of the records it needs and that are not loaded."""
+def _first_reads(batch: Sequence[Ticket], working_set: WorkingSet) -> set[Key]:
+    """What the commands of the batch are sure to read and has to be loaded."""
+    for ticket in batch:
+        for key in ticket.taken_as_absent():
+            if not working_set.has(key):
+                working_set.take_as_absent(key)
+    return {key for ticket in batch for key in ticket.first_reads() if not working_set.has(key)}
+
+
+def _decide_one(ticket: Ticket, working_set: WorkingSet) -> Iterable[Key]:
+    """Run one rule. Returns the keys of the records that have to be loaded before its answer counts."""
     work = Work(working_set, ticket.envelope)
     ticket.work, ticket.error = work, None
     try:
         repeated = repeated_outcome(ticket.rule, ticket.command, work)
         if repeated is not None:
             ticket.answer = repeated
-            return ()
+            return work.doubts
         ticket.answer = ticket.rule.decide(work, ticket.command)
         remember_outcome(ticket.rule, ticket.command, work, ticket.answer)
     except Missing as missing:
@@ -53,6 +82,6 @@ def _decide_one(ticket: Ticket, working_set: WorkingSet) -> tuple[str, ...]:
     except Exception as refusal:  # noqa: BLE001 - a broken rule must not fail the commands beside it
         work.discard()
         ticket.error = refusal
-        return ()
+        return work.doubts
     working_set.absorb(work)
-    return ()
+    return work.doubts

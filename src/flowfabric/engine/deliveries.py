@@ -20,11 +20,15 @@ from flowfabric.core.commands import (
     LookAfterWaitingArgs,
 )
 from flowfabric.core.indexes import DUE_GIVEN_BACK, DUE_HEADROOM, DUE_MEMBER_CANCEL, DUE_MESSAGE
+from flowfabric.core.records import Message
 from flowfabric.core.work import Envelope
 from flowfabric.engine.headroom import look_after_waiting
 from flowfabric.stores.base import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flowfabric.core.work import Work
     from flowfabric.stores.base import Commit
 
 
@@ -91,6 +95,16 @@ class Owed(msgspec.Struct, frozen=True, gc=False):
 
     delivery: Delivery
     member: str
+
+
+def news_of(works: Iterable[Work], now: int) -> list[Message]:
+    """What has been decided about members of flows and the joins behind them have to learn at once."""
+    return [
+        record
+        for work in works
+        for record in work.writes.values()
+        if isinstance(record, Message) and record.about == "changed" and record.due_at <= now
+    ]
 
 
 def owed_by(commit: Commit) -> list[Owed]:

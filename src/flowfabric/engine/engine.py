@@ -30,6 +30,7 @@ from flowfabric.engine.lanes import KnownLanes
 from flowfabric.engine.notifier import Notifier
 from flowfabric.engine.operations import operation_for
 from flowfabric.engine.questions import Questions
+from flowfabric.engine.recent import RecentRecords
 from flowfabric.engine.turns import Turns
 from flowfabric.engine.watches import watch_durability, watch_store
 
@@ -114,9 +115,14 @@ class Engine(Subscribing):
         self.turns = Turns()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
-        self._courier = Courier(store, self.lanes, self.notifier, self._unbounded_envelope, observer)
-        self._batches = Batches(Cycle(store, self.lanes, self.notifier, self._courier, observer))
-        self._questions = Questions(store)
+        self._recent = recent = RecentRecords()
+        self._courier = Courier(
+            store, self.lanes, recent, self.notifier, self._unbounded_envelope, observer=observer
+        )
+        self._batches = Batches(
+            Cycle(store, self.lanes, recent, self.notifier, self._courier, observer=observer)
+        )
+        self._questions = Questions(store, recent)
         self._watches: list[asyncio.Task[None]] = []
         self._closing = False
         self._request_prefix = ""
@@ -129,6 +135,7 @@ class Engine(Subscribing):
             self.observer.attested(self.durability)
         self._backend = _BACKENDS.get(self.durability.store, BackendTag.MEMORY)
         self._closing = False
+        self._recent.clear()
         # Not before: engines that were made before a fork would mint the same ids, and one
         # process would be given the answers of another, leases among them.
         self._request_prefix = secrets.token_hex(8)

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from flowfabric.core.records import Key
     from flowfabric.core.registry import Rule
     from flowfabric.core.work import Envelope
+    from flowfabric.engine.recent import RecentRecords
     from flowfabric.stores.base import Store
 
 
 class Questions:
-    """Answers queries over one store."""
+    """Answers queries over one store, and tells what has just been written here what it has loaded."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, recent: RecentRecords) -> None:
         self._store = store
+        self._recent = recent
         self._open: list[Question] = []
         self._asking: asyncio.Task[None] | None = None
 
@@ -54,6 +56,7 @@ class Questions:
         for _ in range(ROUNDS_MAX):
             loaded = await self._store.load(wanted)
             working_set.put_loaded(loaded.now, loaded.rows)
+            self._recent.learn(loaded.rows)
             wanted = {key for question in questions for key in question.settle(working_set)}
             if not wanted:
                 return

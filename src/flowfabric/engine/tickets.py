@@ -32,7 +32,19 @@ def first_reads(rule: Rule, command: Command[Any]) -> tuple[Key, ...]:
 class Ticket:
     """One command on its way through a batch."""
 
-    __slots__ = ("answer", "command", "conflicts", "envelope", "error", "group", "rule", "settled", "work")
+    __slots__ = (
+        "_reads",
+        "answer",
+        "command",
+        "conflicts",
+        "envelope",
+        "error",
+        "follows",
+        "group",
+        "rule",
+        "settled",
+        "work",
+    )
 
     def __init__(self, command: Command[Any], rule: Rule, envelope: Envelope, group: Group) -> None:
         self.command = command
@@ -40,10 +52,13 @@ class Ticket:
         self.envelope = envelope
         self.group = group
         self.conflicts = 0
+        self.follows = False
+        """Whether it delivers what another ticket of its batch owes. Nobody waits for its answer."""
         self.work: Work = _NO_WORK
         self.answer: Any = None
         self.error: Exception | None = None
         self.settled = False
+        self._reads: tuple[Key, ...] | None = None
 
     def subject(self) -> Key | None:
         """The record that the command is about, if it is about one."""
@@ -51,7 +66,16 @@ class Ticket:
 
     def first_reads(self) -> tuple[Key, ...]:
         """The records that the command is sure to read, the one it is about first."""
-        return first_reads(self.rule, self.command)
+        if self._reads is None:
+            self._reads = first_reads(self.rule, self.command)
+        return self._reads
+
+    def taken_as_absent(self) -> tuple[Key, ...]:
+        """The records that need not be looked for, because the command makes them.
+
+        After a conflict nothing is taken for granted.
+        """
+        return () if self.conflicts else self.rule.makes(self.command)
 
     def settle(self, error: Exception | None = None) -> None:
         """Give the ticket its answer, or this error. What is settled stays as it is."""

@@ -36,7 +36,10 @@ class Loaded(msgspec.Struct, gc=False):
     """
 
     now: int
-    """The store's clock in milliseconds, read after the records were reached."""
+    """The store's clock in milliseconds, read after the records were reached.
+
+    Where no records are asked for, it may be what a server told a moment ago, carried on since.
+    """
     rows: list[tuple[Key, int, Record | None]]
 
 
@@ -129,10 +132,13 @@ class Ledger(Protocol):
     async def load(self, keys: Iterable[Key]) -> Loaded:
         """Read records by key, all from one snapshot."""
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int | None:
         """Apply a change atomically.
 
         What it relies on in other places is compared right before, so it may just have changed.
+
+        Returns:
+            The version that all records it wrote have now, or None if the store does not tell.
 
         Raises:
             Conflict: a record that the change rests on has another version now.

@@ -9,6 +9,7 @@ and would freeze every expiry, so the host's clock is believed again and the ste
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEP_BACK_MS_MAX: Final = 60_000
+TOLD_MS_MAX: Final = 100
+"""How long the time that a server told is carried on by this host's clock, instead of asking again."""
 
 _logger = logging.getLogger("flowfabric.stores")
 
@@ -34,6 +37,37 @@ class ClockStep(msgspec.Struct, frozen=True, kw_only=True):
 def host_clock_ms() -> int:
     """The wall clock of this host."""
     return time.time_ns() // 1_000_000
+
+
+class ToldTime:
+    """What a store's server said about the time, good for a moment.
+
+    Every answer of the server tells the time, so asking for nothing but the time is seldom needed. It is
+    carried on from when the answer came in, so it never runs ahead of the server's clock, and lags behind
+    it by no more than the way back of that answer.
+    """
+
+    def __init__(self) -> None:
+        self._mark_ms = 0
+        self._offset_ms = 0
+        self._server_ms = 0
+        self._told_at = -math.inf
+
+    def tell(self, mark_ms: int, offset_ms: int, server_ms: int) -> None:
+        """Take note of the mark, of the offset that a test has set, and of the server's clock."""
+        self._mark_ms, self._offset_ms, self._server_ms = mark_ms, offset_ms, server_ms
+        self._told_at = time.monotonic()
+
+    def forget(self) -> None:
+        """Ask the server the next time."""
+        self._told_at = -math.inf
+
+    def now(self, clock: StoreClock) -> int | None:
+        """The store's time; None if the server has to be asked."""
+        elapsed_ms = (time.monotonic() - self._told_at) * 1_000
+        if elapsed_ms > TOLD_MS_MAX:
+            return None
+        return clock.read(self._mark_ms, self._offset_ms, server_ms=self._server_ms + int(elapsed_ms))
 
 
 class StoreClock:

@@ -76,7 +76,7 @@ class MemoryStore:
     def place_of(self, key: Key) -> int:
         return 0
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int:
         self._compare_versions(commit)
         # A version is the number of the commit that wrote it, so that it never comes back when a
         # record is removed and created again.
@@ -97,6 +97,7 @@ class MemoryStore:
         for trim in commit.trims:
             frames = self._frames.get(trim.stream, [])
             del frames[: max(0, len(frames) - trim.keep)]
+        return self._last_commit
 
     def _compare_versions(self, commit: Commit) -> None:
         relied = [(change.key, change.version) for change in commit.changes] + commit.relied_on

@@ -128,11 +128,15 @@ class Bed:
         async def crash(owed: list[Any]) -> None:
             """Commit, and no more."""
 
-        courier.deliver = crash
+        courier.deliver, courier.following = crash, lambda _batch, _now: []
         try:
             yield
         finally:
-            del courier.deliver
+            del courier.deliver, courier.following
+
+    def forget(self) -> None:
+        """Let the engine remember nothing of what it has written, as if it were new."""
+        self.engine._recent.clear()  # noqa: SLF001 - what it is for is that nobody sees it
 
     # Ids
 

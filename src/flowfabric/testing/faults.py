@@ -86,8 +86,8 @@ class BreakingStore(StoreAround):
             await call()
         raise errors.StoreUnreachable
 
-    async def commit(self, commit: Commit) -> None:
-        await self.call("commit", lambda: self.inner.commit(commit))
+    async def commit(self, commit: Commit) -> int | None:
+        return await self.call("commit", lambda: self.inner.commit(commit))
 
     async def trim_events(self, upto: int) -> None:
         await self.call("trim_events", lambda: self.inner.trim_events(upto))

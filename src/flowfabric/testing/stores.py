@@ -51,8 +51,8 @@ class StoreAround:
     def place_of(self, key: Key) -> int:
         return self.inner.place_of(key)
 
-    async def commit(self, commit: Commit) -> None:
-        await self.inner.commit(commit)
+    async def commit(self, commit: Commit) -> int | None:
+        return await self.inner.commit(commit)
 
     async def read_index(
         self,
@@ -122,21 +122,25 @@ class StoreAround:
 
 
 class RecordingStore(StoreAround):
-    """Remembers every commit that was applied, and counts the loads and the reads of indexes."""
+    """Remembers every commit that was applied and what was loaded, and counts loads and reads of indexes."""
 
     def __init__(self, inner: ClockedStore) -> None:
         super().__init__(inner)
         self.commits: list[Commit] = []
         self.loads = 0
+        self.loaded: set[Key] = set()
         self.index_reads = 0
 
     async def load(self, keys: Iterable[Key]) -> Loaded:
+        wanted = list(keys)
         self.loads += 1
-        return await self.inner.load(keys)
+        self.loaded.update(wanted)
+        return await self.inner.load(wanted)
 
-    async def commit(self, commit: Commit) -> None:
-        await self.inner.commit(commit)
+    async def commit(self, commit: Commit) -> int | None:
+        version = await self.inner.commit(commit)
         self.commits.append(commit)
+        return version
 
     async def read_index(self, index: str, scope: str, **options: Any) -> list[tuple[int, str]]:
         self.index_reads += 1
@@ -172,7 +176,7 @@ class FaultyStore(StoreAround):
             raise errors.StoreUnreachable
         return await self.inner.load(keys)
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int | None:
         if self.lost_commits:
             self.lost_commits -= 1
             raise errors.StoreUnreachable
@@ -182,7 +186,8 @@ class FaultyStore(StoreAround):
         if self.conflicts and touched:
             self.conflicts -= 1
             raise Conflict(touched)
-        await self.inner.commit(commit)
+        version = await self.inner.commit(commit)
         if self.lost_replies:
             self.lost_replies -= 1
             raise errors.StoreUnreachable
+        return version

@@ -35,7 +35,7 @@ from flowfabric.core.commands import (
 from flowfabric.core.events import Family
 from flowfabric.core.policies import resolve_names
 from flowfabric.core.records import Execution, Key, Payload, Reservation, key_for
-from flowfabric.core.registry import no_subject, rule
+from flowfabric.core.registry import execution_subject, no_subject, rule
 from flowfabric.core.rules.headroom import require_known
 from flowfabric.core.rules.lanes import find_lane, refuse_submission_in_lane, under_lane
 from flowfabric.core.rules.transitions import add_blocker, publish, publish_tags, time_blocker
@@ -56,7 +56,7 @@ def _reservation_keys(args: CreateExecutionArgs) -> tuple[Key, ...]:
     return (key_for(Reservation, reservation_identity(args.namespace, args.idempotency_key)),)
 
 
-@rule(CreateExecutionArgs, reads=_reservation_keys)
+@rule(CreateExecutionArgs, reads=_reservation_keys, makes=lambda args: (execution_subject(args),))
 def create_execution(work: Work, args: CreateExecutionArgs) -> CreateExecutionResult:
     """Admit a unit of work: eligible at once, or delayed if its time is in the future.
 

@@ -24,6 +24,7 @@ from flowfabric.core.records import (
     Edge,
     EdgeGroup,
     Execution,
+    Flow,
     FlowNode,
     Key,
     Lane,
@@ -51,12 +52,17 @@ def _touched(args: SubmitFlowArgs) -> tuple[Key, ...]:
 
     Were it asked for member by member, the rule would run once more for each of them.
     """
+    return (*_made(args), *dict.fromkeys(_policies_named(args)))
+
+
+def _made(args: SubmitFlowArgs) -> tuple[Key, ...]:
+    """What is new, as far as it is read before it is written."""
     members = [execution.execution_id for execution in args.executions]
     flow = flow_identity(args.flow_id)
     return (
+        key_for(Flow, flow),
         *(key_for(record_type, member) for record_type in MEMBER_RECORDS for member in members),
         *(key_for(Edge, f"{flow}/{edge.edge_id}") for edge in args.edges),
-        *dict.fromkeys(_policies_named(args)),
     )
 
 
@@ -75,7 +81,7 @@ def _policies_named(args: SubmitFlowArgs) -> Iterator[Key]:
             yield key_for(QuotaPolicy, quota_identity(policy.quota_policy_id))
 
 
-@rule(SubmitFlowArgs, subject=flow_subject, reads=_touched)
+@rule(SubmitFlowArgs, subject=flow_subject, reads=_touched, makes=_made)
 def submit_flow(work: Work, args: SubmitFlowArgs) -> SubmitFlowResult:
     """Create the flow, its members and its graph, all or nothing. A flow that exists stays as it is.
 

@@ -63,7 +63,7 @@ _COMMIT: Final = (
 
 _LOADED: Final = ("key", "version", "data", "mark_ms", "offset_ms", "clock_ms")
 _STATE: Final = ("last_commit", "last_event", "mark_ms", "offset_ms", "clock_ms")
-_COMMITTED: Final = ("conflicts", "mark_ms", "offset_ms", "clock_ms")
+_COMMITTED: Final = ("conflicts", "mark_ms", "offset_ms", "clock_ms", "number")
 
 _FAILED: Final = ("25P01", "25P02")
 """No transaction, and one in which a statement has failed."""

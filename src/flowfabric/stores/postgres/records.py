@@ -90,7 +90,8 @@ class Statements:
         )
         places = ", ".join(f"${place}" for place in range(1, ARGUMENTS + 1))
         self.apply_commit: Final = (
-            f"SELECT conflicts, seen_mark_ms, offset_ms, clock_ms FROM {schema}.apply_commit({places})"
+            "SELECT conflicts, seen_mark_ms, offset_ms, clock_ms, commit_number "
+            f"FROM {schema}.apply_commit({places})"
         )
         # The clock's row comes last, so that the clock is read after the records were reached;
         # one statement, so that all come from one snapshot.

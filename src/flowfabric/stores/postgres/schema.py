@@ -130,14 +130,14 @@ CREATE FUNCTION {schema}.apply_commit(
     frame_streams text[], frame_ms bigint[], frame_seqs bigint[], frame_data bytea[],
     trim_streams text[], trim_keeps bigint[],
     given_clock_ms bigint, step_back_ms_max bigint, lock_timeout_ms bigint,
-    OUT conflicts text[], OUT seen_mark_ms bigint, OUT offset_ms bigint, OUT clock_ms bigint
+    OUT conflicts text[], OUT seen_mark_ms bigint, OUT offset_ms bigint, OUT clock_ms bigint,
+    OUT commit_number bigint
 )
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 DECLARE
-    next_number bigint;
     newest_event bigint;
     counted bigint;
     place integer;
@@ -147,7 +147,7 @@ BEGIN
     -- Whoever waits in vain learns that nothing was written, before the client gives up not knowing.
     PERFORM set_config('lock_timeout', lock_timeout_ms::text, true);
     SELECT s.clock_offset_ms INTO STRICT offset_ms FROM {schema}.state AS s WHERE s.id = 1 FOR UPDATE;
-    SELECT t.number + 1, t.last_event, t.mark_ms INTO STRICT next_number, newest_event, seen_mark_ms
+    SELECT t.number + 1, t.last_event, t.mark_ms INTO STRICT commit_number, newest_event, seen_mark_ms
     FROM {schema}.tick AS t ORDER BY t.number DESC LIMIT 1
     FOR UPDATE;  -- with another isolation level it may be an old one, and the server says so here
     -- Not now(), which is when the transaction began: it may have waited long for the lock.
@@ -172,7 +172,7 @@ BEGIN
     END IF;
     IF cardinality(small_written) > 0 THEN
         INSERT INTO {schema}.record AS r (key, version, data)
-        SELECT w.key, next_number, w.data FROM unnest(small_written, small_data) AS w (key, data)
+        SELECT w.key, commit_number, w.data FROM unnest(small_written, small_data) AS w (key, data)
         ON CONFLICT (key) DO UPDATE SET version = excluded.version, data = excluded.data;
     END IF;
     IF cardinality(large_removed) > 0 THEN
@@ -180,7 +180,7 @@ BEGIN
     END IF;
     IF cardinality(large_written) > 0 THEN
         INSERT INTO {schema}.large_record AS r (key, version, data)
-        SELECT w.key, next_number, w.data FROM unnest(large_written, large_data) AS w (key, data)
+        SELECT w.key, commit_number, w.data FROM unnest(large_written, large_data) AS w (key, data)
         ON CONFLICT (key) DO UPDATE SET version = excluded.version, data = excluded.data;
     END IF;
 
@@ -231,10 +231,10 @@ BEGIN
     END LOOP;
 
     -- The clock never reads less than the mark, unless a forward spike has left it behind.
-    INSERT INTO {schema}.tick (number, last_event, mark_ms) VALUES (next_number, newest_event,
+    INSERT INTO {schema}.tick (number, last_event, mark_ms) VALUES (commit_number, newest_event,
         CASE WHEN seen_mark_ms - (clock_ms + offset_ms) BETWEEN 1 AND step_back_ms_max
             THEN seen_mark_ms ELSE clock_ms + offset_ms END);
-    DELETE FROM {schema}.tick AS t WHERE t.number = next_number - 1;
+    DELETE FROM {schema}.tick AS t WHERE t.number = commit_number - 1;
 END
 $body$;
 """

@@ -20,8 +20,8 @@ import msgspec
 
 from flowfabric import errors
 from flowfabric.core.work import Frame
-from flowfabric.stores.base import Conflict, is_owned
-from flowfabric.stores.clock import StoreClock
+from flowfabric.stores.base import Conflict, Loaded, is_owned
+from flowfabric.stores.clock import StoreClock, ToldTime
 from flowfabric.stores.keys import owned_bounds, restored_key, stored_key, stored_prefix_bounds
 from flowfabric.stores.postgres import records
 from flowfabric.stores.postgres.borrowed import BorrowedDatabase
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from flowfabric.core.events import Family, StoredEvent
     from flowfabric.core.records import Key
-    from flowfabric.stores.base import Commit, Durability, Loaded
+    from flowfabric.stores.base import Commit, Durability
 
 COMMITS_AT_ONCE: Final = 2
 """One commit waits for the disk while the next is on its way; more would only queue on the server."""
@@ -97,6 +97,7 @@ class PostgresStore:
         )
         self.clock = clock or StoreClock()
         self.statistics = Statistics()
+        self._told = ToldTime()
         self._required_level = required_level
         self._allow_clock_offset = allow_clock_offset
         self._statements = Statements(quoted(schema))
@@ -132,6 +133,7 @@ class PostgresStore:
         # A semaphore belongs to the event loop it was last waited for in; this may be another one.
         self._room = asyncio.Semaphore(COMMITS_AT_ONCE)
         self._changes = changes
+        self._told.forget()
         return durability
 
     async def _require_no_clock_offset(self) -> None:
@@ -147,6 +149,7 @@ class PostgresStore:
 
     async def close(self) -> None:
         changes, self._changes = self._changes, None
+        self._told.forget()
         if changes is not None:
             await changes.close()
             await self._connections.close()
@@ -158,7 +161,12 @@ class PostgresStore:
 
     async def load(self, keys: Iterable[Key]) -> Loaded:
         stored = {stored_key(key): key for key in keys}
-        return records.loaded(stored, await self._fetch(*self._statements.load(stored)), self.clock)
+        told = None if stored else self._told.now(self.clock)
+        if told is not None:
+            return Loaded(now=told, rows=[])
+        rows = await self._fetch(*self._statements.load(stored))
+        self._told.tell(*rows[-1][3:])
+        return records.loaded(stored, rows, self.clock)
 
     async def read_index(
         self,
@@ -246,7 +254,9 @@ class PostgresStore:
 
     async def _state(self) -> State:
         (row,) = await self._connections.fetch(self._statements.read_state)
-        return State(*row)
+        state = State(*row)
+        self._told.tell(state.mark_ms, state.clock_offset_ms, state.clock_ms)
+        return state
 
     async def _fetch(self, sql: str, values: list[Any]) -> list[Any]:
         return await self._connections.fetch(sql, *values)
@@ -259,17 +269,19 @@ class PostgresStore:
     def place_of(self, key: Key) -> int:
         return 0
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int:
         changes = self._open_changes()
         values = records.commit_values(commit, self.clock, self.settings.lock_timeout_ms)
         async with self._room:
-            ((conflicts, mark_ms, offset_ms, clock_ms),) = await self._insistently(values)
+            ((conflicts, mark_ms, offset_ms, clock_ms, number),) = await self._insistently(values)
         if conflicts:
             self.statistics.conflicts += 1
             raise Conflict(frozenset(restored_key(name) for name in conflicts))
         self.statistics.commits += 1
-        self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)  # reports a step back, if there was one
+        mark_ms = self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)  # reports a step back, if any
+        self._told.tell(mark_ms, offset_ms, clock_ms)
         changes.committed()
+        return int(number)
 
     async def _insistently(self, values: list[Any]) -> list[Any]:
         """Send a commit, and again if the server undid it because of others."""
@@ -295,6 +307,7 @@ class PostgresStore:
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, in the database itself. Only tests do that."""
         await self._connections.fetch(self._statements.set_clock_offset, offset_ms)
+        self._told.forget()
 
     def _open_changes(self) -> Changes:
         if self._changes is None:

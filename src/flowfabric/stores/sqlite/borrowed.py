@@ -123,8 +123,8 @@ class BorrowedFile:
     async def load(self, keys: Iterable[Key]) -> Loaded:
         return records.load_records(self._connection, keys, self._clock)
 
-    async def commit(self, commit: Commit) -> None:
-        records.apply_commit(self._connection, commit, self._clock)
+    async def commit(self, commit: Commit) -> int:
+        return records.apply_commit(self._connection, commit, self._clock)
 
     # What must be true of the connection
 

@@ -161,8 +161,8 @@ def list_owned(connection: Connection, identity: str, limit: int) -> list[Key]:
 # Writing
 
 
-def apply_commit(connection: Connection, commit: Commit, clock: StoreClock) -> None:
-    """Write a commit inside the open transaction.
+def apply_commit(connection: Connection, commit: Commit, clock: StoreClock) -> int:
+    """Write a commit inside the open transaction. Returns the version of what it wrote.
 
     Raises:
         Conflict: a record has another version now. The caller rolls back.
@@ -178,6 +178,7 @@ def apply_commit(connection: Connection, commit: Commit, clock: StoreClock) -> N
         "UPDATE state SET last_commit = ?, last_event = ?, mark_ms = ?",
         (number, last_event, clock.read(state.mark_ms, state.clock_offset_ms)),
     )
+    return number
 
 
 def _compare_versions(connection: Connection, commit: Commit) -> dict[Key, int]:

@@ -298,16 +298,17 @@ class SqliteStore:
     def place_of(self, key: Key) -> int:
         return 0
 
-    async def commit(self, commit: Commit) -> None:
-        def write(connection: Connection) -> None:
-            records.apply_commit(connection, commit, self.clock)
+    async def commit(self, commit: Commit) -> int:
+        def write(connection: Connection) -> int:
+            return records.apply_commit(connection, commit, self.clock)
 
         try:
-            await self._transact(write)
+            number = await self._transact(write)
         except Conflict:
             self._statistics.conflicts += 1
             raise
         self._statistics.commits += 1
+        return number
 
     async def trim_events(self, upto: int) -> None:
         await self._transact(lambda connection: records.trim_events(connection, upto))
@@ -320,11 +321,11 @@ class SqliteStore:
         """Shift the store's clock, in the file itself. Only tests do that; see ``flowfabric.testing``."""
         await self._transact(lambda connection: records.set_clock_offset(connection, offset_ms))
 
-    async def _transact(self, write: Callable[[Connection], None]) -> None:
-        """Run one writing transaction."""
+    async def _transact(self, write: Callable[[Connection], R]) -> R:
+        """Run one writing transaction. Returns what ``write`` does."""
         connection = await self._begin()
         try:
-            write(connection)
+            written = write(connection)
         except BaseException:
             try:
                 connection.roll_back()
@@ -332,6 +333,7 @@ class SqliteStore:
                 self._lock.release()
             raise
         await self._end(connection)
+        return written
 
     async def _begin(self) -> Connection:
         """Take the lock and the file's write lock. Being cancelled here leaves nothing behind."""

@@ -350,6 +350,8 @@ class ValkeyStore:
         return self._shards.of_record(key).shard
 
     async def commit(self, commit: Commit) -> None:
+        # The version is not told: functions that decide on the server change records, too, and what
+        # is remembered of them would be outdated most of the time.
         changes = self._open_changes()
         shard = self._shard_of(commit)
         commit = await self._compare_elsewhere(shard, commit)

@@ -74,11 +74,11 @@ class StoppingStore(StoreAround):
         super().__init__(inner)
         self.commits_left = COMMITS_MAX * COMMITS_MAX
 
-    async def commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> int | None:
         self.commits_left -= 1
         if self.commits_left < 0:
             raise errors.StoreUnreachable
-        await self.inner.commit(commit)
+        return await self.inner.commit(commit)
 
 
 class RetentionConformance(StoreSuite):

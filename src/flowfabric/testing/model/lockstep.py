@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from unittest import mock
@@ -225,7 +226,7 @@ def _require_quiet_refusal(step: Step, answers: list[Any], commits: list[Commit]
 @contextmanager
 def same_ids(seed: int) -> Iterator[None]:
     """Let everything that is minted meanwhile follow from a number."""
-    with mock.patch.object(minting, "urandom", Random(seed).randbytes):
+    with mock.patch.object(minting, "_draw", partial(Random(seed).randbytes, 16)):
         yield
 
 

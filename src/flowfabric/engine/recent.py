@@ -1,0 +1,113 @@
+"""What an engine remembers of the records it has just written, so that they need not be loaded again.
+
+What happens to an execution comes in quick succession, mostly from one process: it is created,
+claimed, completed. So the record that a command needs is most often the one that an earlier commit of
+the same engine has written.
+
+The rules this module keeps:
+
+- A record is remembered with the version that its commit gave it. A commit that rests on it compares
+  the version, so one that somebody else has changed meanwhile is a conflict and is loaded.
+- Whatever commits nothing, a refusal above all, is never decided by what is remembered (see
+  ``deciding``): nothing would notice that it is outdated.
+- Records that others write too are not remembered for a while, or each command would be a conflict.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import OrderedDict
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flowfabric.core.records import Key, Record
+    from flowfabric.stores.base import Commit
+
+RECORDS_MAX: Final = 8_192
+DATA_BYTES_MAX: Final = 8_192
+"""Payloads that are larger are not remembered: all of them together would take much memory."""
+SHARED_S: Final = 5.0
+"""How long a record is loaded each time after somebody else has changed it."""
+
+
+class RecentRecords:
+    """The records that were written last, the oldest of them forgotten first."""
+
+    def __init__(self) -> None:
+        # Unlike a plain dictionary it does not walk over gaps to find its oldest entry.
+        self._records: OrderedDict[Key, tuple[int, Record]] = OrderedDict()
+        self._shared: dict[Key, float] = {}
+        """Records that others have changed, and until when they are not remembered."""
+
+    def recall(self, key: Key) -> tuple[int, Record] | None:
+        """The version and the record as it was last written here, or None."""
+        found = self._records.get(key)
+        return None if found is None else (found[0], _detached(found[1]))
+
+    def keep(self, commit: Commit, version: int | None) -> None:
+        """Remember what was committed, with the version it has now, if the store tells."""
+        records = self._records
+        for change in commit.changes:
+            # What is written again becomes the youngest.
+            records.pop(change.key, None)
+            if change.record is not None and version is not None and self._is_kept(change.key, change.record):
+                records[change.key] = version, _detached(change.record)
+        while len(records) > RECORDS_MAX:
+            records.popitem(last=False)
+
+    def _is_kept(self, key: Key, record: Record) -> bool:
+        if record.LARGE and len(getattr(record, "data", b"")) > DATA_BYTES_MAX:
+            return False
+        return not self._shared or self._shared.get(key, 0.0) <= time.monotonic()
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Take note that these records may not be what they were."""
+        for key in keys:
+            self._records.pop(key, None)
+
+    def share(self, keys: Iterable[Key]) -> None:
+        """Take note that somebody else has changed these records, and may do so again."""
+        now = time.monotonic()
+        if len(self._shared) > RECORDS_MAX:
+            self._shared = {key: until for key, until in self._shared.items() if until > now}
+        for key in keys:
+            if self._records.pop(key, None) is not None:
+                self._shared[key] = now + SHARED_S
+
+    def learn(self, rows: Iterable[tuple[Key, int, Record | None]]) -> None:
+        """Compare what was loaded for any purpose, and forget what is newer than what is remembered."""
+        records = self._records
+        for key, version, _ in rows:
+            found = records.get(key)
+            if found is not None and found[0] < version:
+                self.share((key,))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._records.clear()
+        self._shared.clear()
+
+
+def _detached(record: Record) -> Record:
+    """The record, or a copy if it has parts that whoever holds them could change in place."""
+    filled = [name for name in _dict_fields(type(record)) if getattr(record, name)]
+    if not filled:
+        return record
+    detached = copy.copy(record)
+    for name in filled:
+        setattr(detached, name, dict(getattr(record, name)))
+    return detached
+
+
+@cache
+def _dict_fields(record_type: type[Record]) -> tuple[str, ...]:
+    found: Any = msgspec.inspect.type_info(record_type)
+    return tuple(
+        field.encode_name for field in found.fields if isinstance(field.type, msgspec.inspect.DictType)
+    )
