@@ -121,3 +121,13 @@ async def test_every_answer_tells_browsers_to_take_it_as_it_is(client: httpx.Asy
         headers = (await client.get(path)).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
+
+
+async def test_one_audit_is_made_at_a_time(client: httpx.AsyncClient, service: Service) -> None:
+    report = (await client.post("/v1/admin/audit")).json()
+    assert report["violations"] == []
+    with service.audit_permit():
+        second = await client.post("/v1/admin/audit")
+    assert second.status_code == 429
+    assert second.json()["retryable"]
+    assert (await client.post("/v1/admin/audit")).status_code == 200

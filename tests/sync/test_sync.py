@@ -16,16 +16,11 @@ import pytest
 
 import flowfabric
 from flowfabric import SyncTask, budgeting, errors
-from flowfabric.app import seed_signing_key
 from flowfabric.contracts.reads import ServerTimeArgs
-from flowfabric.engine.engine import Engine
-from flowfabric.server.serving import Server, make_server
-from flowfabric.server.settings import read_settings
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.sync import Budget, FlowFabric, FlowRun, Quota, Run
-from flowfabric.sync.portal import Portal
 from tests.project.tree import ROOT
-from tests.server.test_serving import free_port
+from tests.server.threaded import served_from_a_thread
 
 PATIENCE_S = 20
 
@@ -33,28 +28,8 @@ PATIENCE_S = 20
 @pytest.fixture
 def server() -> Iterator[str]:
     """The address of a server over a store in memory."""
-    portal, port = Portal(), free_port()
-    engine = Engine(MemoryStore())
-
-    async def begin() -> Server:
-        await engine.start()
-        await seed_signing_key(engine)
-        return make_server(engine, read_settings({"listen": f"127.0.0.1:{port}"}, {}, None))
-
-    async def end() -> None:
-        await engine.stop()
-
-    portal.open()
-    made = portal.call(begin)
-    serving = threading.Thread(target=lambda: portal.call(made.serve))
-    serving.start()
-    while not made.started:
-        assert serving.is_alive()
-    yield f"http://127.0.0.1:{port}"
-    portal.tell(made.stop)
-    serving.join()
-    portal.call(end)
-    portal.close()
+    with served_from_a_thread() as address:
+        yield address
 
 
 @pytest.fixture(params=["memory", "sqlite", "http"])

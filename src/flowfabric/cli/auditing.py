@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from flowfabric.audit import audit
+import msgspec
+
+from flowfabric.audit import AuditReport, audit
 from flowfabric.cli.exits import OK, REFUSED
 from flowfabric.cli.output import print_fields, print_json, print_note, print_table
-from flowfabric.cli.session import open_store, run
+from flowfabric.cli.session import open_engine, run
+from flowfabric.urls import is_server
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from flowfabric.audit import AuditReport
+AUDIT: Final = "/v1/admin/audit"
 
 
 def run_audit(arguments: Namespace) -> int:
@@ -21,8 +24,15 @@ def run_audit(arguments: Namespace) -> int:
 
 
 async def _audit(arguments: Namespace) -> int:
-    async with open_store(arguments) as engine:
-        report = await audit(engine, namespace=None if arguments.everywhere else arguments.namespace)
+    async with open_engine(arguments, everywhere=arguments.everywhere) as engine:
+        if is_server(arguments.url):
+            # Only the server reaches the store; its library may be absent where no server is named.
+            from flowfabric.remote import HttpEngine
+
+            assert isinstance(engine, HttpEngine)
+            report = msgspec.json.decode(await engine.ask(AUDIT), type=AuditReport)
+        else:
+            report = await audit(engine, namespace=None if arguments.everywhere else arguments.namespace)
     if arguments.json:
         print_json(report)
     else:

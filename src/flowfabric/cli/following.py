@@ -19,6 +19,7 @@ from flowfabric.contracts.events import (
     SignalEvent,
     TagEvent,
     TailEventsArgs,
+    family_of,
 )
 from flowfabric.core.instants import shown_time
 
@@ -93,27 +94,27 @@ def _print_event(event: AnyEvent, *, as_json: bool) -> None:
 
 def event_line(event: AnyEvent) -> str:
     """When, what, about which execution, and the details that tell most."""
-    name, details = _told(event)
+    name, details = event_told(event)
     shown = " ".join(f"{key}={value}" for key, value in details.items() if value not in (None, ""))
-    return printable(
-        f"{shown_time(event.at_ms)}  {name}  {event.execution_id or event.flow_id}  {shown}"
-    ).rstrip()
+    subject = event.execution_id or event.flow_id
+    return printable(f"{shown_time(event.at_ms)}  {family_of(event)} {name}  {subject}  {shown}").rstrip()
 
 
-def _told(event: AnyEvent) -> tuple[str, dict[str, Any]]:
+def event_told(event: AnyEvent) -> tuple[str, dict[str, Any]]:
+    """What happened, in a word, and the details that tell most."""
     match event:
         case CompletionEvent():
-            return f"completion {event.outcome}", {"reason": event.failure_reason}
+            return event.outcome, {"reason": event.failure_reason}
         case LeaseEvent():
             worker = event.worker_instance_id
-            return f"lease {event.change}", {
+            return event.change, {
                 "epoch": event.lease_epoch,
                 "worker": worker,
                 "reason": event.reason,
             }
         case SignalEvent():
-            return f"signal {event.effect}", {"name": event.signal_name, "from": event.source_identity}
+            return event.effect, {"name": event.signal_name, "from": event.source_identity}
         case TagEvent():
-            return f"tag {event.change}", dict(event.changed)
+            return event.change, dict(event.changed)
         case HistoryEvent():
-            return f"{event.family} {event.name}", dict(event.data)
+            return event.name, dict(event.data)

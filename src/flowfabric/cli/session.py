@@ -50,37 +50,18 @@ async def open_engine(
         Unauthorized: the server does not know the token in ``FF_TOKEN``.
         StoreError: the store cannot be used, or the server not reached.
     """
+    namespace = None if everywhere else arguments.namespace
     if not is_server(arguments.url):
-        async with open_store(arguments, create=create, everywhere=everywhere) as engine:
+        store = _named_store(arguments.url, create=create)
+        async with Engine(store, namespace=namespace, actor=_user()) as engine:
             yield engine
         return
-    namespace = None if everywhere else arguments.namespace
     remote = server_engine(arguments.url, None, namespace=namespace)
     await remote.start()
     try:
         yield remote
     finally:
         await remote.stop()
-
-
-@asynccontextmanager
-async def open_store(
-    arguments: Namespace, *, create: bool = False, everywhere: bool = False
-) -> AsyncIterator[Engine]:
-    """The engine over the store that the command line names, for verbs that read the store itself.
-
-    Raises:
-        UsageError: the URL names no store, or a server.
-        StoreError: the store cannot be used.
-    """
-    if is_server(arguments.url):
-        raise UsageError(
-            "this verb reads the store itself, which a server does not give away; name the store."
-        )
-    namespace = None if everywhere else arguments.namespace
-    engine = Engine(_named_store(arguments.url, create=create), namespace=namespace, actor=_user())
-    async with engine:
-        yield engine
 
 
 def _user() -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from flowfabric import errors
 from flowfabric.cli.exits import OK
+from flowfabric.cli.following import event_told
 from flowfabric.cli.output import (
     print_fields,
     print_json,
@@ -16,11 +18,13 @@ from flowfabric.cli.output import (
     shown_age,
     shown_payload,
 )
-from flowfabric.cli.session import open_store, run
+from flowfabric.cli.session import open_engine, run
 from flowfabric.cli.submitting import run_to_wire
+from flowfabric.contracts.events import ListEventsArgs, family_of
 from flowfabric.contracts.explaining import ExplainExecutionArgs, Explanation
 from flowfabric.contracts.history import AttemptInfo, ListAttemptsArgs
 from flowfabric.contracts.journal import JournalEntry, ReadJournalArgs
+from flowfabric.contracts.limits import PAGE_ROWS_MAX
 from flowfabric.contracts.reads import (
     DescribeExecutionArgs,
     ExecutionInfo,
@@ -29,15 +33,14 @@ from flowfabric.contracts.reads import (
 )
 from flowfabric.contracts.runs import ReadRunArgs, RunView
 from flowfabric.contracts.suspensions import ListPendingWaitpointsArgs, PendingWaitpointInfo
-from flowfabric.core.events import StoredEvent
 from flowfabric.core.instants import shown_time
-from flowfabric.core.records import Execution, key_for
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from flowfabric.contracts.events import AnyEvent
     from flowfabric.contracts.ids import ExecutionId
-    from flowfabric.engine.engine import Engine
+    from flowfabric.engine.interface import AnyEngine
 
 ATTEMPTS_SHOWN: Final = 20
 EVENTS_SHOWN: Final = 20
@@ -53,12 +56,11 @@ class Portrait(msgspec.Struct, frozen=True, kw_only=True):
     info: ExecutionInfo
     snapshot: ExecutionSnapshot
     view: RunView
-    required_capabilities: tuple[str, ...]
     attempts: tuple[AttemptInfo, ...]
     explanation: Explanation
     waitpoints: tuple[PendingWaitpointInfo, ...]
     journal: tuple[JournalEntry, ...]
-    timeline: tuple[StoredEvent, ...]
+    timeline: tuple[AnyEvent, ...]
 
 
 def show(arguments: Namespace) -> int:
@@ -67,7 +69,7 @@ def show(arguments: Namespace) -> int:
 
 
 async def _show(arguments: Namespace) -> int:
-    async with open_store(arguments) as engine:
+    async with open_engine(arguments) as engine:
         portrait = await gather(engine, arguments.execution_id)
     if arguments.json:
         print_json(portrait_to_wire(portrait))
@@ -76,7 +78,7 @@ async def _show(arguments: Namespace) -> int:
     return OK
 
 
-async def gather(engine: Engine, execution_id: ExecutionId) -> Portrait:
+async def gather(engine: AnyEngine, execution_id: ExecutionId) -> Portrait:
     """Read everything that is shown of one execution.
 
     Raises:
@@ -87,7 +89,6 @@ async def gather(engine: Engine, execution_id: ExecutionId) -> Portrait:
     explanation = await engine.execute(ExplainExecutionArgs(execution_id=execution_id))
     if info is None or snapshot is None or explanation is None:
         raise errors.ExecutionNotFound(execution_id)
-    execution = await _load_execution(engine, execution_id)
     waitpoints = await engine.execute(ListPendingWaitpointsArgs(execution_id=execution_id))
     journal = await engine.execute(ReadJournalArgs(execution_id=execution_id))
     return Portrait(
@@ -95,7 +96,6 @@ async def gather(engine: Engine, execution_id: ExecutionId) -> Portrait:
         info=info,
         snapshot=snapshot,
         view=await engine.execute(ReadRunArgs(execution_id=execution_id)),
-        required_capabilities=execution.required_capabilities,
         attempts=await _latest_attempts(engine, execution_id, snapshot.total_attempt_count),
         explanation=explanation,
         waitpoints=waitpoints.entries,
@@ -104,24 +104,25 @@ async def gather(engine: Engine, execution_id: ExecutionId) -> Portrait:
     )
 
 
-async def _load_execution(engine: Engine, execution_id: str) -> Execution:
-    loaded = await engine.store.load([key_for(Execution, execution_id)])
-    execution = loaded.rows[0][2]
-    if not isinstance(execution, Execution):
-        raise errors.ExecutionNotFound(execution_id)
-    return execution
-
-
-async def _latest_attempts(engine: Engine, execution_id: str, count: int) -> tuple[AttemptInfo, ...]:
+async def _latest_attempts(engine: AnyEngine, execution_id: str, count: int) -> tuple[AttemptInfo, ...]:
     cursor = count - ATTEMPTS_SHOWN - 1 if count > ATTEMPTS_SHOWN else None
     ask = ListAttemptsArgs(execution_id=execution_id, cursor=cursor, limit=ATTEMPTS_SHOWN)
     return (await engine.execute(ask)).attempts
 
 
-async def _latest_events(engine: Engine, execution_id: str) -> tuple[StoredEvent, ...]:
+async def _latest_events(engine: AnyEngine, execution_id: str) -> tuple[AnyEvent, ...]:
     """The last events. The log is read forwards, so only so many are looked at."""
-    found = await engine.store.read_events(0, execution_id=execution_id, limit=EVENTS_READ_MAX)
-    return tuple(found[-EVENTS_SHOWN:])
+    found: deque[AnyEvent] = deque(maxlen=EVENTS_SHOWN)
+    cursor: str | None = None
+    for _ in range(EVENTS_READ_MAX // PAGE_ROWS_MAX):
+        page = await engine.execute(
+            ListEventsArgs(execution_id=execution_id, cursor=cursor, limit=PAGE_ROWS_MAX)
+        )
+        found.extend(page.events)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return tuple(found)
 
 
 def portrait_to_wire(portrait: Portrait) -> dict[str, Any]:
@@ -131,11 +132,11 @@ def portrait_to_wire(portrait: Portrait) -> dict[str, Any]:
         "snapshot": portrait.snapshot,
         "run": run_to_wire(portrait.view),
         "explanation": portrait.explanation,
-        "required_capabilities": list(portrait.required_capabilities),
+        "required_capabilities": list(portrait.snapshot.required_capabilities),
         "attempts": list(portrait.attempts),
         "waitpoints": list(portrait.waitpoints),
         "journal": [_entry_fields(entry) for entry in portrait.journal],
-        "timeline": [{"sequence": stored.sequence, **_event_fields(stored)} for stored in portrait.timeline],
+        "timeline": [_event_fields(event) for event in portrait.timeline],
     }
 
 
@@ -151,9 +152,15 @@ def _entry_fields(entry: JournalEntry) -> dict[str, Any]:
     }
 
 
-def _event_fields(stored: StoredEvent) -> dict[str, Any]:
-    event = stored.event
-    return {"family": event.family, "name": event.name, "at_ms": event.at_ms, "data": event.data}
+def _event_fields(event: AnyEvent) -> dict[str, Any]:
+    name, details = event_told(event)
+    return {
+        "cursor": event.cursor,
+        "family": family_of(event),
+        "name": name,
+        "at_ms": event.at_ms,
+        "data": details,
+    }
 
 
 def _print_portrait(portrait: Portrait) -> None:
@@ -195,7 +202,7 @@ def _main_fields(portrait: Portrait) -> list[tuple[str, str]]:
         ("lane", info.lane_id),
         ("namespace", info.namespace),
         ("priority", str(info.priority)),
-        ("capabilities", ", ".join(portrait.required_capabilities)),
+        ("capabilities", ", ".join(portrait.snapshot.required_capabilities)),
         ("tags", ", ".join(f"{key}={value}" for key, value in sorted(portrait.snapshot.tags.items()))),
         ("created", shown_time(info.created_at)),
         ("started", shown_time(info.started_at)),
@@ -252,14 +259,10 @@ def _journal_rows(portrait: Portrait) -> list[list[str]]:
 
 
 def _event_rows(portrait: Portrait) -> list[list[str]]:
-    return [
-        [
-            shown_time(stored.event.at_ms),
-            stored.event.family,
-            stored.event.name,
-            " ".join(
-                f"{name}={value}" for name, value in stored.event.data.items() if value not in (None, "")
-            )[:DETAIL_CHARS],
-        ]
-        for stored in portrait.timeline
-    ]
+    return [_event_row(event) for event in portrait.timeline]
+
+
+def _event_row(event: AnyEvent) -> list[str]:
+    name, details = event_told(event)
+    shown = " ".join(f"{key}={value}" for key, value in details.items() if value not in (None, ""))
+    return [shown_time(event.at_ms), family_of(event), name, shown[:DETAIL_CHARS]]

@@ -158,6 +158,19 @@ class HistoryEvent(FeedEvent, tag="History"):
 AnyEvent: TypeAlias = CompletionEvent | LeaseEvent | SignalEvent | TagEvent | HistoryEvent
 
 
+_FAMILY_OF: Final[dict[type[FeedEvent], Family]] = {
+    CompletionEvent: Family.COMPLETION,
+    LeaseEvent: Family.LEASE,
+    SignalEvent: Family.SIGNAL,
+    TagEvent: Family.TAG,
+}
+
+
+def family_of(event: AnyEvent) -> Family:
+    """The feed that an event belongs to."""
+    return event.family if isinstance(event, HistoryEvent) else _FAMILY_OF[type(event)]
+
+
 class EventsPage(Outcome, tag="Events"):
     """Events in commit order, and where to go on, which moves on even where nothing matched."""
 

@@ -72,6 +72,8 @@ class ExecutionSnapshot(Value):
     last_mutation_at: TimestampMs
     total_attempt_count: Amount
     tags: dict[str, str] = msgspec.field(default_factory=dict)
+    required_capabilities: tuple[str, ...] = ()
+    """What a worker must offer to run it."""
 
 
 class DescribeExecutionArgs(Command[ExecutionSnapshot | None]):

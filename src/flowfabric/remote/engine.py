@@ -259,6 +259,17 @@ class HttpEngine(Subscribing):
             commands, request_ids=request_ids, namespace=namespace, actor=actor
         )
 
+    async def ask(self, path: str) -> bytes:
+        """Have the server do something that no command stands for. It may take as long as it needs.
+
+        Raises:
+            Unauthorized: the token does not allow this.
+            StoreError: no answer came.
+        """
+        self._require_running()
+        answer = await self._request("POST", path, headers=self._bounds(self.namespace), timeout=None)
+        return answer.content
+
     # The way to the server
 
     async def send(self, command: Command[R], request_id: str | None, namespace: str | None) -> R:
@@ -318,13 +329,15 @@ class HttpEngine(Subscribing):
     async def _post(
         self, path: str, body: bytes, headers: dict[str, str], namespace: str | None, callers: list[Any]
     ) -> bytes:
-        bounds = {} if namespace is None else {"FlowFabric-Namespace": namespace}
-        sent = {"Content-Type": MSGPACK, **headers, **bounds}
+        sent = {"Content-Type": MSGPACK, **headers, **self._bounds(namespace)}
         if self._tracing is None:
             return (await self._send_until_answered(path, content=body, headers=sent)).content
         with self._tracing.asking("POST", path, callers) as carried:
             answer = await self._send_until_answered(path, content=body, headers={**sent, **carried})
             return answer.content
+
+    def _bounds(self, namespace: str | None) -> dict[str, str]:
+        return {} if namespace is None else {"FlowFabric-Namespace": namespace}
 
     async def _get(self, path: str, **query: str | int) -> dict[str, Any]:
         answer = await self._request("GET", path, params=query)

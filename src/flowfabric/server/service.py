@@ -145,6 +145,7 @@ class Service:
         self.live = 0
         """How many clients follow what happens."""
         self._rotating = False
+        self._auditing = False
         self._closing = asyncio.Event()
         self._level_promised = engine.durability.level if engine.durability is not None else ""
 
@@ -235,6 +236,27 @@ class Service:
             yield
         finally:
             self._rotating = False
+        self._auditing = False
+
+    @contextmanager
+    def audit_permit(self) -> Iterator[None]:
+        """The only place for an audit, which reads a whole store.
+
+        Raises:
+            Refused: one is going on.
+        """
+        if self._auditing:
+            raise refused(
+                429,
+                "too many concurrent audit calls (server max: 1); retry with backoff",
+                kind="resource_exhausted",
+                retryable=True,
+            )
+        self._auditing = True
+        try:
+            yield
+        finally:
+            self._auditing = False
 
     async def until_closing(self, work: Coroutine[Any, Any, T]) -> T:
         """What the work answers, unless the server ends before.

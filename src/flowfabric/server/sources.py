@@ -16,14 +16,9 @@ from flowfabric import errors
 from flowfabric.contracts.cursors import BEGINNING, StreamCursor
 from flowfabric.contracts.events import (
     FROM_NOW,
-    AnyEvent,
-    CompletionEvent,
     Family,
-    HistoryEvent,
-    LeaseEvent,
-    SignalEvent,
-    TagEvent,
     TailEventsArgs,
+    family_of,
 )
 from flowfabric.contracts.flows import DescribeFlowArgs, FlowSnapshot
 from flowfabric.contracts.runs import ReadRunArgs, RunView
@@ -40,17 +35,6 @@ PAGE_ROWS: Final = 100
 FRAME_ROWS: Final = 16
 """Frames may be large, and a client holds as many of them in our memory as one page has."""
 ENDED_FLOWS: Final = frozenset({"completed", "failed", "cancelled"})
-_FAMILIES: Final = {
-    CompletionEvent: Family.COMPLETION,
-    LeaseEvent: Family.LEASE,
-    SignalEvent: Family.SIGNAL,
-    TagEvent: Family.TAG,
-}
-
-
-def family_of(event: AnyEvent) -> Family:
-    """The feed that an event belongs to."""
-    return event.family if isinstance(event, HistoryEvent) else _FAMILIES[type(event)]
 
 
 class EventSource:

@@ -74,6 +74,7 @@ def describe_execution(work: Work, args: DescribeExecutionArgs) -> ExecutionSnap
         last_mutation_at=execution.last_mutation_at,
         total_attempt_count=execution.attempt_count,
         tags=execution.tags,
+        required_capabilities=execution.required_capabilities,
     )
 
 

@@ -10,8 +10,10 @@ import msgspec
 from starlette.responses import Response
 
 from flowfabric import errors
+from flowfabric.audit import AuditReport, audit
 from flowfabric.contracts.keyring import RotateWaitpointHmacSecretAllArgs
 from flowfabric.contracts.reads import ServerTimeArgs
+from flowfabric.contracts.schema import Form
 from flowfabric.server.access import Role
 from flowfabric.server.calls import JSON, refused
 from flowfabric.server.routes.table import route
@@ -73,6 +75,14 @@ async def read_server(call: Call) -> Response:
             "roles": sorted(call.principal.roles),
         }
     )
+
+
+@route("POST", "/v1/admin/audit", Role.ADMIN, statuses={200: AuditReport}, form=Form.PLAIN)
+async def audit_store(call: Call) -> Response:
+    """Check the invariants of everything that is stored in the caller's namespace, or in all."""
+    with call.service.audit_permit():
+        report = await call.service.until_closing(audit(call.engine, namespace=call.namespace))
+    return Response(msgspec.json.encode(report), media_type=JSON)
 
 
 @route(
