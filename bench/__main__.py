@@ -21,7 +21,7 @@ import msgspec
 
 from bench.scene import Figure, fresh_place, fresh_postgres, fresh_sqlite, fresh_valkey, fsync_us, task_us
 
-NAMES = ("core", "throughput", "latency", "steps", "flows", "budget", "growth")
+NAMES = ("core", "throughput", "latency", "steps", "flows", "budget", "server", "growth")
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from flowfabric.engine.feeds import Subscribing
 from flowfabric.engine.lanes import KnownLanes
 from flowfabric.engine.notifier import Notifier
 from flowfabric.engine.operations import operation_for
+from flowfabric.engine.pursuits import Pursuits
 from flowfabric.engine.questions import Questions
 from flowfabric.engine.recent import RecentRecords
 from flowfabric.engine.turns import Turns
@@ -113,6 +114,7 @@ class Engine(Subscribing):
         self.notifier = Notifier()
         self.lanes = KnownLanes()
         self.turns = Turns()
+        self.pursuits = Pursuits()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
         self._recent = recent = RecentRecords()

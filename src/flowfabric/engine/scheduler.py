@@ -87,20 +87,36 @@ class Search:
         self._worker = (namespace, self._reach.lanes, self._reach.capabilities)
         self._scopes: dict[str, Group] | None = None
         self._behind: dict[str, tuple[int, str]] = {}
+        self.is_over = False
+        """Whether the last candidates were all that there are."""
 
     async def next(self, limit: int) -> list[Candidate]:
-        """The next candidates, in the order to claim them; fewer than ``limit`` if there are no more."""
+        """The next candidates, in the order to claim them, without those that others are claiming here.
+
+        There may be fewer than ``limit`` although the search is not over.
+        """
         if self._scopes is None:
             self._scopes = await self._open_scopes()
         pages: dict[Group, list[list[Candidate]]] = {}
+        rows = limit + self._engine.pursuits.further(limit)
+        self.is_over = True
         for scope, group in self._scopes.items():
-            page = await self._page(scope, group, limit)
+            page = await self._page(scope, group, rows)
+            self.is_over = self.is_over and len(page) < rows
             if page:
                 pages.setdefault(group, []).append(page)
-        waiting = {group: deque(heapq.merge(*own)) for group, own in pages.items()}
+        # From here until the candidates are claimed nothing is awaited, so no two claims choose the same.
+        free = {group: self._free(own) for group, own in pages.items()}
+        waiting = {group: candidates for group, candidates in free.items() if candidates}
+        self.is_over = self.is_over and sum(map(len, waiting.values())) <= limit
         chosen = self._share(waiting, limit)
         self._behind.update((one.scope, (one.order, one.execution_id)) for one in chosen)
         return chosen
+
+    def _free(self, pages: list[list[Candidate]]) -> deque[Candidate]:
+        """The candidates of a group that nobody is claiming here, in claiming order."""
+        pursuits = self._engine.pursuits
+        return deque(one for one in heapq.merge(*pages) if one.execution_id not in pursuits)
 
     def give_up(self) -> None:
         """Let the next search go on behind what this one has looked at in vain."""
@@ -178,7 +194,8 @@ async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) 
     search = Search(engine, envelope.namespace, args.lanes, args.worker_capabilities)
     claims: list[ClaimedWork] = []
     try:
-        await _claim_found(engine, search, args, envelope, claims)
+        with engine.pursuits.wanting(args.limit):
+            await _claim_found(engine, search, args, envelope, claims)
     except errors.FlowFabricError as error:
         if not claims:
             raise
@@ -200,15 +217,17 @@ async def _claim_found(
         untried = list(page)
         while untried and len(claims) < args.limit:
             wanted = args.limit - len(claims)
+            untried = [candidate for candidate in untried if candidate.execution_id not in engine.pursuits]
             commands, untried = (
                 [_claim_of(candidate, args) for candidate in untried[:wanted]],
                 untried[wanted:],
             )
-            answers = await claim_admitted(engine, commands, envelope)
+            with engine.pursuits.claiming([command.execution_id for command in commands]):
+                answers = await claim_admitted(engine, commands, envelope)
             damaged += _take(answers, claims)
             if untried and any(isinstance(answer, NO_HEADROOM) for answer in answers):
                 untried = await _with_headroom(engine, untried, args, envelope)
-        if len(page) < size or len(claims) == args.limit:
+        if search.is_over or len(claims) == args.limit:
             break
         size = max(args.limit - len(claims), PAGE_ROWS)
     else:
@@ -266,7 +285,7 @@ async def claim_for_worker(
         for candidate in candidates:
             if await _grant(engine, candidate, args, envelope):
                 return WorkGranted(grant=await _grant_of(engine, candidate.execution_id))
-        if len(candidates) < PAGE_ROWS:
+        if search.is_over:
             return NoWork()
     search.give_up()
     return NoWork()
