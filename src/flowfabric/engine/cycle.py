@@ -89,6 +89,8 @@ class Cycle:
     async def _run_natively(self, batch: list[Ticket]) -> list[Ticket]:
         """Have the store decide. Returns the tickets that are left to the rules."""
         assert self._native is not None
+        # The store tells no versions of what it decides by itself.
+        self._recent.forget(subject for ticket in batch if (subject := ticket.subject()) is not None)
         began = time.perf_counter()
         try:
             declined = await decide_natively(

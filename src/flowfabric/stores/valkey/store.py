@@ -349,9 +349,7 @@ class ValkeyStore:
     def place_of(self, key: Key) -> int:
         return self._shards.of_record(key).shard
 
-    async def commit(self, commit: Commit) -> None:
-        # The version is not told: functions that decide on the server change records, too, and what
-        # is remembered of them would be outdated most of the time.
+    async def commit(self, commit: Commit) -> int | None:
         changes = self._open_changes()
         shard = self._shard_of(commit)
         commit = await self._compare_elsewhere(shard, commit)
@@ -368,11 +366,14 @@ class ValkeyStore:
             raise Conflict(frozenset(key for key in _compared(commit) if shard.record(key) in changed))
         self.statistics.commits += 1
         changes.committed()
-        mark_ms, offset_ms, clock_ms = (int(number) for number in answer)
+        mark_ms, offset_ms, clock_ms, version = (int(number) for number in answer)
         self._mark_ms = self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)
         if commit.events:
             self._open_outboxes().note(shard)
         require_confirmed(confirmed, self.settings)
+        # With several shards there is no version to tell: who loads nothing reads no shard's clock, and
+        # what is decided about one shard has to follow the clock of that one.
+        return version if home else None
 
     # What the functions that decide commands need, see ``native``
 
