@@ -44,7 +44,7 @@ async def test_one_app_after_another_in_one_process(tmp_path: Path) -> None:
         app = FlowFabric(f"sqlite:///{tmp_path}/{number}.db")
         greeting = app.handler(greet)
         async with app, working(app):
-            assert await (await app.submit(greeting, "ada")).result(timeout=10) == "hello ada"
+            assert await (await app.submit(greeting, "ada")).result(timeout=60) == "hello ada"
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
@@ -54,7 +54,7 @@ async def test_an_app_can_be_started_again_after_it_was_stopped(tmp_path: Path) 
     async with app:
         run = await app.submit("greet")
     async with app, working(app):
-        assert await app.run(run.execution_id).result(timeout=10) == "hello you"
+        assert await app.run(run.execution_id).result(timeout=60) == "hello you"
 
 
 async def test_an_app_is_stopped_when_the_last_of_its_users_stops_it() -> None:
@@ -91,33 +91,43 @@ async def test_a_start_that_failed_leaves_nothing_behind(tmp_path: Path) -> None
 
 
 async def test_a_stop_that_is_cancelled_does_not_cancel_commands_in_flight() -> None:
-    store = Slow()
+    store = Gated()
     app = FlowFabric(store=store)
     await app.start(scanners=False)
-    store.pause_s = 0.02
+    store.gate.clear()
     submitting = asyncio.create_task(app.submit("greet"))
-    await asyncio.sleep(0.005)
+    await store.reached.wait()
     stopping = asyncio.create_task(app.stop())
-    await asyncio.sleep(0.005)
+    await asyncio.sleep(0)
     stopping.cancel()
+    store.gate.set()
     assert (await submitting).duplicate is False
 
 
-class Slow(MemoryStore):
-    pause_s = 0.0
+class Gated(MemoryStore):
+    """Holds every commit back while its gate is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.reached = asyncio.Event(), asyncio.Event()
+        self.gate.set()
 
     async def commit(self, commit: Any) -> int:
-        await asyncio.sleep(self.pause_s)
+        if not self.gate.is_set():
+            self.reached.set()
+            await self.gate.wait()
         return await super().commit(commit)
 
 
 async def test_a_caller_who_is_cancelled_does_not_disturb_the_others() -> None:
-    store = Slow()
+    store = Gated()
     async with FlowFabric(store=store) as app:
-        store.pause_s = 0.02
+        store.gate.clear()
         impatient, patient = asyncio.create_task(app.submit("a")), asyncio.create_task(app.submit("b"))
-        await asyncio.sleep(0.005)
+        await store.reached.wait()
         impatient.cancel()
+        await asyncio.sleep(0)
+        store.gate.set()
         assert await (await patient).state() is PublicState.WAITING
         with pytest.raises(asyncio.CancelledError):
             await impatient
@@ -160,9 +170,9 @@ async def test_a_worker_returns_when_it_is_signalled() -> None:
     greeting = app.handler(greet)
     async with app:
         working_task = asyncio.create_task(app.run_worker(handle_signals=True))
-        assert await (await app.submit(greeting)).result(timeout=10) == "hello you"
+        assert await (await app.submit(greeting)).result(timeout=60) == "hello you"
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await working_task
         assert await store_of(app).now() > 0
     assert asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM) is False
@@ -268,7 +278,7 @@ async def test_a_failed_run_raises_with_its_reason(app: FlowFabric) -> None:
     async with working(app):
         run = await app.submit(failing)
         with pytest.raises(RunFailed) as failed:
-            await run.result(timeout=10)
+            await run.result(timeout=60)
     assert failed.value.details["reason"] == "ValueError: no such page"
     assert failed.value.details["attempts"] == "2"
 
@@ -277,7 +287,7 @@ async def test_a_run_that_was_cancelled_before_it_began_raises(app: FlowFabric) 
     run = await app.submit("greet")
     await run.cancel("not needed")
     with pytest.raises(RunCancelled):
-        await run.result(timeout=1)
+        await run.result(timeout=60)
     assert [frame async for frame in run.stream()] == []
 
 
@@ -296,7 +306,7 @@ async def test_the_frames_of_all_attempts_are_followed(app: FlowFabric) -> None:
 
     run = await app.submit(emitting)
     async with working(app):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             frames = [frame.payload async for frame in run.stream()]
     assert frames == [b"0", b"1", b"2"]
     assert [frame.payload async for frame in run.stream(attempt=1)] == [b"1"]
@@ -316,7 +326,7 @@ async def test_a_run_found_by_its_id_decodes_into_the_asked_type(app: FlowFabric
     app.handler(greet)
     async with working(app):
         run = await app.submit("greet", "ada")
-        assert await app.run(run.execution_id, result_type=str).result(timeout=5) == "hello ada"
+        assert await app.run(run.execution_id, result_type=str).result(timeout=60) == "hello ada"
 
 
 async def test_a_signal_reaches_the_waitpoint_that_waits_for_its_name(app: FlowFabric) -> None:
@@ -339,7 +349,7 @@ async def test_a_signal_reaches_the_waitpoint_that_waits_for_its_name(app: FlowF
             return True
 
         await until(waits_for_second)
-        assert await run.result(timeout=10) == [1, 2]
+        assert await run.result(timeout=60) == [1, 2]
 
 
 def test_a_creation_has_no_fields_that_submissions_cannot_give() -> None:
@@ -396,7 +406,7 @@ async def test_events_of_another_process_come_as_well(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'work.db'}"
     async with FlowFabric(url) as ours, FlowFabric(url) as theirs, ours.subscribe("execution") as feed:
         run = await theirs.submit("kind", 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await anext(feed)).execution_id == run.execution_id
 
 
@@ -406,7 +416,7 @@ async def test_a_feed_ends_with_its_engine() -> None:
         feed = app.subscribe("completion")
         waiting = asyncio.ensure_future(anext(feed))
         await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(StopAsyncIteration):
             await waiting
 

@@ -85,7 +85,7 @@ class TestRunning:
         flow.add("number", 4, name="alone")
         async with working(handled):
             run = await handled.submit_flow(flow)
-            assert await run.result(timeout=20) == {"same": 3, "alone": 4}
+            assert await run.result(timeout=60) == {"same": 3, "alone": 4}
             assert await run.member(three).result() == 3
             assert await run.state() == "completed"
 
@@ -95,7 +95,7 @@ class TestRunning:
         flow.add("inputs", after=all_of(left, right))
         async with working(handled):
             run = await handled.submit_flow(flow)
-            assert await run.result(timeout=20) == {"inputs": {"left": 1, "right": 2}}
+            assert await run.result(timeout=60) == {"inputs": {"left": 1, "right": 2}}
 
     @pytest.mark.parametrize("cancel_remaining", [True, False])
     async def test_a_decided_join_cancels_the_others_if_asked_to(
@@ -106,11 +106,11 @@ class TestRunning:
         flow.add("total", after=any_of(*racers, cancel_remaining=cancel_remaining))
         async with working(handled):
             run = await handled.submit_flow(flow)
-            assert await run.member("total").result(timeout=20) == 1
+            assert await run.member("total").result(timeout=60) == 1
             slow = run.member(racers[1])
             if cancel_remaining:
                 assert (await slow.wait()).public_state is PublicState.CANCELLED
-                assert await run.result(timeout=20) == {"total": 1}
+                assert await run.result(timeout=60) == {"total": 1}
             else:
                 assert await slow.state() is not PublicState.CANCELLED
 
@@ -119,7 +119,7 @@ class TestRunning:
         votes: list[Member[Any]] = [flow.add("number", 1), flow.add("number", 2), flow.add("waiting")]
         flow.add("total", after=quorum(2, votes))
         async with working(handled):
-            assert await (await handled.submit_flow(flow)).result(timeout=20) == {"total": 3}
+            assert await (await handled.submit_flow(flow)).result(timeout=60) == {"total": 3}
 
     async def test_a_member_that_fails_fails_the_flow(self, handled: FlowFabric) -> None:
         flow = handled.flow("sums")
@@ -127,7 +127,7 @@ class TestRunning:
         async with working(handled):
             run = await handled.submit_flow(flow)
             with pytest.raises(FlowRunFailed) as failure:
-                await run.result(timeout=20)
+                await run.result(timeout=60)
         assert failure.value.details == {"flow_id": run.flow_id, "failed": "1", "skipped": "1"}
 
     async def test_a_result_that_takes_too_long_is_not_waited_for(self, handled: FlowFabric) -> None:
@@ -145,7 +145,7 @@ class TestHolding:
         await run.cancel("changed my mind", wait=True)
         assert await run.member(one).state() is PublicState.CANCELLED
         with pytest.raises(FlowRunCancelled, match="changed my mind"):
-            await run.result(timeout=20)
+            await run.result(timeout=60)
 
     async def test_cancelling_by_another_policy_spares_the_members(self, handled: FlowFabric) -> None:
         flow = handled.flow("sums")

@@ -65,7 +65,7 @@ async def test_a_handler_gets_its_input_in_the_type_it_names(
     taking.__annotations__ = {"value": kind, "return": kind}
     handler = app.handler(taking)
     async with working(app):
-        result = await (await app.submit(handler, value)).result(timeout=5)
+        result = await (await app.submit(handler, value)).result(timeout=60)
     assert (seen, result) == ([expected], expected)
     assert type(seen[0]) is type(result) is type(expected)
 
@@ -143,7 +143,7 @@ class Callables:
 async def test_any_callable_can_be_a_handler(app: FlowFabric, function: Any, expected: str) -> None:
     app.handler(name="kind")(function)
     async with working(app):
-        assert await (await app.submit("kind", "v")).result(timeout=5) == expected
+        assert await (await app.submit("kind", "v")).result(timeout=60) == expected
 
 
 async def yielding() -> AsyncIterator[int]:

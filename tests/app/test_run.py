@@ -39,7 +39,7 @@ async def run_in(bed, situation):
 async def test_each_end_without_a_result_has_its_own_error(bed, situation, error):
     run = await run_in(bed, situation)
     with pytest.raises(error) as caught:
-        await run.result(timeout=10)
+        await run.result(timeout=60)
     assert caught.value.details["execution_id"] == run.execution_id
 
 

@@ -210,7 +210,7 @@ def test_a_reader_that_has_had_enough_is_no_failure(shell: Shell) -> None:
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def test_events_are_followed_while_they_happen(shell: Shell, start_worker: StartWorker) -> None:

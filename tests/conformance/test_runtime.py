@@ -7,7 +7,7 @@ import pytest
 
 from flowfabric import FlowFabric
 
-WAIT_S = 3
+WAIT_S = 60
 
 
 @pytest.mark.realtime

@@ -78,7 +78,7 @@ async def test_waiting_goes_on_over_events_that_do_not_match(bed):
     waiting = asyncio.ensure_future(bed.execute(tail(tag=("team.name", "media"), limit=1, block_ms=LONG_MS)))
     for tags in ({}, {}, {"team.name": "media"}):
         await bed.complete(await bed.start(tags=tags))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONG_MS / 2_000):
         page = await waiting
     assert [event.tags for event in page.events] == [{"team.name": "media"}]
 

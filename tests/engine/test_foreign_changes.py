@@ -55,7 +55,7 @@ async def test_what_commits_survive_is_asked_for_again(monkeypatch, caplog) -> N
     store = WeakenedStore()
     async with Engine(store) as engine:
         assert engine.durability == STRONG
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while engine.durability == STRONG:
                 await asyncio.sleep(0.001)
         assert engine.durability == WEAK

@@ -99,7 +99,7 @@ async def test_an_app_and_its_worker_need_only_the_address(site: Site) -> None:
         run = await app.submit(ask, "ana", delay=0.001)
         await until_state(run, PublicState.SUSPENDED)
         await run.signal("go", "yes")
-        assert await run.result(timeout=10) == "hello ana: yes"
+        assert await run.result(timeout=60) == "hello ana: yes"
         frames = [frame.fields["frame_type"] async for frame in run.stream()]
         assert frames.count("word") == 2
 
@@ -134,7 +134,7 @@ async def test_nothing_is_lost_when_a_server_and_a_worker_are_killed(site: Site)
             await process.wait()
         await site.serve(first_port)
         await site.work(first_port)
-        results = await asyncio.gather(*(run.result(timeout=30) for run in runs))
+        results = await asyncio.gather(*(run.result(timeout=60) for run in runs))
     assert sorted(results) == list(range(EXECUTIONS))
     await site.end()
     async with Engine(store_for(site.store_url)) as engine:

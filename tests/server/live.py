@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from flowfabric.server import Service
 
-PATIENCE_S = 10
+PATIENCE_S = 60
 
 
 class Told(msgspec.Struct):

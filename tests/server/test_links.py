@@ -217,7 +217,7 @@ async def test_a_handler_makes_a_link_and_waits_for_its_answer() -> None:
         verdict = await task.wait_for_signal("review", waitpoint=waitpoint)
         return f"{verdict.payload['approved']} by {verdict.source_identity}"
 
-    async with ff, asyncio.timeout(20):
+    async with ff, asyncio.timeout(60):
         run = await ff.submit(review)
         working = asyncio.create_task(ff.run_worker())
         link = opened(await links.get())
@@ -240,7 +240,7 @@ async def test_a_run_gives_the_link_of_what_it_waits_for() -> None:
     async def review(task: Task) -> str:
         return str((await task.wait_for_signal("review")).payload)
 
-    async with ff, asyncio.timeout(20):
+    async with ff, asyncio.timeout(60):
         run = await ff.submit(review)
         working = asyncio.create_task(ff.run_worker())
         async for event in ff.subscribe("execution", after=FROM_START, execution_id=run.execution_id):

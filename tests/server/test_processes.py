@@ -25,7 +25,7 @@ from tests.worker.stage import until
 
 pytestmark = pytest.mark.realtime
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 EXECUTIONS = 60
 CLAIM = {"lanes": ["nothing-here"], "worker_id": "w", "worker_instance_id": "i", "lease_ttl_ms": 60_000}
 
@@ -116,7 +116,7 @@ async def test_a_server_that_is_told_to_stop_lets_everybody_go_and_ends_well(sit
         asked = [asyncio.create_task(request) for request in requests]
         await waiting(client, len(asked))
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             answers = await asyncio.gather(*asked)
         assert {answer.status_code for answer in answers} == {503}
         assert await ended(process) == 0

@@ -49,7 +49,7 @@ async def test_the_answer_can_wait_for_the_end(client: httpx.AsyncClient, engine
     log = TailEventsArgs(families=frozenset({Family.EXECUTION}), after=FROM_START, block_ms=10_000)
     await engine.execute(log)
     await finish(engine, b'{"said":"hello"}')
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         run = (await waiting).json()
     assert (run["public_state"], run["result"]) == ("completed", {"said": "hello"})
     again = (await client.get(f"/v1/runs/{run['execution_id']}?wait_ms=30000")).json()
@@ -119,7 +119,7 @@ async def test_a_server_that_ends_answers_with_what_was_submitted(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     waiting = asyncio.create_task(client.post("/v1/runs?wait_ms=30000", json={"kind": "greet"}))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not (await service.engine.store.last_event()):
             await asyncio.sleep(0)
         service.close()

@@ -177,14 +177,14 @@ class TestLifecycle:
             await store.commit(creation(counter(acknowledged)))
             acknowledged += 1
         durable.stop(signal.SIGKILL)
-        async with asyncio.timeout(30):  # its children need a moment to notice
+        async with asyncio.timeout(60):  # its children need a moment to notice
             while not all(connection.is_closed() for _, connection in store._connections._idle):
                 await asyncio.sleep(0.001)
         for call in (store.now(), store.commit(creation(counter(99))), store.last_event()):
             with pytest.raises(errors.StoreUnreachable):
                 await call
         durable.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     assert await record_of(store, counter(acknowledged - 1).key) == counter(acknowledged - 1)

@@ -133,7 +133,7 @@ class TestFailover:
         made.stop()
         (made.data / "standby.signal").touch()
         made.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not all(connection.is_closed() for _, connection in store._connections._idle):
                 await asyncio.sleep(0.001)
         for call in (store.now(), store.load([counter().key]), made.store(tmp_path).open()):
@@ -171,7 +171,7 @@ class TestListening:
         deaf = changes._listener = DeafListener()
         await other.commit(creation(counter()))
         assert await waiting.wait_for_change(20)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while changes._mending is not None:
                 await asyncio.sleep(0.001)
         assert deaf.ended
@@ -195,8 +195,8 @@ class TestListening:
         with caplog.at_level(logging.WARNING, "flowfabric.stores"):
             await waiting.wait_for_change(60)
             await other.commit(commit(changes=creation(counter()).changes))
-            async with asyncio.timeout(10):
-                assert await waiting.wait_for_change(20_000)
+            async with asyncio.timeout(60):
+                assert await waiting.wait_for_change(90_000)
         assert "looking for them: no way" in caplog.text
         await waiting.close()
         await other.close()

@@ -104,7 +104,7 @@ class TestLifecycle:
         with pytest.raises(asyncio.CancelledError):
             await opening
         store = SqliteStore(path, driver=StandardDriver())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await store.open()

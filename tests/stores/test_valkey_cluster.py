@@ -209,7 +209,7 @@ class TestLog:
         monkeypatch.setattr(one._outboxes, "note", lambda *filled: None)
         record = counter(3, tag=tagged(3))
         await one.commit(commit(changes=[Change(record.key, 0, record)], events=[event(3)]))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await two.wait_for_change(1):
                 pass
         assert await two.last_event() == 1
@@ -236,7 +236,7 @@ class TestHearing:
     async def test_a_commit_at_any_server_wakes_who_waits_at_another(self, open_store: OpenStore) -> None:
         one, two = await open_store(shards=SHARDS), await open_store()
         for number in range(SHARDS):
-            waiting = asyncio.create_task(one.wait_for_change(20_000))
+            waiting = asyncio.create_task(one.wait_for_change(90_000))
             await asyncio.sleep(0.01)
             begun = time.monotonic()
             await two.commit(creation(counter(number, tag=tagged(number))))
@@ -291,7 +291,7 @@ class TestChange:
         assert await version_of(store, record.key) == 0
         assert store._client.redirects == 0
         committing = asyncio.create_task(store.commit(creation(record)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not store._client.redirects:  # neither has all of its keys
                 await asyncio.sleep(0.001)
         self.give(keys.slot, owner, other)

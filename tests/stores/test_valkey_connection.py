@@ -49,7 +49,7 @@ async def listener(tmp_path: Path) -> AsyncIterator[Listener]:
 
 @pytest.fixture
 async def client(listener: Listener, tmp_path: Path) -> AsyncIterator[Client]:
-    made = Client(Settings(socket=str(tmp_path / "socket"), timeout_ms=200))
+    made = Client(Settings(socket=str(tmp_path / "socket"), timeout_ms=1_000))
     made.open()
     yield made
     made.close()
@@ -131,7 +131,7 @@ async def test_whoever_still_waits_for_a_connection_is_told_when_the_client_is_c
     """A cancellation that nobody asked for would end a task without a word."""
     monkeypatch.setattr(listener, "introduced", b"")  # it never answers the introduction
     reading = asyncio.create_task(client.read(0, ("PING",)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not listener.connections:
             await asyncio.sleep(0.001)
     client.close()
@@ -182,7 +182,7 @@ class Node:
 
     async def ended(self) -> None:
         """Wait until every connection was closed by the other side."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.open:
                 await asyncio.sleep(0.001)
 
@@ -206,7 +206,9 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Node]]]:
 def cluster_client(*nodes: Node) -> Client:
     """A client that knows these nodes."""
     seeds = tuple(("127.0.0.1", node.port) for node in nodes)
-    made = Client(Settings(host="127.0.0.1", port=nodes[0].port, cluster=True, seeds=seeds, timeout_ms=2_000))
+    made = Client(
+        Settings(host="127.0.0.1", port=nodes[0].port, cluster=True, seeds=seeds, timeout_ms=20_000)
+    )
     made.open()
     return made
 

@@ -19,7 +19,7 @@ from tests.stores.builders import commit, counter, creation, event, version_of
 from tests.valkey import Cluster
 
 SHARDS = 4
-RECOVERY_S = 15
+RECOVERY_S = 60
 OpenStore = Callable[..., Awaitable[ValkeyStore]]
 
 pytestmark = pytest.mark.slow
@@ -157,7 +157,7 @@ async def test_nothing_repeats_even_if_everything_was_lost(
 async def test_an_event_stays_in_its_outbox_until_the_log_is_as_safe(
     replicated: Cluster, open_store: OpenStore
 ) -> None:
-    store = await open_store(replicas=1, timeout_ms=500)
+    store = await open_store(replicas=1, timeout_ms=2_000)
     keys, home = away_from_home(replicated, store), store._shards.home
     replica = replicated.replica_of(replicated.owner_of(home.state))
     replica.pause()

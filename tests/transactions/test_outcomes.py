@@ -15,7 +15,7 @@ from tests.transactions.conftest import with_handlers
 from tests.transactions.parties import Party, Place
 from tests.worker.stage import until_state, working
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 NEVER_MS = 600_000
 
 

@@ -204,7 +204,7 @@ async def snapshot(party: Party, level: str) -> Party:
 async def until_waiting_for_a_lock() -> None:
     """Return as soon as some connection waits for a lock."""
     admin = await asyncpg.connect(server().url())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await admin.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         ):

@@ -60,7 +60,7 @@ async def test_a_worker_elsewhere_runs_it_soon_after_the_commit(
     await party.begin()
     run = await party.submit("double", 7)
     await party.commit()
-    assert await run.result(timeout=20) == 14
+    assert await run.result(timeout=60) == 14
 
 
 async def test_a_submitter_that_is_killed_before_its_commit_leaves_nothing(

@@ -14,7 +14,7 @@ from flowfabric.stores.sqlite import SqliteStore, migrate
 from flowfabric.stores.sqlite.driver import ApswDriver, StandardDriver
 from flowfabric.stores.sqlite.opening import FileLock
 
-TIMEOUT_S = 0.01
+PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def app(path: str) -> FlowFabric:
 @pytest.fixture
 def connection(path: str) -> Iterator[sqlite3.Connection]:
     """A connection of the standard library."""
-    with closing(sqlite3.connect(path, timeout=TIMEOUT_S)) as made:
+    with closing(sqlite3.connect(path, timeout=PATIENCE_S)) as made:
         yield made
 
 
@@ -42,7 +42,7 @@ def connection(path: str) -> Iterator[sqlite3.Connection]:
 def through_apsw(path: str) -> Iterator[apsw.Connection]:
     """A connection of apsw."""
     with closing(apsw.Connection(path)) as made:
-        made.set_busy_timeout(int(TIMEOUT_S * 1_000))
+        made.set_busy_timeout(int(PATIENCE_S * 1_000))
         yield made
 
 
@@ -123,6 +123,7 @@ class TestTransactions:
     def test_another_writer_is_waited_for_no_longer_than_the_connection_wants(
         self, app, through_apsw, path
     ) -> None:
+        through_apsw.set_busy_timeout(10)
         through_apsw.execute("BEGIN")
         with closing(apsw.Connection(path)) as other:
             other.execute("BEGIN IMMEDIATE")

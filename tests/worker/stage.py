@@ -12,7 +12,7 @@ from flowfabric.engine.engine import Engine
 from flowfabric.stores.base import Store
 from flowfabric.worker import Worker
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @asynccontextmanager

@@ -195,7 +195,7 @@ async def test_a_result_of_exactly_the_limit_is_stored(app: FlowFabric) -> None:
 
     async with working(app):
         run = await app.submit(returning)
-        assert len(await run.result(timeout=10)) == 1024 * 1024
+        assert len(await run.result(timeout=60)) == 1024 * 1024
 
 
 async def test_an_unknown_kind_is_a_final_failure_that_names_the_known_ones(app: FlowFabric) -> None:
@@ -223,7 +223,7 @@ async def test_a_handler_that_swallows_the_interrupt_completes_nothing(
         await until(lambda: "its result is not used" in caplog.text)
         assert await run.state() is PublicState.SUSPENDED
         await run.signal("go")
-        assert await run.result(timeout=10) == "right"
+        assert await run.result(timeout=60) == "right"
 
 
 async def test_an_interrupt_inside_a_task_group_suspends_the_execution(app: FlowFabric) -> None:
@@ -238,7 +238,7 @@ async def test_an_interrupt_inside_a_task_group_suspends_the_execution(app: Flow
         run = await app.submit(grouping)
         await until(lambda: suspended(run))
         await run.signal("go")
-        assert await run.result(timeout=10) == "go"
+        assert await run.result(timeout=60) == "go"
 
 
 async def suspended(run: Any) -> bool:
@@ -284,7 +284,7 @@ async def test_a_sync_handler_runs_in_a_thread_and_its_calls_are_answered(app: F
 
     async with working(app):
         run = await app.submit(plain, 21)
-        assert await run.result(timeout=10) == 42
+        assert await run.result(timeout=60) == 42
     assert names == [f"flowfabric-handler {run.execution_id}"] * 2
     assert (await run.view()).progress_pct == 50
 
@@ -307,7 +307,7 @@ async def test_a_sync_handler_suspends_and_runs_again(app: FlowFabric) -> None:
         run = await app.submit(plain)
         await until(lambda: suspended(run))
         await run.signal("go", {"by": "ada"})
-        assert await run.result(timeout=10) == {"by": "ada"}
+        assert await run.result(timeout=60) == {"by": "ada"}
     assert runs == [False, False, True]
 
 

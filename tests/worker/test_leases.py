@@ -22,6 +22,8 @@ from flowfabric.worker.heartbeat import Heartbeat
 from tests.worker.stage import ended, store_of, until, until_state, working
 
 SHORT_MS = 300
+KEPT_MS = 1_500
+"""Of a lease that has to be renewed in time also where the machine is busy."""
 
 
 async def record_of(app: FlowFabric, run: Run[Any]) -> Execution:
@@ -35,12 +37,12 @@ async def record_of(app: FlowFabric, run: Run[Any]) -> Execution:
 async def test_a_handler_may_run_longer_than_its_lease(app: FlowFabric) -> None:
     @app.handler
     async def long(task: Task) -> int:
-        await asyncio.sleep(3 * SHORT_MS / 1_000)
+        await asyncio.sleep(1.5 * KEPT_MS / 1_000)
         return task.attempt
 
-    async with working(app, lease_ttl_ms=SHORT_MS):
+    async with working(app, lease_ttl_ms=KEPT_MS):
         run = await app.submit(long)
-        assert await run.result(timeout=10) == 0
+        assert await run.result(timeout=60) == 0
     assert (await record_of(app, run)).lease_epoch == 1
 
 
@@ -94,10 +96,10 @@ async def test_a_cancelled_execution_stops_its_handler(app: FlowFabric) -> None:
         run = await app.submit(waiting)
         await until_state(run, PublicState.ACTIVE)
         await run.cancel("not needed")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await stopped.wait()
         with pytest.raises(RunCancelled, match="not needed"):
-            await run.result(timeout=5)
+            await run.result(timeout=60)
 
 
 @pytest.mark.slow
@@ -117,10 +119,10 @@ async def test_a_worker_that_cannot_renew_stops_its_handler_before_the_lease_is_
                 store.blocked = False
                 raise
 
-        async with working(app, lease_ttl_ms=800):
+        async with working(app, lease_ttl_ms=2_400):
             await app.submit(waiting)
             await until(lambda: len(times) >= 2)
-    assert 0.5 < times[1] - times[0] < 0.8
+    assert 1.5 < times[1] - times[0] < 2.4
 
 
 class Blocking(StoreAround):
@@ -151,7 +153,7 @@ async def test_a_store_that_fails_for_a_moment_is_not_the_handlers_failure() -> 
 
         async with working(app):
             run = await app.submit(stepping)
-            assert await run.result(timeout=10) == [1, 2]
+            assert await run.result(timeout=60) == [1, 2]
         assert (await record_of(app, run)).retry_count == 0
 
 
@@ -167,7 +169,7 @@ async def test_frames_written_side_by_side_are_written_once_although_their_repli
 
         async with working(app):
             run = await app.submit(writing)
-            await run.result(timeout=10)
+            await run.result(timeout=60)
         page = await app.engine.execute(ReadFramesArgs(execution_id=run.execution_id, attempt_index=0))
     assert [frame.payload for frame in page.frames] == [b"", *(b"%d" % number for number in range(40))]
 
@@ -183,7 +185,7 @@ async def test_a_worker_survives_faults_while_it_claims(caplog: pytest.LogCaptur
         store.faults = [StoreUnreachable(), RuntimeError("a bug")]
         async with working(app):
             await until(lambda: not store.faults)
-            assert await (await app.submit(quick)).result(timeout=10) == "done"
+            assert await (await app.submit(quick)).result(timeout=60) == "done"
     assert "cannot claim" in caplog.text
     assert "RuntimeError: a bug" in caplog.text
 
@@ -240,11 +242,11 @@ async def test_the_heartbeat_survives_an_engine_that_breaks(
 
     @app.handler
     async def long() -> int:
-        await asyncio.sleep(3 * SHORT_MS / 1_000)
+        await asyncio.sleep(1.5 * KEPT_MS / 1_000)
         return 1
 
-    async with working(app, lease_ttl_ms=SHORT_MS):
-        assert await (await app.submit(long)).result(timeout=10) == 1
+    async with working(app, lease_ttl_ms=KEPT_MS):
+        assert await (await app.submit(long)).result(timeout=60) == 1
     assert "leases could not be renewed" in caplog.text
 
 
@@ -254,7 +256,7 @@ async def test_the_heartbeat_survives_an_engine_that_breaks(
 async def test_an_attempt_that_takes_too_long_is_stopped_and_uses_a_retry(app: FlowFabric) -> None:
     stopped: list[int] = []
 
-    @app.handler(timeout=0.2, retries=1, backoff=FixedBackoff(delay_ms=0))
+    @app.handler(timeout=0.5, retries=1, backoff=FixedBackoff(delay_ms=0))
     async def slow(task: Task) -> int:
         if task.attempt == 0:
             try:
@@ -265,7 +267,7 @@ async def test_an_attempt_that_takes_too_long_is_stopped_and_uses_a_retry(app: F
         return task.attempt
 
     async with working(app):
-        assert await (await app.submit(slow)).result(timeout=10) == 1
+        assert await (await app.submit(slow)).result(timeout=60) == 1
     assert stopped == [0]
 
 
@@ -282,7 +284,7 @@ async def test_without_a_retry_left_it_expires(app: FlowFabric, limit: str) -> N
 
     async with working(app):
         view = await ended(await app.submit(slow))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await stopped.wait()
     assert view.public_state is PublicState.EXPIRED
     assert view.failure_reason == ("attempt_timeout" if limit == "timeout" else "execution_deadline")
@@ -303,13 +305,13 @@ async def test_a_time_limit_needs_no_background_duties() -> None:
 
 @pytest.mark.slow
 async def test_time_spent_waiting_does_not_count_against_the_attempt(app: FlowFabric) -> None:
-    @app.handler(timeout=0.3)
+    @app.handler(timeout=1.0)
     async def waiting(task: Task) -> str:
-        await task.sleep(0.35)
+        await task.sleep(1.1)
         return "in time"
 
     async with working(app):
-        assert await (await app.submit(waiting)).result(timeout=10) == "in time"
+        assert await (await app.submit(waiting)).result(timeout=60) == "in time"
 
 
 async def test_a_lease_that_nobody_renewed_is_not_kept_by_its_old_holder(app: FlowFabric) -> None:
@@ -338,7 +340,7 @@ async def test_a_lease_that_nobody_renewed_is_not_kept_by_its_old_holder(app: Fl
     await asyncio.sleep(0)
     await app.engine.execute(RevokeLeaseArgs(execution_id=run.execution_id, reason="gone"))
     async with working(app):
-        assert await run.result(timeout=10) == "second"
+        assert await run.result(timeout=60) == "second"
         going_on.set()
         await holding
     assert refused == [LeaseLostInterrupt]

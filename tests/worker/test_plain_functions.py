@@ -49,4 +49,4 @@ async def test_an_attempt_that_no_signal_resumed_sees_none(app: FlowFabric) -> N
 
     handler = app.handler(looking)
     async with working(app):
-        assert await (await app.submit(handler)).result(timeout=10) == 0
+        assert await (await app.submit(handler)).result(timeout=60) == 0

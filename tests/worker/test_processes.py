@@ -25,7 +25,7 @@ from tests.worker.stage import ended, store_of, until
 pytestmark = pytest.mark.realtime
 
 SCENES = Path(__file__).with_name("scenes.py")
-TTL_MS = 1_200
+TTL_MS = 2_000
 URLS: dict[str, Callable[[Path], str]] = {
     "sqlite": lambda folder: f"sqlite:///{folder}/work.db?synchronous=NORMAL",
     "valkey": lambda folder: valkey.server().url(prefix=valkey.prefix_of(folder)),
@@ -88,7 +88,7 @@ async def test_another_worker_takes_over_from_a_killed_one_and_runs_only_what_wa
     await until(lambda: "second in attempt 0" in processes.lines("steps"))
     first.send_signal(signal.SIGKILL)
     await processes.start()
-    assert await run.result(timeout=10) == "second by attempt 1"
+    assert await run.result(timeout=60) == "second by attempt 1"
     assert processes.lines("steps") == ["first in attempt 0", "second in attempt 0", "second in attempt 1"]
 
 
@@ -100,7 +100,7 @@ async def test_whatever_a_worker_sends_that_was_stopped_past_its_lease_is_refuse
     await until(lambda: "attempt 0" in processes.lines("zombie"))
     first.send_signal(signal.SIGSTOP)
     second = await processes.start()
-    assert await run.result(timeout=10) == "attempt 1"
+    assert await run.result(timeout=60) == "attempt 1"
     second.send_signal(signal.SIGTERM)
     await second.wait()
     before = await dump(store_of(processes.app))
@@ -120,7 +120,7 @@ async def test_a_stopped_worker_cannot_touch_what_another_one_is_running_now(pro
     await processes.start()
     await until(lambda: "attempt 1" in processes.lines("zombie"))
     first.send_signal(signal.SIGCONT)
-    assert await run.result(timeout=10) == "attempt 1"
+    assert await run.result(timeout=60) == "attempt 1"
     answers = json.loads(processes.lines("late")[0])
     assert set(answers.values()) == {"stale_lease", "stale_owner_cannot_append"}
     journal = await processes.app.engine.execute(ReadJournalArgs(execution_id=run.execution_id))
@@ -135,7 +135,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_works_on_afterwards(proc
     worker.send_signal(signal.SIGSTOP)
     await asyncio.sleep(1.5 * TTL_MS / 1_000)
     worker.send_signal(signal.SIGCONT)
-    assert await run.result(timeout=10) == "attempt 1"
+    assert await run.result(timeout=60) == "attempt 1"
     assert worker.returncode is None
 
 
@@ -147,11 +147,11 @@ async def test_a_terminated_worker_lets_its_handlers_finish_and_claims_nothing_m
     await until(lambda: processes.lines("slow"))
     worker.send_signal(signal.SIGTERM)
     waiting = await processes.app.submit("slow", 0.0)
-    assert await asyncio.wait_for(worker.wait(), 10) == 0
-    assert await run.result(timeout=1) == "done"
+    assert await asyncio.wait_for(worker.wait(), 60) == 0
+    assert await run.result(timeout=60) == "done"
     assert await waiting.state() is PublicState.WAITING
     await processes.start()
-    assert await waiting.result(timeout=10) == "done"
+    assert await waiting.result(timeout=60) == "done"
 
 
 async def test_a_second_signal_ends_the_worker_at_once_and_its_work_goes_on_elsewhere(
@@ -162,7 +162,7 @@ async def test_a_second_signal_ends_the_worker_at_once_and_its_work_goes_on_else
     await until(lambda: processes.lines("slow"))
     worker.send_signal(signal.SIGTERM)
     worker.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(worker.wait(), 5) == 0
+    assert await asyncio.wait_for(worker.wait(), 60) == 0
     assert await run.state() is PublicState.WAITING
     assert (await run.view()).total_attempt_count == 1
 
@@ -197,5 +197,5 @@ async def test_a_replay_in_one_process_is_run_by_a_worker_in_another(processes: 
     run = await processes.app.submit("count", 7)
     await ended(run)
     await processes.app.engine.execute(ReplayExecutionArgs(execution_id=run.execution_id))
-    assert await run.result(timeout=10) == 7
+    assert await run.result(timeout=60) == 7
     assert processes.lines("counts") == ["7", "7"]

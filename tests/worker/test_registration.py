@@ -94,6 +94,6 @@ async def test_work_is_done_while_the_registry_fails(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(worker._registration, "_engine", type("Broken", (), {"execute": fail})())
         running = asyncio.create_task(worker.run())
         run = await app.submit(double, 21)
-        assert await run.result(timeout=10) == 42
+        assert await run.result(timeout=60) == 42
         worker.stop()
         await running

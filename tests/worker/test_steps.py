@@ -229,11 +229,11 @@ async def test_a_replay_begins_with_an_empty_journal_unless_it_is_kept(app: Flow
 
     async with working(app):
         run = await app.submit(stepping)
-        assert await run.result(timeout=10) == "once 1"
+        assert await run.result(timeout=60) == "once 1"
         await app.engine.execute(ReplayExecutionArgs(execution_id=run.execution_id))
-        assert await run.result(timeout=10) == "once 2"
+        assert await run.result(timeout=60) == "once 2"
         await app.engine.execute(ReplayExecutionArgs(execution_id=run.execution_id, keep_journal=True))
-        assert await run.result(timeout=10) == "once 2"
+        assert await run.result(timeout=60) == "once 2"
 
 
 # Sleeping and waiting
@@ -253,7 +253,7 @@ async def test_a_sleep_holds_no_worker_and_happens_once(app: FlowFabric) -> None
         run = await app.submit(sleeping)
         await until_state(run, PublicState.DELAYED)
         other = await app.submit(sleeping)
-        assert [await run.result(timeout=10), await other.result(timeout=10)] == ["awake", "awake"]
+        assert [await run.result(timeout=60), await other.result(timeout=60)] == ["awake", "awake"]
     assert sorted(runs) == [False, False, True, True]
     assert (await run.view()).total_attempt_count == 1
 
@@ -270,7 +270,7 @@ async def test_a_signal_is_received_once_and_found_again_by_a_retry(app: FlowFab
         run = await app.submit(waiting)
         await until_state(run, PublicState.SUSPENDED)
         await run.signal("go", Page(1, []), source_identity="ada")
-        assert await run.result(timeout=10) == [{"number": 1, "words": []}, "ada"]
+        assert await run.result(timeout=60) == [{"number": 1, "words": []}, "ada"]
 
 
 async def test_a_wait_that_times_out_raises_in_every_run(app: FlowFabric) -> None:
@@ -303,7 +303,7 @@ async def test_an_operator_who_resumes_ends_the_wait_without_a_signal(app: FlowF
         run = await app.submit(waiting)
         await until_state(run, PublicState.SUSPENDED)
         await app.engine.execute(ResumeExecutionArgs(execution_id=run.execution_id))
-        assert await run.result(timeout=10) == "resumed"
+        assert await run.result(timeout=60) == "resumed"
 
 
 async def test_a_signal_that_comes_early_to_a_published_waitpoint_ends_the_wait_at_once(
@@ -332,7 +332,7 @@ async def test_a_signal_that_comes_early_to_a_published_waitpoint_ends_the_wait_
         await deliver(app, run.execution_id, "approval", 1)
         await deliver(app, run.execution_id, "other", 2)
         signalled.set()
-        assert await run.result(timeout=10) == [1, 2]
+        assert await run.result(timeout=60) == [1, 2]
     assert runs == [False]
 
 
@@ -432,7 +432,7 @@ async def test_the_full_form_of_suspend_returns_all_signals_in_their_order(app: 
         await run.signal("money")
         assert await run.state() is PublicState.SUSPENDED
         await run.signal("legal")
-        assert await run.result(timeout=10) == ["money", "legal"]
+        assert await run.result(timeout=60) == ["money", "legal"]
     assert ("both", 0) in await journal_of(app, run.execution_id)
 
 

@@ -21,7 +21,7 @@ async def test_what_is_submitted_is_completed_by_the_worker_loop(app: FlowFabric
 
     async with working(app):
         runs = await app.submit_many(double, range(50))
-        assert [await run.result(timeout=10) for run in runs] == [2 * number for number in range(50)]
+        assert [await run.result(timeout=60) for run in runs] == [2 * number for number in range(50)]
 
 
 @pytest.mark.scenario("LIFE-020")
@@ -64,7 +64,7 @@ async def test_a_follower_sees_all_frames_in_order_and_then_the_end(app: FlowFab
     run = await app.submit(emitting)
     following = asyncio.create_task(payloads(run))
     async with working(app):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await following == [b"0", b"1", b"2", b"3"]
 
 
@@ -92,7 +92,7 @@ async def test_a_busy_worker_claims_nothing(app: FlowFabric) -> None:
         second = await app.submit(waiting, 2)
         # Work of another worker passes meanwhile, so the busy one had its chance to claim.
         async with working(app, lanes=["other"]):
-            assert await (await app.submit(quick)).result(timeout=10) == "done"
+            assert await (await app.submit(quick)).result(timeout=60) == "done"
         assert await second.state() is PublicState.WAITING
         going_on.set()
         await ended(second)
@@ -109,7 +109,7 @@ async def test_a_delayed_execution_runs_in_time_with_all_duties_running(app: Flo
         started = asyncio.get_running_loop().time()
         run = await app.submit(quick, delay=0.05)
         assert await run.state() is PublicState.DELAYED
-        assert await run.result(timeout=10) == "done"
+        assert await run.result(timeout=60) == "done"
         assert 0.04 < asyncio.get_running_loop().time() - started < 1.0
 
 
@@ -124,10 +124,10 @@ async def test_work_that_needs_a_capability_goes_to_a_worker_that_has_it(app: Fl
 
     async with working(app):
         needy = await app.submit(heavy)
-        assert await (await app.submit(light)).result(timeout=10) == "light"
+        assert await (await app.submit(light)).result(timeout=60) == "light"
         assert await needy.state() is PublicState.WAITING
         async with working(app, capabilities={"gpu", "other"}):
-            assert await needy.result(timeout=10) == "heavy"
+            assert await needy.result(timeout=60) == "heavy"
 
 
 async def test_a_higher_priority_is_claimed_first(app: FlowFabric) -> None:
@@ -170,7 +170,7 @@ async def test_a_stopped_worker_lets_its_handlers_finish(app: FlowFabric) -> Non
         await until(lambda: len(begun) == 2)
         worker.stop()
         waiting = await app.submit(slow)
-    assert await run.result(timeout=1) == await later.result(timeout=1) == 0
+    assert await run.result(timeout=60) == await later.result(timeout=60) == 0
     assert await waiting.state() is PublicState.WAITING
 
 
@@ -196,11 +196,11 @@ async def test_what_does_not_finish_is_given_back_and_goes_on_elsewhere(app: Flo
     else:
         worker.stop()
         worker.stop(at_once=how == "at once")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(working_task, return_exceptions=True)
     assert await run.state() is PublicState.WAITING
     async with working(app):
-        assert await run.result(timeout=10) == "done"
+        assert await run.result(timeout=60) == "done"
     assert runs == [(0, False), (0, False), (0, True)]
 
 
@@ -249,7 +249,7 @@ async def test_a_worker_ends_loudly_when_its_engine_is_stopped(app: FlowFabric) 
     await asyncio.sleep(0)
     await app.stop()
     with pytest.raises(Unavailable):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await running
 
 
