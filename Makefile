@@ -18,10 +18,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs model races lock clean
+.PHONY: help demo test check format bench docs failovers model races lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter of a new .venv; ARGS="-k lease" reaches pytest, bench and demo.'
 
@@ -49,6 +49,9 @@ model: $(READY) ## compare the stores with the model for 50,000 random steps eac
 
 races: $(READY) ## let processes contend in 10,000 rounds on each store
 	@$(PY) -m tests.races $(ARGS)
+
+failovers: $(READY) ## kill, replace and overtake the primaries of a cluster under load, 20 times each
+	@$(PY) -m tests.failover $(ARGS)
 
 docs: $(READY) ## regenerate the reference pages
 	@$(PY) -m docs.build $(ARGS)

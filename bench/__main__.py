@@ -22,6 +22,8 @@ import msgspec
 from bench.scene import Figure, fresh_place, fresh_postgres, fresh_sqlite, fresh_valkey, fsync_us, task_us
 
 NAMES = ("core", "throughput", "latency", "steps", "flows", "budget", "server", "growth")
+VALKEY_NAMES = ("memory", "client")
+"""Those that only make sense on a Valkey server, and are only run when asked for."""
 
 
 def main() -> int:
@@ -69,7 +71,10 @@ def _places(arguments: argparse.Namespace) -> Iterator[Callable[[], AbstractCont
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all when absent"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"one of {', '.join(NAMES)}, all when absent; with --valkey also {', '.join(VALKEY_NAMES)}",
     )
     parser.add_argument("--uvloop", action="store_true", help="use uvloop")
     place = parser.add_mutually_exclusive_group()

@@ -51,15 +51,16 @@ async def fill(url: str, history: int) -> None:
     await app.start(scanners=False)
     try:
         for _ in range(history // BATCH):
-            await _create(app)
-            await _end(app, await _claim(app))
-            await _create(app)
-            await _suspend(app, await _claim(app))
+            await create(app)
+            await end(app, await claim(app))
+            await create(app)
+            await suspend(app, await claim(app))
     finally:
         await app.stop()
 
 
-async def _create(app: FlowFabric) -> None:
+async def create(app: FlowFabric, payload: bytes = PAYLOAD) -> None:
+    """So many executions that wait."""
     await app.engine.execute_many(
         [
             CreateExecutionArgs(
@@ -67,7 +68,7 @@ async def _create(app: FlowFabric) -> None:
                 namespace=app.namespace,
                 lane_id="default",
                 execution_kind="echo",
-                input_payload=PAYLOAD,
+                input_payload=payload,
                 payload_encoding="bytes",
                 priority=0,
                 creator_identity="bench",
@@ -77,7 +78,8 @@ async def _create(app: FlowFabric) -> None:
     )
 
 
-async def _claim(app: FlowFabric) -> tuple[ClaimedWork, ...]:
+async def claim(app: FlowFabric) -> tuple[ClaimedWork, ...]:
+    """Lease so many."""
     result = await app.engine.execute(
         ClaimBatchArgs(
             lanes=("default",),
@@ -91,7 +93,8 @@ async def _claim(app: FlowFabric) -> tuple[ClaimedWork, ...]:
     return result.claims
 
 
-async def _end(app: FlowFabric, claims: tuple[ClaimedWork, ...]) -> None:
+async def end(app: FlowFabric, claims: tuple[ClaimedWork, ...]) -> None:
+    """Complete them."""
     await app.engine.execute_many(
         [
             CompleteExecutionArgs(
@@ -105,7 +108,8 @@ async def _end(app: FlowFabric, claims: tuple[ClaimedWork, ...]) -> None:
     )
 
 
-async def _suspend(app: FlowFabric, claims: tuple[ClaimedWork, ...]) -> None:
+async def suspend(app: FlowFabric, claims: tuple[ClaimedWork, ...]) -> None:
+    """Suspend them until somebody sends a signal."""
     commands = []
     for claim in claims:
         waitpoint = fresh_waitpoint()

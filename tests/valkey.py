@@ -92,7 +92,8 @@ class Server:
             connection.connect(self.socket)
             sent = [b"*%d\r\n" % len(words), *(_bulk(word) for word in words), b"*1\r\n", _bulk("QUIT")]
             connection.sendall(b"".join(sent))
-            return connection.makefile("rb").read()
+            with connection.makefile("rb") as answer:
+                return answer.read()
 
     def configure(self, name: str, value: str) -> None:
         """Change one setting of the running server."""
@@ -179,7 +180,7 @@ class Cluster:
         self._join()
         for place, follower in enumerate(self.servers[primaries:]):
             self._follow(follower, self.primaries[place % primaries])
-        self._until_whole()
+        self.until_whole()
 
     def _join(self) -> None:
         for place, one in enumerate(self.primaries):
@@ -264,22 +265,45 @@ class Cluster:
             replica.resume()
         self._until_promoted(replica)
 
+    def move(self, slot: int, owner: Server, other: Server) -> None:
+        """Give a slot with all its keys to another primary, key by key, as an operator's tool does."""
+        names = {one: one.ask_all("CLUSTER", "MYID").splitlines()[1].decode() for one in (owner, other)}
+        assert other.ask("CLUSTER", "SETSLOT", str(slot), "IMPORTING", names[owner]) == b"+OK"
+        assert owner.ask("CLUSTER", "SETSLOT", str(slot), "MIGRATING", names[other]) == b"+OK"
+        while True:
+            lines = owner.ask_all("CLUSTER", "GETKEYSINSLOT", str(slot), "100").split(b"\r\n")
+            keys = [line.decode() for line in lines[2:-2:2]]
+            if not keys:
+                break
+            there = ("127.0.0.1", other.settings["port"], "", "0", "5000", "KEYS", *keys)
+            assert owner.ask("MIGRATE", *there) in (b"+OK", b"+NOKEY")
+        for told in (other, owner):
+            assert told.ask("CLUSTER", "SETSLOT", str(slot), "NODE", names[other]) == b"+OK"
+
     def _until_promoted(self, replica: Server) -> None:
         wait_until(lambda: replica.is_primary, "no replica was promoted")
         self.until("cluster_state:ok")
 
     def heal(self) -> None:
         """Start the servers that were killed again, and wait until they follow those that took over."""
+        self.start_again()
+        self.until_whole()
+
+    def start_again(self) -> None:
+        """Start the servers that were killed again. They end with the thread that does this."""
         for one in self.servers:
             if not one.runs:
                 one.start()
-        self._until_whole()
 
-    def _until_whole(self) -> None:
+    def until_whole(self) -> None:
+        """Wait until every replica follows a primary."""
         followers = len(self.servers) - len(self.primaries)
 
         def whole() -> bool:
-            told = [one.ask_all("INFO", "replication") for one in self.servers]
+            try:
+                told = [one.ask_all("INFO", "replication") for one in self.servers]
+            except OSError:  # it hangs up when it changes its role
+                return False
             return sum(b"master_link_status:up" in info for info in told) == followers
 
         wait_until(whole, "the cluster did not become whole again")

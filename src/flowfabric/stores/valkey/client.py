@@ -16,7 +16,13 @@ from hiredis import ReplyError
 
 from flowfabric import errors
 from flowfabric.stores.valkey.dialling import connect
-from flowfabric.stores.valkey.faults import FUNCTION_MISSING, LIBRARY_EXISTS, checked, server_error
+from flowfabric.stores.valkey.faults import (
+    FUNCTION_MISSING,
+    LIBRARY_EXISTS,
+    NOT_ALLOWED,
+    checked,
+    server_error,
+)
 from flowfabric.stores.valkey.library import library
 from flowfabric.stores.valkey.servers import Server, Servers
 
@@ -144,15 +150,28 @@ class Client:
     async def load_library(self) -> None:
         """Make sure that every primary has the library of this program.
 
+        A user who may not load functions is content with those that are there.
+
         Raises:
-            StoreError: one of them refuses it.
+            StoreError: one of them refuses it, or lacks it and the user may not load it.
         """
         self._require_open()
         load: Command = ("FUNCTION", "LOAD", library().source)
         for server in await self._servers.primaries():
             [reply] = await server.send([load], writing=True)
-            if isinstance(reply, ReplyError) and LIBRARY_EXISTS not in str(reply):
+            if not isinstance(reply, ReplyError) or LIBRARY_EXISTS in str(reply):
+                continue
+            if not str(reply).startswith(NOT_ALLOWED):
                 raise server_error(reply, server.settings.place) from reply
+            if not await self._has_library(server):
+                raise errors.StoreUnusable(
+                    f"{server.settings.place} lacks the functions of this program, and its user may not load "
+                    "them. Run `flowfabric migrate` as a user who may, then try again."
+                )
+
+    async def _has_library(self, server: Server) -> bool:
+        replies = await server.send([("FUNCTION", "LIST", "LIBRARYNAME", library().name)])
+        return bool(checked(replies, server.settings.place)[0])
 
     async def has_library(self) -> bool:
         """Whether every primary has the library of this program.

@@ -14,6 +14,7 @@ from flowfabric import errors
 
 FUNCTION_MISSING: Final = "ERR Function not found"
 LIBRARY_EXISTS: Final = "already exists"
+NOT_ALLOWED: Final = "NOPERM"
 
 _TRY_AGAIN: Final = "Nothing was changed. Check that it runs and accepts writes, then try again."
 _MEANINGS: Final[dict[str, tuple[type[errors.StoreError], str]]] = {

@@ -40,6 +40,8 @@ class Outboxes:
         self._origin = origin
         self._filled: dict[int, Keys] = {}
         self._carrying: asyncio.Task[None] | None = None
+        self._failing = False
+        """The last attempt has failed, and it was said."""
 
     def note(self, *filled: Keys) -> None:
         """Look into these outboxes soon."""
@@ -105,5 +107,9 @@ class Outboxes:
 
     def _carried(self, task: asyncio.Task[None]) -> None:
         self._carrying = None
-        if not task.cancelled() and (fault := task.exception()) is not None:
+        if task.cancelled():
+            return
+        fault, failed_before = task.exception(), self._failing
+        self._failing = fault is not None
+        if fault is not None and not failed_before:
             _logger.warning("events wait in their outboxes and are carried to the log later: %s", fault)
