@@ -6,17 +6,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from flowfabric import errors
+from flowfabric.audit import audit
 from flowfabric.contracts.executions import CreateExecutionArgs
 from flowfabric.core.records import Keyring, PastAttempt, key_for
 from flowfabric.engine.engine import Engine
 from flowfabric.stores.base import Change, Conflict
 from flowfabric.stores.valkey import ValkeyStore
 from flowfabric.stores.valkey.keys import Keys, Shards
+from tests.core.requests import candidate, renew
 from tests.stores.builders import (
     commit,
     counter,
@@ -297,6 +299,57 @@ class TestChange:
         self.give(keys.slot, owner, other)
         await committing
         assert await record_of(store, record.key) == record
+
+    async def test_a_commit_in_a_slot_that_is_moving_is_whole(
+        self, pair: Cluster, open_store: OpenStore
+    ) -> None:
+        """A function may touch no key there that is gone, such as a set that it has just emptied."""
+        store = await open_store(pair, shards=SHARDS)
+        keys, owner, other = self.owners(pair, store, 2)
+        record, scope = counter(2, tag=tagged(2)), tagged(2)
+        row, passed = ("due", scope, 1, record.identity), ("eligible", scope, 1, "member")
+        change = Change(record.key, 0, record)
+        await store.commit(commit(changes=[change], rows_added=[row, passed], events=[event()]))
+        assert other.ask("CLUSTER", "SETSLOT", str(keys.slot), "IMPORTING", self.name_of(owner)) == b"+OK"
+        assert owner.ask("CLUSTER", "SETSLOT", str(keys.slot), "MIGRATING", self.name_of(other)) == b"+OK"
+        version = await version_of(store, record.key)
+        later = ("due", scope, 2, record.identity)
+        change = Change(record.key, version, record)
+        await store.commit(
+            commit(changes=[change], rows_removed=[row, passed], rows_added=[later, passed], events=[event()])
+        )
+        assert await store.read_index("due", scope) == [(2, record.identity)]
+        assert await store.read_index("eligible", scope) == [(1, "member")]
+        change = Change(record.key, await version_of(store, record.key), record)
+        await store.commit(commit(changes=[change], rows_removed=[later, passed], events=[event()]))
+        assert await store.count_index("due", scope) == await store.count_index("eligible", scope) == 0
+        assert await store.index_scopes("due", scope) == []
+        assert await store.last_event() == 3
+
+    async def test_a_lease_in_a_slot_that_is_moving_is_renewed(self, pair: Cluster, tmp_path: Path) -> None:
+        """It has rows in indexes that have no others, so their sets are replaced by the commit."""
+        async with Engine(pair.store(tmp_path, shards=SHARDS), namespace="tenant") as engine:
+            store = cast("ValkeyStore", engine.store)
+            name = execution_id(1, tagged(2))
+            await engine.execute(
+                CreateExecutionArgs(
+                    execution_id=name,
+                    namespace="tenant",
+                    lane_id="lane",
+                    execution_kind="kind",
+                    input_payload=b"",
+                    priority=0,
+                    creator_identity="tests",
+                )
+            )
+            claimed: Any = await engine.execute(candidate(name, lane_id="lane", lease_ttl_ms=60_000))
+            await store.last_event()
+            keys, owner, other = self.owners(pair, store, 2)
+            assert other.ask("CLUSTER", "SETSLOT", str(keys.slot), "IMPORTING", self.name_of(owner)) == b"+OK"
+            assert owner.ask("CLUSTER", "SETSLOT", str(keys.slot), "MIGRATING", self.name_of(other)) == b"+OK"
+            renewed = await engine.execute(renew(name, claimed.work.fence, lease_ttl_ms=120_000))
+            assert renewed.expires_at > claimed.work.lease_expires_at
+            assert (await audit(engine)).violations == ()
 
     @pytest.mark.slow
     async def test_after_a_failover_everything_that_replicas_confirmed_is_there(

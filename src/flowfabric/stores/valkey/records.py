@@ -119,8 +119,12 @@ class Call:
     def _add_sets(self, commit: Commit) -> None:
         new = [change.key for change in commit.changes if change.record is not None and not change.version]
         gone = [change.key for change in commit.changes if change.record is None]
-        self._add(self._members([*self._listed(gone), *self._rows(commit.rows_removed)]))
-        self._add(self._members([*self._listed(new), *self._rows(commit.rows_added)]))
+        # A row may pass from one record to another; it stays where it is then.
+        passed = {*commit.rows_removed} & {*commit.rows_added}
+        removed = [row for row in commit.rows_removed if row not in passed]
+        added = [row for row in commit.rows_added if row not in passed]
+        self._add(self._members([*self._listed(new), *self._rows(added)]))
+        self._add(self._members([*self._listed(gone), *self._rows(removed)]))
 
     def _listed(self, keys: Iterable[Key]) -> Iterable[tuple[str, Argument]]:
         return ((self._spell.listing(kind_of(key)), stored_key(key)) for key in keys)

@@ -9,8 +9,8 @@
 --         places     key, milliseconds, number      a stream's first new frame, behind its last one
 --         records    key, data                      records to write
 --         removed    key                            records to remove
---         taken      key, count, members            members to take out of ordered sets
 --         put        key, count, members            members to put into ordered sets
+--         taken      key, count, members            members to take out of ordered sets, none of those
 --         events     log key, execution key, namespace key, family, data
 --         outbox     outbox key, family, execution id, namespace, data    events that are yet to be logged
 --         frames     key, id, data
@@ -58,14 +58,9 @@ local function write_records(keys, take, version)
   end
 end
 
+-- Members are put in before others are taken out, and no set is touched again once it may be gone: in a
+-- slot that is just moving, a function may touch no key that is not there, and would end half-way.
 local function change_sets(keys, take)
-  for _ = 1, tonumber(take()) do
-    local key, members = keys[tonumber(take())], {}
-    for place = 1, tonumber(take()) do
-      members[place] = take()
-    end
-    server.call('ZREM', key, unpack(members))
-  end
   for _ = 1, tonumber(take()) do
     local key, members = keys[tonumber(take())], {}
     for _ = 1, tonumber(take()) do
@@ -73,6 +68,13 @@ local function change_sets(keys, take)
       members[#members + 1] = take()
     end
     server.call('ZADD', key, unpack(members))
+  end
+  for _ = 1, tonumber(take()) do
+    local key, members = keys[tonumber(take())], {}
+    for place = 1, tonumber(take()) do
+      members[place] = take()
+    end
+    server.call('ZREM', key, unpack(members))
   end
 end
 

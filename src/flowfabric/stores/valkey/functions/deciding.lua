@@ -156,8 +156,8 @@ local function write_sets(command, sets)
 end
 
 local function finish(call)
-  write_sets('ZREM', call.taken)
   write_sets('ZADD', call.added)
+  write_sets('ZREM', call.taken) -- a set that it empties may not be touched again: see commit.lua
   server.call('HSET', call.key.state, 'commits', call.version, 'events', text(call.last),
     'put_out', text(call.put_out), 'mark_ms', text(call.now))
   server.call('PUBLISH', call.channel, call.origin)
