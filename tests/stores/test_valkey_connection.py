@@ -238,3 +238,20 @@ async def test_a_node_that_has_left_the_cluster_is_forgotten(serve: Callable[...
     await old.ended()
     assert ("127.0.0.1", old.port) not in client._servers._known
     client.close()
+
+
+async def test_a_connection_to_a_node_that_is_leaving_is_closed_though_it_came_late(
+    serve: Callable[..., Awaitable[Node]],
+) -> None:
+    old = await serve()
+    new = await serve()
+    client = cluster_client(new)
+    assert await client.read(0, ("GET", "a")) == [b"yes"]
+    leaving = client._servers.at(("127.0.0.1", old.port))
+    asking = asyncio.create_task(leaving.send([("GET", "a")]))
+    await asyncio.sleep(0)  # it is just connecting
+    client._servers.outdated = True
+    assert await client.read(0, ("GET", "a")) == [b"yes"]
+    assert await asking == [b"yes"]
+    client.close()
+    await old.ended()

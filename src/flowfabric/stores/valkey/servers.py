@@ -72,10 +72,9 @@ class Server:
         self._reading.close()
         self._writing.close()
 
-    def retire(self) -> None:
-        """Give the connections up as soon as what is in flight has its answer."""
-        self._reading.retire()
-        self._writing.retire()
+    def retire(self) -> bool:
+        """Give the connections up as soon as what is in flight has its answer. True if none is left."""
+        return all([self._reading.retire(), self._writing.retire()])
 
 
 class Servers:
@@ -92,6 +91,7 @@ class Servers:
         self._ranges: list[tuple[int, int, Server]] = []
         self._owners: dict[int, Server] = {}
         self._doubted: set[Address] = set()
+        self._leaving: list[Server] = []
         self._learning: asyncio.Task[None] | None = None
         for seed in settings.seeds:
             self.at(seed)
@@ -208,8 +208,9 @@ class Servers:
             found.update(addresses)
         for address in found:
             self.at(address)
-        for address in self._known.keys() - found:
-            self._known.pop(address).retire()
+        self._leaving += [self._known.pop(address) for address in self._known.keys() - found]
+        # Whoever was about to ask one of them may still make a connection, so they are looked at again.
+        self._leaving = [server for server in self._leaving if not server.retire()]
         self._owners.clear()
         self._doubted.clear()
         self.outdated = False
@@ -218,7 +219,7 @@ class Servers:
         """Give all connections up."""
         if self._learning is not None:
             self._learning.cancel()
-        for server in self.known():
+        for server in (*self.known(), *self._leaving):
             server.close()
 
 
@@ -269,10 +270,11 @@ class _Line:
             self._connection.close()
             self._connection = None
 
-    def retire(self) -> None:
-        """Give the connection up as soon as what is in flight has its answer."""
-        if self._connection is not None:
+    def retire(self) -> bool:
+        """Give the connection up as soon as what is in flight has its answer. True if there is none."""
+        if self._connection is not None and not self._connection.closed:
             self._connection.close_when_idle()
+        return self._connecting is None and (self._connection is None or self._connection.closed)
 
 
 async def shared(task: asyncio.Task[R]) -> R:
