@@ -392,7 +392,26 @@ def render_metrics() -> str:
     for name, kind, labels, meaning in sorted(definitions):
         shown = ", ".join(f"`{label}`" for label in labels) or "none"
         lines.append(f"| `{name}` | {kind} | {shown} | {meaning} |")
+    lines += [
+        "",
+        "## Not told here",
+        "",
+        "Metrics of engines like this one that have no counterpart, with what tells it instead.",
+        "",
+        "| metric | instead |",
+        "| --- | --- |",
+        *(f"| `{name}` | {instead} |" for name, instead in NOT_TOLD.items()),
+    ]
     return "\n".join(lines)
+
+
+NOT_TOLD = {
+    "ff_sibling_cancel_dispatched_total": "A join cancels by message: `ff_message_backlog_depth`.",
+    "ff_sibling_cancel_disposition_total": "What became of a member is in its history: `flowfabric events`.",
+    "ff_sibling_cancel_reconcile_total": "`ff_scanner_entries_total` of `message_delivery`.",
+    "ff_backend_unready_boot_total": "A process without its store does not start, and exits with 3.",
+    "ff_pending_waitpoint_legacy_token_served_total": "There are no tokens of an older kind.",
+}
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -74,6 +74,35 @@ def test_a_dashboard_that_is_stale_is_reported(
     assert "flowfabric-ops.json is not up to date" in capsys.readouterr().out
 
 
+SIMILAR = [
+    "ff_http_requests_total",
+    "ff_http_request_duration_seconds",
+    "ff_scanner_cycle_total",
+    "ff_scanner_cycle_duration_seconds",
+    "ff_cancel_backlog_depth",
+    "ff_claim_from_grant_duration_seconds",
+    "ff_lease_renewal_total",
+    "ff_attempt_outcome_total",
+    "ff_worker_at_capacity_total",
+    "ff_budget_hit_total",
+    "ff_quota_hit_total",
+    "ff_edge_group_policy_total",
+    "ff_sibling_cancel_dispatched_total",
+    "ff_sibling_cancel_disposition_total",
+    "ff_sibling_cancel_reconcile_total",
+    "ff_shutdown_timeout_total",
+    "ff_pending_waitpoint_legacy_token_served_total",
+    "ff_backend_unready_boot_total",
+]
+"""The names that operators of similar engines know."""
+
+
+def test_every_metric_of_similar_engines_is_told_or_has_an_answer() -> None:
+    known = {definition.name for definition in [*Metrics().definitions, *GAUGES.values()]}
+    assert set(SIMILAR) == known & set(SIMILAR) | build.NOT_TOLD.keys()
+    assert not known & build.NOT_TOLD.keys()
+
+
 # Files
 
 
