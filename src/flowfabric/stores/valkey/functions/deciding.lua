@@ -25,18 +25,20 @@ local function begin(call)
   call.now = mark_after(call.mark, call.clock + call.offset, tonumber(call.lag_ms_max))
   call.version = text(tonumber(state[3] or 0) + 1)
   call.last, call.put_out = tonumber(state[4] or 0), tonumber(state[5] or 0)
-  call.taken, call.added = {}, {}
+  call.sets = {}
 end
 
--- What a function makes of an execution: its rows as they were, and what else there is to
--- write: records that are made, their rows by index, events.
+-- What a function makes of a command: the execution that it changes, if it changes one, with its rows as
+-- they were, and what else there is to write: other records, their rows, events.
 local function change_of(call, execution)
-  return {call = call, execution = execution, before = execution_rows(execution), rows = {}, events = {}, made = {}}
+  return {call = call, execution = execution, before = execution and execution_rows(execution),
+    made = {}, replaced = {}, rows = {}, events = {}}
 end
 
 -- The same for an execution that is new, with its place in the list of all.
 local function new_change(call, execution, listed)
-  return {call = call, execution = execution, before = {}, rows = {}, events = {}, made = {}, listed = listed}
+  return {call = call, execution = execution, before = {}, listed = listed,
+    made = {}, replaced = {}, rows = {}, events = {}}
 end
 
 local function add_event(change, family, name, data)
@@ -56,6 +58,21 @@ local function add_record(change, key, listing, listed, data)
   change.made[#change.made + 1] = {key = key, listing = listing, listed = listed, data = data}
 end
 
+-- Another record in the place of one that exists. Its rows, too, are named one by one.
+local function replace_record(change, key, data)
+  change.replaced[#change.replaced + 1] = {key = key, data = data}
+end
+
+-- A row of a record that is not an execution.
+local function add_row(change, index, scope, sort, member)
+  change.rows[#change.rows + 1] = {scope, sort, index = index, member = member}
+end
+
+-- The same, of a row that is there and is not wanted any more.
+local function remove_row(change, index, scope, sort, member)
+  change.rows[#change.rows + 1] = {scope, sort, index = index, member = member, removed = true}
+end
+
 local function exists(key)
   return server.call('EXISTS', key) == 1
 end
@@ -73,31 +90,39 @@ end
 
 -- Writing
 --
--- What goes into ordered sets is gathered through the whole call, so that each set is written once.
+-- What becomes of ordered sets is gathered through the whole call, so that each set is written once. What
+-- a command undoes that one before it in the same call has done is not written at all.
 
 local MEMBERS_MAX = 1000
 
-local function members_of(sets, key)
-  local members = sets[key]
+local function members_of(call, key)
+  local members = call.sets[key]
   if not members then
     members = {}
-    sets[key] = members
+    call.sets[key] = members
   end
   return members
 end
 
 local function take_out(call, key, member)
-  local members = members_of(call.taken, key)
-  members[#members + 1] = member
+  local members = members_of(call, key)
+  if members[member] then
+    members[member] = nil
+  else
+    members[member] = false
+  end
 end
 
 local function put_in(call, key, score, member)
-  local members = members_of(call.added, key)
-  local count = #members
-  members[count + 1], members[count + 2] = score, member
+  local members = members_of(call, key)
+  if members[member] == false then
+    members[member] = nil
+  else
+    members[member] = score
+  end
 end
 
-local function write_rows(call, change)
+local function write_execution_rows(call, change)
   local key, id = call.key, change.execution.id
   local before, after = change.before, execution_rows(change.execution)
   for index, row in pairs(before) do
@@ -110,8 +135,16 @@ local function write_rows(call, change)
       put_in(call, key[index], '0', packed_row(row, id))
     end
   end
-  for index, row in pairs(change.rows) do
-    put_in(call, key[index], '0', packed_row(row, row.member))
+end
+
+local function write_rows(call, change)
+  for _, row in ipairs(change.rows) do
+    local key, member = call.key[row.index], packed_row(row, row.member)
+    if row.removed then
+      take_out(call, key, member)
+    else
+      put_in(call, key, '0', member)
+    end
   end
 end
 
@@ -132,9 +165,15 @@ end
 
 local function write(call, item, change)
   local execution = change.execution
-  server.call('SET', execution.key, packed_execution(change))
+  if execution then
+    server.call('SET', execution.key, packed_execution(change))
+    write_execution_rows(call, change)
+  end
   if change.listed then
     put_in(call, call.key['keys:execution'], '0', change.listed)
+  end
+  for _, replaced in ipairs(change.replaced) do
+    server.call('SET', replaced.key, call.version .. ':' .. replaced.data)
   end
   for _, made in ipairs(change.made) do
     server.call('SET', made.key, call.version .. ':' .. made.data)
@@ -147,17 +186,30 @@ local function write(call, item, change)
   call.written = true
 end
 
-local function write_sets(command, sets)
-  for key, members in pairs(sets) do
-    for first = 1, #members, MEMBERS_MAX do
-      server.call(command, key, unpack(members, first, math.min(first + MEMBERS_MAX - 1, #members)))
+local function change_set(command, key, members)
+  for first = 1, #members, MEMBERS_MAX do
+    server.call(command, key, unpack(members, first, math.min(first + MEMBERS_MAX - 1, #members)))
+  end
+end
+
+local function write_sets(call)
+  for key, members in pairs(call.sets) do
+    local taken, added = {}, {}
+    for member, score in pairs(members) do
+      if score then
+        local count = #added
+        added[count + 1], added[count + 2] = score, member
+      else
+        taken[#taken + 1] = member
+      end
     end
+    change_set('ZADD', key, added)
+    change_set('ZREM', key, taken) -- a set that it empties may not be touched again: see commit.lua
   end
 end
 
 local function finish(call)
-  write_sets('ZADD', call.added)
-  write_sets('ZREM', call.taken) -- a set that it empties may not be touched again: see commit.lua
+  write_sets(call)
   server.call('HSET', call.key.state, 'commits', call.version, 'events', text(call.last),
     'put_out', text(call.put_out), 'mark_ms', text(call.now))
   server.call('PUBLISH', call.channel, call.origin)

@@ -63,6 +63,6 @@ local function end_execution(change, item, outcome, reason)
   if head.flow_id then
     add_record(change, item.key.message, change.call.key['keys:message'], item.message_listed,
       item.message .. cmsgpack.pack(now))
-    change.rows[INDEX.DUE_MESSAGE] = {'', now, member = item.message_id}
+    add_row(change, INDEX.DUE_MESSAGE, '', now, item.message_id)
   end
 end
