@@ -4,11 +4,13 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.cli.conftest import ROOT, Shell, WorkerProcess, until
@@ -41,6 +43,19 @@ def test_a_worker_says_where_it_works_runs_what_is_there_and_drains(
     assert started["started"]["lanes"] == ["default", "slow"]
     assert stopped["stopped"]["worker_instance_id"] == started["started"]["worker_instance_id"]
     assert "Traceback" not in worker.log_text()
+
+
+def test_a_worker_answers_for_its_metrics_at_an_address_of_its_own(
+    shell: Shell, start_worker: StartWorker
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    start_worker("--metrics-listen", address, "--log-format", "json")
+    assert shell.out("submit", "greet", '"ada"', "--wait", "--timeout", "20s") == '"hello ada"'
+    ended = 'ff_attempt_outcome_total{lane="default",outcome="ok"} 1.0'
+    told = until(lambda: ended in (text := httpx.get(f"http://{address}/metrics").text) and text)
+    assert 'ff_workers{state="live"} 1.0' in told
+    assert "ff_lease_renewal_total" in told
 
 
 def test_a_worker_that_may_not_wait_gives_its_work_back(shell: Shell, start_worker: StartWorker) -> None:
