@@ -34,7 +34,10 @@ places = itertools.count()
 STORES: dict[str, Callable[[Path], ClockedStore]] = {
     "memory": lambda path: MemoryStore(),
     "sqlite": lambda path: SqliteStore(":memory:"),
-    "postgres": lambda path: postgres.server().store(path / str(next(places)), listen=False),
+    # One connection: each of them is a process of the server, which has every statement to prepare.
+    "postgres": lambda path: postgres.server().store(
+        path / str(next(places)), listen=False, connections_max=1
+    ),
     "valkey": lambda path: valkey.server().store(path / str(next(places))),
     "valkey-cluster": lambda path: valkey.cluster().store(path / str(next(places)), shards=4),
 }

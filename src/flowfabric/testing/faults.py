@@ -244,13 +244,14 @@ async def told(
 ) -> tuple[dict[str, int], Dump]:
     """Run a scenario. Returns how often it has made each call, and what the store holds in the end."""
     async with Bed(store) as bed:
+        bed.store = store.inner  # what the bed looks at for itself never fails, and does not count
         caller = Caller(bed, store)
         await scenario(caller)
         calls = dict(store.calls)
         await caller.pass_time(0)
         if audited:
             await bed.check()
-        return calls, comparable(await dump(store))
+        return calls, comparable(await dump(bed.store))
 
 
 def comparable(held: Dump) -> Dump:
