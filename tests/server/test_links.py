@@ -160,6 +160,29 @@ class TestAnswering:
             assert answer.status_code in (400, 404), wrong
         assert not await signals(engine)
 
+    async def test_without_the_token_nobody_learns_what_there_is(
+        self, outsider: httpx.AsyncClient, held: dict[str, str]
+    ) -> None:
+        """No such execution, no such waitpoint, a wrong token: the answers are all the same."""
+        wrong = [
+            {"execution_id": ID[:-1] + "0"},
+            {"execution_id": "nonsense"},
+            {"waitpoint_id": new_uuid4()},
+            {"waitpoint_id": "nonsense"},
+            {},
+        ]
+        tokens = ["", "x", "k1:" + "0" * 64, "k9:" + "0" * 64, "k1:" + "G" * 64]
+        for path in ("/w/question", "/w/answer"):
+            bodies = [
+                {**held, "name": "review", "who": "Eve", "token": token, **one}
+                for one in wrong
+                for token in tokens
+            ]
+            answers = [await outsider.post(path, json=body) for body in bodies]
+            assert {(answer.status_code, answer.content) for answer in answers} == {
+                (404, b'{"error":"this link is not valid any more"}')
+            }
+
     async def test_whoever_answers_says_who_it_is(
         self, outsider: httpx.AsyncClient, engine: Engine, held: dict[str, str]
     ) -> None:

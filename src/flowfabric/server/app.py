@@ -153,6 +153,7 @@ async def _answered(call: Call) -> Response:
     """The answer, whatever happens. What went wrong inside is in the log, not in the answer."""
     route = call.route
     try:
+        call.check_head()
         if route.body_bytes_max:
             call.check_declared_length()
         return await route.answer(call)

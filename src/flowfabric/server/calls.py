@@ -7,6 +7,9 @@ types; only then the engine sees a command.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -37,6 +40,7 @@ JSON: Final = "application/json"
 REQUEST_ID: Final = "idempotency-key"
 NAMESPACE: Final = "flowfabric-namespace"
 NO_STORE: Final = {"Cache-Control": "no-store"}
+_REQUEST_ID: Final = re.compile(r"[!-~]{0,256}")
 
 
 class Refused(Exception):
@@ -91,10 +95,27 @@ class Call:
         """Carry out a command for whoever asks, within the bounds of their token."""
         return await self.engine.execute(
             command,
-            request_id=self.request.headers.get(REQUEST_ID),
+            request_id=self.request_id,
             namespace=self.namespace,
             actor=self.principal.name,
         )
+
+    @property
+    def request_id(self) -> str | None:
+        """The id under which the request may be sent again.
+
+        Raises:
+            InvalidInput: it has other characters than visible ones of ASCII, or too many.
+        """
+        given = self.request.headers.get(REQUEST_ID)
+        if given is not None and not _REQUEST_ID.fullmatch(given):
+            raise errors.InvalidInput(field="Idempotency-Key", rule="up to 256 visible ASCII characters")
+        return given
+
+    def request_id_at(self, place: int) -> str | None:
+        """The id of one of many commands in this request. It is short, whatever the request's is."""
+        given = self.request_id
+        return f"{hashlib.sha256(given.encode()).hexdigest()}/{place}" if given else None
 
     # What the request says
 
@@ -131,12 +152,33 @@ class Call:
             raise unreadable(f"invalid query: {name} must be a whole number up to {most}", self.route)
         return int(text)
 
+    def check_head(self) -> None:
+        """Look at what every request may say: its id, and each parameter once.
+
+        Where one is there twice, a proxy may have read the other one.
+
+        Raises:
+            InvalidInput: the id cannot be kept.
+            Refused: a parameter is there twice.
+        """
+        _ = self.request_id
+        parameters = self.request.query_params
+        if len(parameters.multi_items()) > len(parameters):
+            raise unreadable("invalid query: each parameter at most once", self.route)
+
     async def body(self) -> bytes:
         """The body, which is never read beyond the route's limit.
 
         Raises:
-            Refused: it is too long, or too slow.
+            Refused: it is too long, too slow, or JSON that others may read differently.
         """
+        data = await self._read_body()
+        doubt = ambiguity_of(data) if self.content_type() == JSON else None
+        if doubt is not None:
+            raise refused(400, "invalid JSON: Bad Request", detail=doubt)
+        return data
+
+    async def _read_body(self) -> bytes:
         self.check_declared_length()
         limit = self.route.body_bytes_max
         parts, size = [], 0
@@ -208,6 +250,42 @@ class Call:
 
 
 _DIGITS_MAX: Final = 18
+_INTEGER_DIGITS_MAX: Final = 308
+"""What a floating-point number can hold, which is all that many readers of JSON have."""
+_LONG_DIGITS: Final = re.compile(rb"[0-9]{%d}" % (_INTEGER_DIGITS_MAX + 1))
+
+
+class _Ambiguous(ValueError):
+    """JSON that others may read differently."""
+
+
+def ambiguity_of(data: bytes) -> str | None:
+    """Why others may read this JSON differently than we do; None if they cannot, or if it is no JSON.
+
+    >>> ambiguity_of(b'{"role": "read", "role": "admin"}')
+    "the name 'role' is there twice"
+    """
+    read_integer = _bounded_integer if _LONG_DIGITS.search(data) else None  # which is much slower
+    try:
+        json.loads(data.decode(), object_pairs_hook=_require_distinct, parse_int=read_integer)
+    except _Ambiguous as doubt:
+        return str(doubt)
+    except (ValueError, RecursionError):  # whoever decodes it says what is wrong
+        return None
+    return None
+
+
+def _require_distinct(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise _Ambiguous(f"the name {name[:64]!r} is there twice")
+        seen.add(name)
+
+
+def _bounded_integer(digits: str) -> None:
+    if len(digits.lstrip("-")) > _INTEGER_DIGITS_MAX:
+        raise _Ambiguous(f"a whole number has more than {_INTEGER_DIGITS_MAX} digits")
 
 
 def whole(text: str, most: int) -> int | None:

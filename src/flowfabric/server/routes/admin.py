@@ -94,7 +94,7 @@ async def audit_store(call: Call) -> Response:
 )
 async def rotate_waitpoint_secret(call: Call) -> Response:
     """Install a new key that signs waitpoint tokens; the old one verifies for a while."""
-    grace_ms = call.service.options.hmac_grace_ms
+    grace_ms = (await call.json()).get("grace_ms", call.service.options.hmac_grace_ms)
     command = await call.command(RotateWaitpointHmacSecretAllArgs, grace_ms=grace_ms)
     if not command.new_kid or ":" in command.new_kid:
         raise refused(400, "new_kid must be non-empty and must not contain ':'")

@@ -136,7 +136,7 @@ async def execute_commands(call: Call) -> Response:
 async def claim_work(call: Call) -> Response:
     """Claim up to ``limit`` executions, and wait for some if there are none."""
     form = _form_of(call)
-    wait_ms = min(call.query_number("wait_ms", 0), WAIT_MS_MAX)
+    wait_ms = call.query_number("wait_ms", 0, WAIT_MS_MAX)
     args: ClaimBatchArgs = unpack(await call.body(), ClaimBatchArgs, form)
     result = await call.service.until_closing(_claim(call, args, wait_ms))
     return Response(pack(result, form), media_type=form)
@@ -154,7 +154,7 @@ async def claim_work(call: Call) -> Response:
 )
 async def wait_for_change(call: Call) -> Response:
     """Wait until anything may have changed. It never says what."""
-    wait_ms = min(call.query_number("wait_ms", 0), WAIT_MS_MAX)
+    wait_ms = call.query_number("wait_ms", 0, WAIT_MS_MAX)
     mark = await call.service.until_closing(call.service.changes.next(call.query("after"), wait_ms))
     return call.answer({"mark": mark})
 
@@ -234,7 +234,7 @@ async def _carry_out(
     good = [(place, command) for place, command in enumerate(commands) if isinstance(command, Command)]
     outcomes = await call.engine.execute_many(
         [command for _, command in good],
-        request_ids=[asked[place].request_id for place, _ in good],
+        request_ids=[asked[place].request_id or call.request_id_at(place) for place, _ in good],
         namespace=call.namespace,
         actor=call.principal.name,
     )

@@ -20,7 +20,7 @@ from flowfabric.contracts.ids import parse_execution_id, parse_uuid
 from flowfabric.contracts.keyring import WaitpointToken
 from flowfabric.contracts.packed import JSON, unpack
 from flowfabric.contracts.schema import Form
-from flowfabric.contracts.signals import DeliverSignalArgs, SignalDuplicate
+from flowfabric.contracts.signals import DeliverSignalArgs, DeliverSignalResult, SignalDuplicate
 from flowfabric.contracts.suspensions import (
     ListPendingWaitpointsArgs,
     PendingWaitpointInfo,
@@ -115,7 +115,8 @@ async def answer_waitpoint(call: Call) -> Response:
     """Answer a waitpoint with its token, once; who answers is recorded with the signal."""
     given: LinkAnswer = await _held(call, LinkAnswer)
     payload, encoding = encode_value(given.payload)
-    outcome = await call.execute(
+    outcome = await _delivered(
+        call,
         DeliverSignalArgs(
             execution_id=given.execution_id,
             waitpoint_id=given.waitpoint_id,
@@ -128,13 +129,25 @@ async def answer_waitpoint(call: Call) -> Response:
             payload_encoding=encoding,
             idempotency_key=f"{SOURCE}:{hashlib.sha256(given.token.encode()).hexdigest()[:BY_LINK_CHARS]}",
             waitpoint_token=WaitpointToken(given.token),
-        )
+        ),
     )
     if isinstance(outcome, SignalDuplicate):
         received = Received(duplicate=True, effect=None)
     else:
         received = Received(duplicate=False, effect=outcome.effect)
     return Response(msgspec.json.encode(received), media_type=JSON, headers=NO_STORE)
+
+
+async def _delivered(call: Call, signal: DeliverSignalArgs) -> DeliverSignalResult:
+    """What became of the signal. Without a good token nobody learns what there is.
+
+    Raises:
+        Refused: there is no such waitpoint, or the token is not its own.
+    """
+    try:
+        return await call.execute(signal)
+    except (errors.NotFound, errors.MissingToken, errors.InvalidToken, errors.TokenExpired) as error:
+        raise _not_valid() from error
 
 
 def _file(ending: str) -> Response:

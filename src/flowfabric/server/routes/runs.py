@@ -7,6 +7,7 @@ and results are plain JSON values where they are JSON, and base64 where they are
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -176,10 +177,11 @@ async def submit_runs(call: Call) -> Response:
 async def submit_graph(call: Call) -> Response:
     """Submit a flow as a whole: members by name, and what each comes after."""
     document = await _document(call, GraphDocument)
+    key = _key_of(call, document.idempotency_key)
     try:
         flow = build_flow(document, call.principal.name)
         submissions = Submissions({}, _namespace(call))
-        command, ids = await flow.command(call.engine, submissions, document.idempotency_key)
+        command, ids = await flow.command(call.engine, submissions, key)
     except (ValueError, TypeError) as error:
         raise _no_document(error) from error
     if call.query_number("validate", 0, 1):
@@ -207,6 +209,20 @@ def _namespace(call: Call) -> str:
     return call.namespace or DEFAULT_NAMESPACE
 
 
+def _key_of(call: Call, key: str | None, place: int = 0) -> str | None:
+    """The idempotency key of a submission: its own, or else one that stands for the request.
+
+    So a request that is sent again under the same id submits nothing twice, though the ids of runs are
+    new each time. The name of the token is part of it: clients choose their ids without knowing of
+    each other.
+    """
+    if key is not None or not call.request_id:
+        return key
+    name = call.principal.name
+    asked = f"{call.route.path}:{len(name)}:{name}{call.request_id}"
+    return f"request:{hashlib.sha256(asked.encode()).hexdigest()}/{place}"
+
+
 async def _commands(call: Call, documents: Sequence[RunDocument]) -> list[CreateExecutionArgs]:
     """The commands that submit some runs.
 
@@ -215,13 +231,13 @@ async def _commands(call: Call, documents: Sequence[RunDocument]) -> list[Create
     """
     submissions = Submissions({}, _namespace(call))
     made: list[CreateExecutionArgs] = []
-    for document in documents:
+    for place, document in enumerate(documents):
         if document.input is not None and document.input_base64 is not None:
             raise errors.InvalidInput(field="input", rule="one of input and input_base64")
         value = document.input if document.input_base64 is None else document.input_base64
         try:
             [command] = await submissions.creations(
-                call.engine, document.kind, [value], _options(document, call.principal.name)
+                call.engine, document.kind, [value], _options(call, document, place)
             )
         except Unencodable as error:
             raise errors.InvalidInput(field="input", rule=str(error)) from error
@@ -229,17 +245,17 @@ async def _commands(call: Call, documents: Sequence[RunDocument]) -> list[Create
     return made
 
 
-def _options(document: RunDocument, creator: str) -> SubmitOptions:
+def _options(call: Call, document: RunDocument, place: int) -> SubmitOptions:
     return SubmitOptions(
         lane=document.lane,
         priority=document.priority,
-        idempotency_key=document.idempotency_key,
+        idempotency_key=_key_of(call, document.idempotency_key, place),
         delay=None if document.delay_ms is None else document.delay_ms / 1_000,
         tags=document.tags,
         policy=policy_from_builtins(document.policy),
         budgets=document.budgets,
         quota=document.quota,
-        creator=creator,
+        creator=call.principal.name,
     )
 
 
