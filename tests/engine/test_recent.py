@@ -1,9 +1,11 @@
 """What an engine remembers of what it has written: never an answer, only the way to one."""
 
 import pytest
+from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.executions import CancelExecutionArgs, CompleteExecutionArgs, ExecutionDuplicate
+from flowfabric.contracts.journal import RecordStepArgs
 from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.core.records import Execution, Payload, key_for
 from flowfabric.engine import recent as recent_module
@@ -67,6 +69,24 @@ async def test_an_execution_that_another_engine_has_made_is_no_new_one(beds):
     before = len(bed.store.commits)
     again = await bed.execute(creation, request_id="another")
     assert again == ExecutionDuplicate(execution_id=creation.execution_id)
+    assert len(bed.store.commits) == before
+
+
+async def test_a_step_that_another_engine_has_recorded_is_not_recorded_again(beds):
+    bed, other = beds
+    claim = await bed.start()
+    step = RecordStepArgs(
+        execution_id=claim.execution_id,
+        fence=claim.fence,
+        attempt_index=0,
+        name="step",
+        ordinal=0,
+        value=b"1",
+    )
+    await other.execute(step)
+    before = len(bed.store.commits)
+    again = await bed.execute(replace(step, value=b"2"), request_id="another")
+    assert again.entry.value == b"1"
     assert len(bed.store.commits) == before
 
 

@@ -103,6 +103,14 @@ async def test_several_acts_in_one_transaction_see_each_other(party: Party) -> N
     assert await exists(first)
 
 
+async def test_an_execution_that_exists_is_found_inside_a_transaction(app: FlowFabric, party: Party) -> None:
+    run = await app.submit("double", 7)
+    await party.begin()
+    again = await party.submit("double", 7, execution_id=run.execution_id)
+    await party.commit()
+    assert again.duplicate
+
+
 async def test_a_key_is_bound_beyond_the_transaction(party: Party) -> None:
     runs = []
     for _ in range(2):

@@ -77,11 +77,12 @@ class Remembered(Protocol):
 class WorkingSet:
     """The records of one batch: what was loaded, and what its commands have made of it."""
 
-    __slots__ = ("_lanes", "_recent", "current", "doubtful", "loaded", "now", "versions")
+    __slots__ = ("_lanes", "_recent", "_wary", "current", "doubtful", "loaded", "now", "versions")
 
     def __init__(self, lanes: Remembered | None = None, recent: Remembered | None = None) -> None:
         self._lanes = lanes
         self._recent = recent
+        self._wary = recent is None
         self.now = 0
         self.doubtful: set[Key] = set()
         """Records that were not loaded and may have changed. Nothing but a commit may rest on them."""
@@ -125,13 +126,18 @@ class WorkingSet:
         self.doubtful.add(key)
         return True
 
-    def take_as_absent(self, key: Key) -> None:
-        """Go on as if there were no such record. The commit finds out."""
-        self.versions[key], self.loaded[key] = 0, None
-        self.doubtful.add(key)
+    def expect_none(self, key: Key) -> None:
+        """Go on as if there were no such record, unless it is known; the commit finds out.
+
+        Where nothing is remembered, and after a conflict, nothing is taken for granted.
+        """
+        if not self._wary and not self.has(key):
+            self.versions[key], self.loaded[key] = 0, None
+            self.doubtful.add(key)
 
     def clear(self) -> None:
-        """Forget everything, so that it is loaded again."""
+        """Forget everything, so that it is loaded again: something was not as it was thought to be."""
+        self._wary = True
         self.now = 0
         self.loaded.clear()
         self.versions.clear()
@@ -189,6 +195,13 @@ class Work:
         if not rests_on_it:
             self.reads.discard(key)
         return record
+
+    def read_new(self, record_type: type[AnyRecord], identity: str) -> AnyRecord | None:
+        """The record that is about to be made, if it is there after all, which it hardly ever is."""
+        key = key_for(record_type, identity)
+        if not self._is_loaded(key):
+            self._set.expect_none(key)
+        return self.read(record_type, identity)
 
     def read_all(self, record_type: type[AnyRecord], identities: Iterable[str]) -> list[AnyRecord | None]:
         """Records of one type, in the order asked for. All that are not loaded are loaded at once."""

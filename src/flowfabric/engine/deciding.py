@@ -60,9 +60,8 @@ async def decide_following(store: Ledger, tickets: Sequence[Ticket], working_set
 def _first_reads(batch: Sequence[Ticket], working_set: WorkingSet) -> set[Key]:
     """What the commands of the batch are sure to read and has to be loaded."""
     for ticket in batch:
-        for key in ticket.taken_as_absent():
-            if not working_set.has(key):
-                working_set.take_as_absent(key)
+        for key in ticket.rule.makes(ticket.command):
+            working_set.expect_none(key)
     return {key for ticket in batch for key in ticket.first_reads() if not working_set.has(key)}
 
 

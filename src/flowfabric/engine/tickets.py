@@ -70,13 +70,6 @@ class Ticket:
             self._reads = first_reads(self.rule, self.command)
         return self._reads
 
-    def taken_as_absent(self) -> tuple[Key, ...]:
-        """The records that need not be looked for, because the command makes them.
-
-        After a conflict nothing is taken for granted.
-        """
-        return () if self.conflicts else self.rule.makes(self.command)
-
     def settle(self, error: Exception | None = None) -> None:
         """Give the ticket its answer, or this error. What is settled stays as it is."""
         if self.settled:

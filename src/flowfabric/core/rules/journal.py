@@ -102,7 +102,7 @@ def _record(
 
 def _entry_at(work: Work, execution: Execution, name: str, ordinal: int) -> JournalRecord | None:
     identity = journal_identity(execution.execution_id, execution.journal_generation, name, ordinal)
-    return work.read(JournalRecord, identity)
+    return work.read_new(JournalRecord, identity)
 
 
 def journal_resumption(work: Work, execution: Execution) -> None:
@@ -130,11 +130,8 @@ def journal_wait(work: Work, execution: Execution, suspension: Suspension) -> No
         execution.execution_id, execution.journal_generation, pointer.name, pointer.ordinal
     )
     sequences = sorted(suspension.satisfier_signals)
-    work.load(
-        key_for(JournalRecord, identity),
-        *(key_for(Signal, f"{suspension.execution_id}/{sequence}") for sequence in sequences),
-    )
-    if work.read(JournalRecord, identity) is not None:
+    work.load(*(key_for(Signal, f"{suspension.execution_id}/{sequence}") for sequence in sequences))
+    if work.read_new(JournalRecord, identity) is not None:
         return
     work.add(
         JournalRecord(
