@@ -11,7 +11,7 @@ from flowfabric.core.records import Payload, Reservation
 from flowfabric.core.rules.creation import RESERVATION_GRACE_MS, request_digest, reservation_identity
 from tests.core.harness import LANE, NAMESPACE, START_MS, new_execution_id
 
-WINDOW_MS = 60_000
+WINDOW_MS = 90_000
 
 
 def create(execution_id, **fields):
@@ -202,10 +202,38 @@ class TestReservation:
         book.run(foreign, namespace="other")
         book.run(reserve("key", execution_id=foreign.execution_id))
         book.advance(RESERVATION_GRACE_MS)
+        assert self.settle(book) == "closed"
+        book.advance(RESERVATION_GRACE_MS)
         assert self.settle(book) == "freed"
+
+    def test_a_key_that_is_about_to_be_freed_creates_nothing_until_it_is_bound_again(self, book):
+        reserving = reserve("key")
+        book.run(reserving)
+        book.advance(RESERVATION_GRACE_MS)
+        assert self.settle(book) == "closed"
+        with book.refuses(errors.Contention):
+            book.run(create(reserving.execution_id, idempotency_key="key"))
+        assert book.run(reserving).execution_id == reserving.execution_id
+        book.run(create(reserving.execution_id, idempotency_key="key"))
+        assert self.settle(book) == "confirmed"
+
+    def test_a_key_that_was_closed_too_soon_is_confirmed(self, book):
+        """The execution was on its way when its key was closed."""
+        execution_id = new_execution_id()
+        book.run(reserve("key", execution_id=execution_id))
+        book.advance(RESERVATION_GRACE_MS)
+        assert self.settle(book) == "closed"
+        book.run(create(execution_id))
+        assert self.settle(book) == "confirmed"
+        assert book.get(Reservation, reservation_identity(NAMESPACE, "key")).closing_at is None
 
     def test_a_reservation_that_was_left_alone_is_freed_after_its_grace(self, book):
         book.run(reserve("key"))
+        book.advance(RESERVATION_GRACE_MS - 1)
+        with book.unchanged():
+            assert self.settle(book) == "kept"
+        book.advance(1)
+        assert self.settle(book) == "closed"
         book.advance(RESERVATION_GRACE_MS - 1)
         with book.unchanged():
             assert self.settle(book) == "kept"

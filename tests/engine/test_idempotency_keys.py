@@ -89,7 +89,7 @@ async def test_a_reservation_whose_execution_exists_is_confirmed(bed):
 
 async def test_a_reservation_left_alone_is_freed_after_its_grace(bed):
     await reserved(bed)
-    await bed.advance(RESERVATION_GRACE_MS - 1)
+    await bed.advance(2 * RESERVATION_GRACE_MS - 1)
     assert await reservation(bed) is not None
     await bed.advance(1)
     assert await reservation(bed) is None

@@ -8,16 +8,21 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from flowfabric import errors
 from flowfabric.audit import audit
 from flowfabric.contracts.executions import CreateExecutionArgs
-from flowfabric.core.records import Keyring, PastAttempt, key_for
+from flowfabric.core.commands import SettleReservationArgs
+from flowfabric.core.records import Keyring, PastAttempt, Reservation, key_for
+from flowfabric.core.rules.creation import RESERVATION_GRACE_MS, reservation_identity
 from flowfabric.engine.engine import Engine
-from flowfabric.stores.base import Change, Conflict
+from flowfabric.stores.base import Change, Commit, Conflict
 from flowfabric.stores.valkey import ValkeyStore
 from flowfabric.stores.valkey.keys import Keys, Shards
+from flowfabric.testing.bed import Bed
+from flowfabric.testing.clock import ManualClock
 from tests.core.requests import candidate, renew
 from tests.stores.builders import (
     commit,
@@ -389,3 +394,36 @@ async def until_reachable(call: Callable[[], Awaitable[Any]]) -> Any:
                 return await call()
             except errors.StoreUnreachable:
                 await asyncio.sleep(0.05)
+
+
+class TestKeys:
+    """An idempotency key lives in another shard than what was created under it."""
+
+    async def test_a_key_is_not_freed_while_what_it_is_for_is_on_its_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The scanner looks at it after the comparison and before the commit, when its grace is over."""
+        clock = ManualClock()
+        one, two = (Bed(cluster().store(tmp_path, shards=SHARDS), clock=clock) for _ in range(2))
+        async with one as bed, two as scanner:
+            store = cast("ValkeyStore", bed.store)
+            args = bed.creation(execution_id=execution_id(1, tagged(0)), idempotency_key="once")
+            place = reservation_identity(args.namespace, "once")
+            assert store._shards.of(place) is not store._shards.of(args.execution_id)
+            compare = store._compare_elsewhere
+
+            async def compare_and_pause(shard: Keys, changes: Commit) -> Commit:
+                left = await compare(shard, changes)
+                if any(key.startswith("reservation/") for key, _ in changes.relied_on):
+                    monkeypatch.setattr(store, "_compare_elsewhere", compare)
+                    clock.advance(RESERVATION_GRACE_MS)
+                    settled = await scanner.execute(SettleReservationArgs(reservation_id=place))
+                    assert settled.action == "closed"
+                return left
+
+            monkeypatch.setattr(store, "_compare_elsewhere", compare_and_pause)
+            await bed.execute(args)
+            again = msgspec.structs.replace(args, execution_id=execution_id(2, tagged(0)))
+            assert (await bed.execute(again)).execution_id == args.execution_id
+            await bed.advance(RESERVATION_GRACE_MS)
+            assert (await bed.get(Reservation, place)).confirmed

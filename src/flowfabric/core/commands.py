@@ -30,7 +30,7 @@ class ReserveIdempotencyKeyArgs(Command[KeyReserved]):
 
 
 class ReservationSettled(Outcome, tag="Settled"):
-    """The reservation was confirmed, kept, or removed."""
+    """The reservation was confirmed, kept, closed, or removed."""
 
     action: str
 

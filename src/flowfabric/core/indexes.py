@@ -302,7 +302,8 @@ def _waitpoint_rows(waitpoint: Waitpoint) -> set[IndexRow]:
 
 
 def _reservation_rows(reservation: Reservation) -> set[IndexRow]:
-    due = reservation.expires_at if reservation.confirmed else reservation.created_at
+    waiting_since = reservation.created_at if reservation.closing_at is None else reservation.closing_at
+    due = reservation.expires_at if reservation.confirmed else waiting_since
     return {(DUE_RESERVATION, "confirmed" if reservation.confirmed else "open", due, reservation.identity)}
 
 

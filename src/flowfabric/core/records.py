@@ -309,6 +309,8 @@ class Reservation(Record):
     created_at: int
     expires_at: int
     confirmed: bool = False
+    closing_at: int | None = None
+    """Since when it is about to be freed: nothing may be created under it unless it is bound again."""
 
     @property
     def identity(self) -> str:

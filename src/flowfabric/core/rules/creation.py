@@ -45,7 +45,12 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Work
 
 RESERVATION_GRACE_MS: Final = 30_000
-"""How long a reservation may wait for its execution before it is freed."""
+"""How long a reservation may wait for its execution before it is closed, and then before it is freed.
+
+Key and execution may be in different places of a store, which are compared one after the other. So a
+key is never freed at once: an execution that is created under it meanwhile had its key compared before
+it was closed, and is there long before the second look for it.
+"""
 
 _encode_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 
@@ -115,7 +120,7 @@ def new_execution(args: CreateExecutionArgs, policy: ExecutionPolicy | None, now
 
 
 def _require_reserved(work: Work, args: CreateExecutionArgs) -> None:
-    """Refuse a key that is bound to something else meanwhile.
+    """Refuse a key that is bound to something else meanwhile, or is about to be freed.
 
     A caller that pauses between reserving and creating for longer than the grace finds its
     reservation freed, and perhaps made anew for another execution.
@@ -123,6 +128,8 @@ def _require_reserved(work: Work, args: CreateExecutionArgs) -> None:
     for key in _reservation_keys(args):
         bound = work.peek(key)
         if not isinstance(bound, Reservation) or bound.execution_id != args.execution_id:
+            raise errors.Contention(idempotency_key=args.idempotency_key)
+        if bound.closing_at is not None:
             raise errors.Contention(idempotency_key=args.idempotency_key)
 
 
@@ -204,6 +211,9 @@ def reserve_idempotency_key(work: Work, args: ReserveIdempotencyKeyArgs) -> KeyR
             raise errors.IdempotencyConflict(
                 idempotency_key=args.idempotency_key, execution_id=bound.execution_id
             )
+        if bound.closing_at is not None:
+            opened = work.edit(bound)
+            opened.created_at, opened.closing_at = work.now, None
         return KeyReserved(execution_id=bound.execution_id)
     work.add(
         Reservation(
@@ -236,9 +246,14 @@ def settle_reservation(work: Work, args: SettleReservationArgs) -> ReservationSe
         return ReservationSettled(action="kept")
     execution = work.read(Execution, reservation.execution_id)
     if execution is not None and execution.namespace == reservation.namespace:
-        work.edit(reservation).confirmed = True
+        settled = work.edit(reservation)
+        settled.confirmed, settled.closing_at = True, None
         return ReservationSettled(action="confirmed")
-    if reservation.created_at + RESERVATION_GRACE_MS > work.now:
+    waiting_since = reservation.created_at if reservation.closing_at is None else reservation.closing_at
+    if waiting_since + RESERVATION_GRACE_MS > work.now:
         return ReservationSettled(action="kept")
+    if reservation.closing_at is None:
+        work.edit(reservation).closing_at = work.now
+        return ReservationSettled(action="closed")
     work.remove(reservation)
     return ReservationSettled(action="freed")
