@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from flowfabric.contracts.base import Command
 from flowfabric.contracts.blocking import (
@@ -49,6 +50,7 @@ from flowfabric.contracts.keyring import (
 )
 from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.leases import ClaimBatchArgs, ClaimedWork, RevokeLeaseArgs
+from flowfabric.contracts.limits import DAY_MS, OPERATOR_LOG_RETENTION_MS
 from flowfabric.contracts.quotas import CreateQuotaPolicyArgs
 from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.contracts.signals import DeliverApprovalSignalArgs
@@ -57,7 +59,8 @@ from flowfabric.contracts.suspensions import CloseWaitpointArgs, ResumeExecution
 from flowfabric.contracts.workers import MarkWorkerDeadArgs, RegisterWorkerArgs
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.layers import operation_name
-from flowfabric.errors import ExecutionNotActive
+from flowfabric.engine.retention import trim_log
+from flowfabric.errors import EventsTrimmed, ExecutionNotActive
 from flowfabric.minting import (
     fresh_waitpoint,
     new_execution_id,
@@ -69,6 +72,7 @@ from flowfabric.server.access import Role
 from flowfabric.server.permissions import NEEDED
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.urls import store_for
+from tests.engine.stage import Stage
 
 NAMESPACE, LANE, ACTOR = "default", "default", "ann"
 FLOW = new_flow_id()
@@ -367,3 +371,73 @@ async def test_one_namespace_does_not_see_the_acts_in_another(engine: Engine) ->
     await engine.execute(await cancelling(engine), actor=ACTOR)
     asked = TailEventsArgs(families=frozenset({Family.OPERATOR}), after=FROM_START)
     assert (await engine.execute(asked, namespace="other")).events == ()
+
+
+class TestRetention:
+    """The log of acts outlives the rest of the log, and says so when some of it is removed."""
+
+    async def acted(self, stage: Stage) -> None:
+        execution_id, _ = await stage.start_execution()
+        command = CancelExecutionArgs(execution_id=execution_id, reason="why")
+        await stage.engine.execute(command, actor=ACTOR)
+
+    async def test_it_outlives_what_it_is_about(self, stage: Stage) -> None:
+        await self.acted(stage)
+        stage.store.now_ms += 10 * DAY_MS
+        await trim_log(stage.engine, DAY_MS)
+        assert [entry.name for entry in await entries(stage.engine)] == ["cancelled"]
+        everything = TailEventsArgs(families=frozenset(Family), after=FROM_START)
+        assert (await stage.engine.execute(everything)).events == ()
+
+    async def test_a_reader_of_nothing_else_is_not_overtaken_by_the_trimming(self, stage: Stage) -> None:
+        await self.acted(stage)
+        [first] = await entries(stage.engine)
+        everything = TailEventsArgs(families=frozenset(Family), after=FROM_START)
+        oldest = (await stage.engine.execute(everything)).events[0]
+        stage.store.now_ms += 10 * DAY_MS
+        await trim_log(stage.engine, DAY_MS)
+        await self.acted(stage)
+        asked = TailEventsArgs(families=frozenset({Family.OPERATOR}), after=first.cursor)
+        [second] = (await stage.engine.execute(asked)).events
+        assert second.at_ms == stage.store.now_ms
+        with pytest.raises(EventsTrimmed):
+            await stage.engine.execute(replace(everything, after=oldest.cursor))
+
+    async def test_what_its_own_retention_removes_is_told_by_an_entry(self, stage: Stage) -> None:
+        await self.acted(stage)
+        stage.store.now_ms += OPERATOR_LOG_RETENTION_MS + 2 * DAY_MS
+        await trim_log(stage.engine, DAY_MS)
+        [entry] = await engine_wide(stage.engine)
+        assert (entry.name, entry.data["entries"]) == ("log_trimmed", 1)
+        await trim_log(stage.engine, DAY_MS)
+        assert await engine_wide(stage.engine) == [entry]
+
+    async def test_entries_go_together_once_in_a_while(self, stage: Stage) -> None:
+        await self.acted(stage)
+        stage.store.now_ms += OPERATOR_LOG_RETENTION_MS + DAY_MS // 2
+        await trim_log(stage.engine, DAY_MS)
+        assert [entry.name for entry in await engine_wide(stage.engine)] == ["cancelled"]
+
+
+async def engine_wide(engine: Engine) -> list[HistoryEvent]:
+    """The entries of all namespaces."""
+    stored = await engine.store.read_events(0, families=frozenset({Family.OPERATOR}))
+    return [
+        HistoryEvent(
+            cursor=str(one.sequence),
+            at_ms=one.event.at_ms,
+            namespace=one.event.namespace,
+            execution_id=one.event.execution_id,
+            family=one.event.family,
+            name=one.event.name,
+            data=one.event.data,
+        )
+        for one in stored
+    ]
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    made = Stage()
+    async with made.engine:
+        yield made

@@ -6,11 +6,17 @@ feed is a filter over this log and nothing else.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from flowfabric.contracts.events import Family
 
-__all__ = ["Event", "Family", "StoredEvent"]
+__all__ = ["SPARED", "Event", "Family", "StoredEvent"]
+
+SPARED: Final = frozenset({Family.OPERATOR})
+"""The families that the trimming of the log spares. They have a longer retention of their own, and
+what it removes is told by an entry that stays: ``log_trimmed``."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

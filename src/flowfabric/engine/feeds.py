@@ -38,6 +38,7 @@ from flowfabric.contracts.events import (
 )
 from flowfabric.contracts.limits import TAIL_BLOCK_MS_MAX
 from flowfabric.contracts.signals import SignalEffect
+from flowfabric.core.events import SPARED
 from flowfabric.engine.cursors import format_event_cursor, parse_event_cursor
 from flowfabric.engine.listing import load_executions
 from flowfabric.engine.notifier import EVENTS, execution_topic, feed_topic
@@ -182,7 +183,7 @@ async def tail_events(engine: Engine, args: TailEventsArgs, envelope: Envelope) 
     loop = asyncio.get_running_loop()
     deadline = loop.time() + args.block_ms / 1_000
     with engine.notifier.subscribe(*_topics(args, envelope.namespace)) as changes:
-        place = await _place_of(engine, args.after, envelope)
+        place = await _place_of(engine, args.after, envelope, spared=args.families <= SPARED)
         while True:
             page, place = await _look(engine, args, envelope.namespace, place)
             events = tuple(typed_event(stored, envelope) for stored in page if _is_meant(stored, args))
@@ -203,12 +204,12 @@ def _topics(args: TailEventsArgs, namespace: str | None) -> list[str]:
     return [feed_topic(family, namespace) for family in args.families]
 
 
-async def _place_of(engine: Engine, cursor: str, envelope: Envelope) -> int:
-    """The place in the log that a cursor stands for."""
+async def _place_of(engine: Engine, cursor: str, envelope: Envelope, *, spared: bool) -> int:
+    """The place in the log that a cursor stands for; what is ``spared`` begins before the log."""
     if cursor == FROM_NOW:
         return await engine.store.last_event()
     if cursor == FROM_START:
-        return await engine.store.trimmed_events()
+        return 0 if spared else await engine.store.trimmed_events()
     place = parse_event_cursor(cursor, envelope.backend)
     if place > await engine.store.last_event():
         raise errors.InvalidEventCursor(
@@ -230,7 +231,7 @@ async def _look(
         execution_id=args.execution_id,
         limit=args.limit,
     )
-    trimmed = await store.trimmed_events()
+    trimmed = 0 if args.families <= SPARED else await store.trimmed_events()
     if trimmed > place:
         raise errors.EventsTrimmed(place=place, trimmed_upto=trimmed)
     behind_page = page[-1].sequence if page else max(place, end)

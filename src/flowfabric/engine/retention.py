@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from flowfabric import errors
+from flowfabric.contracts.limits import DAY_MS, OPERATOR_LOG_RETENTION_MS
 from flowfabric.contracts.retention import RetentionTrimmed, TrimRetentionArgs
 from flowfabric.core.commands import (
     LogActArgs,
@@ -24,6 +25,7 @@ from flowfabric.core.commands import (
     TrimExecutionArgs,
     TrimFlowArgs,
 )
+from flowfabric.core.events import SPARED, Family
 from flowfabric.core.indexes import FLOW_SCOPE, OWN_SCOPE, RETENTION
 from flowfabric.core.records import (
     RECORD_TYPES,
@@ -187,10 +189,32 @@ async def trim_log(engine: Engine, retention_ms: int) -> int:
         page = await store.read_events(trimmed, limit=EVENTS_PER_STEP)
         old = list(takewhile(lambda stored: stored.event.at_ms <= horizon, page))
         if old:
-            await store.trim_events(old[-1].sequence)
-        count += len(old)
+            await store.trim_events(old[-1].sequence, sparing=SPARED)
+        count += sum(stored.event.family not in SPARED for stored in old)
         if not old or len(old) < len(page):
-            return count
+            return count + await trim_operator_log(engine, retention_ms)
+
+
+async def trim_operator_log(engine: Engine, retention_ms: int) -> int:
+    """Remove entries of the operator log once they have outlived its own, longer retention.
+
+    An entry tells how far the log was trimmed. It is committed first, so that whoever follows the
+    log learns of what is gone; and it is written once in a while, not for each entry that is due.
+    """
+    store = engine.store
+    kept_ms = max(retention_ms, OPERATOR_LOG_RETENTION_MS)
+    now, trimmed = await store.now(), await store.trimmed_events()
+    page = await store.read_events(0, families=SPARED, limit=EVENTS_PER_STEP)
+    old = [stored for stored in page if stored.event.at_ms <= now - kept_ms and stored.sequence <= trimmed]
+    if not old or old[0].event.at_ms > now - kept_ms - DAY_MS:
+        return 0
+    upto = old[-1].sequence
+    told = LogActArgs(act="log_trimmed", namespace="", told={"entries": len(old), "upto": upto})
+    [answer] = await engine.execute_unbounded([told])
+    if isinstance(answer, Exception):
+        raise answer
+    await store.forget_events(Family.OPERATOR, upto)
+    return len(old)
 
 
 # One pass over everything

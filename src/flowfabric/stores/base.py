@@ -261,8 +261,15 @@ class Store(Ledger, Protocol):
     async def trimmed_events(self) -> int:
         """The place up to which the log was trimmed, 0 if it never was."""
 
-    async def trim_events(self, upto: int) -> None:
-        """Remove the events up to and including a place. Their numbers are never used again."""
+    async def trim_events(self, upto: int, *, sparing: frozenset[Family] = frozenset()) -> None:
+        """Remove the events up to and including a place. Their numbers are never used again.
+
+        Events of spared families stay and can still be read, although the log counts as trimmed;
+        only ``forget_events`` removes them.
+        """
+
+    async def forget_events(self, family: Family, upto: int) -> None:
+        """Remove the events of a family up to a place, which trimming has spared."""
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock and forget its mark. Only ``flowfabric.testing`` does that."""

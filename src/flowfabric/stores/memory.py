@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +20,7 @@ from flowfabric.stores.base import Commit, Conflict, Durability, Loaded, is_owne
 from flowfabric.stores.clock import StoreClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from flowfabric.core.indexes import IndexRow
 
@@ -38,6 +38,7 @@ class MemoryStore:
         self._indexes: dict[tuple[str, str], list[tuple[int, str]]] = {}
         self._events: list[Event] = []
         self._trimmed_events = 0
+        self._spared_events: list[StoredEvent] = []
         self._frames: dict[str, list[Frame]] = {}
         self.clock_offset_ms = 0
         self._mark_ms = 0
@@ -180,16 +181,21 @@ class MemoryStore:
         execution_id: str | None = None,
         limit: int = 100,
     ) -> list[StoredEvent]:
-        first = max(0, after - self._trimmed_events)
-        log = enumerate(islice(self._events, first, None), self._trimmed_events + first + 1)
         found = (
-            StoredEvent(sequence=sequence, event=event)
-            for sequence, event in log
-            if (families is None or event.family in families)
-            and namespace in (None, event.namespace)
-            and execution_id in (None, event.execution_id)
+            stored
+            for stored in chain(self._spared_events, self._kept_events(after))
+            if stored.sequence > after
+            and (families is None or stored.event.family in families)
+            and namespace in (None, stored.event.namespace)
+            and execution_id in (None, stored.event.execution_id)
         )
         return list(islice(found, limit))
+
+    def _kept_events(self, after: int) -> Iterator[StoredEvent]:
+        """The events behind a place that were not trimmed."""
+        first = max(0, after - self._trimmed_events)
+        log = enumerate(islice(self._events, first, None), self._trimmed_events + first + 1)
+        return (StoredEvent(sequence=sequence, event=event) for sequence, event in log)
 
     async def last_event(self) -> int:
         return self._trimmed_events + len(self._events)
@@ -197,10 +203,19 @@ class MemoryStore:
     async def trimmed_events(self) -> int:
         return self._trimmed_events
 
-    async def trim_events(self, upto: int) -> None:
+    async def trim_events(self, upto: int, *, sparing: frozenset[Family] = frozenset()) -> None:
         gone = min(max(0, upto - self._trimmed_events), len(self._events))
+        trimmed = islice(self._kept_events(self._trimmed_events), gone)
+        self._spared_events += [stored for stored in trimmed if stored.event.family in sparing]
         del self._events[:gone]
         self._trimmed_events += gone
+
+    async def forget_events(self, family: Family, upto: int) -> None:
+        self._spared_events = [
+            stored
+            for stored in self._spared_events
+            if stored.event.family is not family or stored.sequence > upto
+        ]
 
     async def wait_for_change(self, timeout_ms: int) -> bool:
         await asyncio.sleep(timeout_ms / 1_000)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from flowfabric.contracts.base import Command
-    from flowfabric.core.events import StoredEvent
+    from flowfabric.core.events import Family, StoredEvent
     from flowfabric.core.records import Key
     from flowfabric.core.work import Envelope, Frame, Remembered
     from flowfabric.stores.base import Commit, Decided, Loaded, Native
@@ -89,8 +89,11 @@ class BreakingStore(StoreAround):
     async def commit(self, commit: Commit) -> int | None:
         return await self.call("commit", lambda: self.inner.commit(commit))
 
-    async def trim_events(self, upto: int) -> None:
-        await self.call("trim_events", lambda: self.inner.trim_events(upto))
+    async def trim_events(self, upto: int, *, sparing: frozenset[Family] = frozenset()) -> None:
+        await self.call("trim_events", lambda: self.inner.trim_events(upto, sparing=sparing))
+
+    async def forget_events(self, family: Family, upto: int) -> None:
+        await self.call("forget_events", lambda: self.inner.forget_events(family, upto))
 
     async def now(self) -> int:
         return await self.call("now", self.inner.now)

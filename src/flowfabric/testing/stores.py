@@ -111,8 +111,11 @@ class StoreAround:
     async def trimmed_events(self) -> int:
         return await self.inner.trimmed_events()
 
-    async def trim_events(self, upto: int) -> None:
-        await self.inner.trim_events(upto)
+    async def trim_events(self, upto: int, *, sparing: frozenset[Family] = frozenset()) -> None:
+        await self.inner.trim_events(upto, sparing=sparing)
+
+    async def forget_events(self, family: Family, upto: int) -> None:
+        await self.inner.forget_events(family, upto)
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         await self.inner.set_clock_offset(offset_ms)

@@ -78,7 +78,12 @@ class Statements:
         # that were trimmed before and are not cleaned up yet.
         self.trim_events: Final = (
             f"WITH told AS (UPDATE {schema}.state SET trimmed_event = greatest(trimmed_event, $2)) "
-            f"DELETE FROM {schema}.event WHERE sequence > $1 AND sequence <= $2"
+            f"DELETE FROM {schema}.event "
+            "WHERE sequence > $1 AND sequence <= $2 AND family <> ALL ($3::text[])"
+        )
+        self.forget_events: Final = (
+            f"DELETE FROM {schema}.event WHERE family = $1 AND family NOT IN ('execution', 'lease') "
+            f"AND sequence <= least($2, (SELECT trimmed_event FROM {schema}.state))"
         )
         # The newest row of all: there may be dead ones below it, but none above.
         tick = f"(SELECT number, last_event, mark_ms FROM {schema}.tick ORDER BY number DESC LIMIT 1)"

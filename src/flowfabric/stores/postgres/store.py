@@ -294,10 +294,14 @@ class PostgresStore:
             self.statistics.resends += 1
         return await self._fetch(self._statements.apply_commit, values)
 
-    async def trim_events(self, upto: int) -> None:
+    async def trim_events(self, upto: int, *, sparing: frozenset[Family] = frozenset()) -> None:
         trimmed, upto = await self.trimmed_events(), min(upto, await self.last_event())
         if trimmed < upto:
-            await self._connections.fetch(self._statements.trim_events, trimmed, upto)
+            spared = sorted(family.value for family in sparing)
+            await self._connections.fetch(self._statements.trim_events, trimmed, upto, spared)
+
+    async def forget_events(self, family: Family, upto: int) -> None:
+        await self._connections.fetch(self._statements.forget_events, family.value, upto)
 
     def borrow(self, connection: object) -> BorrowedDatabase | None:
         """This store inside a transaction of the connection; None if its kind cannot be borrowed."""

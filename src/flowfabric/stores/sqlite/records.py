@@ -438,10 +438,24 @@ def trimmed_events(connection: Connection) -> int:
     return int(trimmed)
 
 
-def trim_events(connection: Connection, upto: int) -> None:
-    """Remove the events up to a place."""
-    connection.run("DELETE FROM event WHERE sequence <= ?", (upto,))
+def trim_events(connection: Connection, upto: int, sparing: frozenset[Family] = frozenset()) -> None:
+    """Remove the events up to a place. What is there below the log's beginning was spared before."""
+    spared = ", ".join(f"'{family.value}'" for family in sorted(sparing))
+    connection.run(
+        "DELETE FROM event WHERE sequence > (SELECT trimmed_event FROM state) AND sequence <= ? "
+        f"AND family NOT IN ({spared})",
+        (upto,),
+    )
     connection.run("UPDATE state SET trimmed_event = max(trimmed_event, min(?, last_event))", (upto,))
+
+
+def forget_events(connection: Connection, family: Family, upto: int) -> None:
+    """Remove the events of a family that trimming has spared, up to a place."""
+    connection.run(
+        "DELETE FROM event WHERE family = ? AND family NOT IN ('execution', 'lease') AND sequence <= ? "
+        "AND sequence <= (SELECT trimmed_event FROM state)",
+        (family.value, upto),
+    )
 
 
 def set_clock_offset(connection: Connection, offset_ms: int) -> None:

@@ -310,8 +310,11 @@ class SqliteStore:
         self._statistics.commits += 1
         return number
 
-    async def trim_events(self, upto: int) -> None:
-        await self._transact(lambda connection: records.trim_events(connection, upto))
+    async def trim_events(self, upto: int, *, sparing: frozenset[Family] = frozenset()) -> None:
+        await self._transact(lambda connection: records.trim_events(connection, upto, sparing))
+
+    async def forget_events(self, family: Family, upto: int) -> None:
+        await self._transact(lambda connection: records.forget_events(connection, family, upto))
 
     def borrow(self, connection: object) -> BorrowedFile | None:
         """This store inside a transaction of the connection; None if its kind cannot be borrowed."""

@@ -440,18 +440,37 @@ class ValkeyStore:
         here = [(key, version) for key, version in commit.relied_on if key not in elsewhere]
         return msgspec.structs.replace(commit, relied_on=here)
 
-    async def trim_events(self, upto: int) -> None:
+    async def trim_events(self, upto: int, *, sparing: frozenset[Family] = frozenset()) -> None:
         home = self._shards.home
-        logs = [home.log(family) for family in Family]
+        logs = [home.log(family) for family in Family if family not in sparing]
+        spared = sorted(family.value for family in sparing)
         while True:
             page = await self.read_events(await self.trimmed_events(), limit=EVENTS_TRIMMED_AT_ONCE)
             gone = [stored for stored in page if stored.sequence <= upto]
             if not gone:
                 return
-            told = {home.told(stored.event.execution_id) for stored in gone}
-            told |= {home.told_in(stored.event.namespace, stored.event.family) for stored in gone}
-            keys = [home.state, *logs, *sorted(told)]
-            await self._client.invoke(home.slot, "trim_events", keys, [gone[-1].sequence, len(logs)])
+            told = self._told_of([stored for stored in gone if stored.event.family not in sparing])
+            keys = [home.state, *logs, *told]
+            arguments: list[str | bytes | int] = [gone[-1].sequence, len(logs), *spared]
+            await self._client.invoke(home.slot, "trim_events", keys, arguments)
+
+    async def forget_events(self, family: Family, upto: int) -> None:
+        home = self._shards.home
+        upto = min(upto, await self.trimmed_events())
+        while True:
+            page = await self.read_events(0, families=frozenset({family}), limit=EVENTS_TRIMMED_AT_ONCE)
+            gone = [stored for stored in page if stored.sequence <= upto]
+            if not gone:
+                return
+            keys = [home.log(family), *self._told_of(gone)]
+            await self._client.invoke(home.slot, "forget_events", keys, [gone[-1].sequence, family.value])
+
+    def _told_of(self, events: list[StoredEvent]) -> list[str]:
+        """The sets that tell of some events."""
+        home = self._shards.home
+        told = {home.told(stored.event.execution_id) for stored in events}
+        told |= {home.told_in(stored.event.namespace, stored.event.family) for stored in events}
+        return sorted(told)
 
     async def set_clock_offset(self, offset_ms: int) -> None:
         """Shift the store's clock, on the servers themselves. Only tests do that."""

@@ -563,6 +563,34 @@ class EventPromises(StoreSuite):
         await write(store, events=[event(3)])
         assert [one.sequence for one in await store.read_events(0)] == [3]
 
+    async def test_a_spared_family_outlives_the_trimming_of_the_log(self, store: ClockedStore) -> None:
+        acts = frozenset({Family.OPERATOR})
+        families = [Family.EXECUTION, Family.OPERATOR, Family.LEASE, Family.OPERATOR, Family.EXECUTION]
+        await write(store, events=[event(1, family) for family in families])
+
+        async def read(after: int = 0, **filters: Any) -> list[int]:
+            return [one.sequence for one in await store.read_events(after, **filters)]
+
+        await store.trim_events(4, sparing=acts)
+        assert (await store.trimmed_events(), await store.last_event()) == (4, 5)
+        assert await read(4) == [5]
+        narrower: list[dict[str, Any]] = [{}, {"namespace": "tenant"}, {"execution_id": execution_id(1)}]
+        for filters in narrower:
+            assert await read(families=acts, **filters) == [2, 4]
+            assert await read(2, families=acts, **filters) == [4]
+        assert await read(execution_id=execution_id(1)) == [2, 4, 5]
+        await store.trim_events(5, sparing=acts)
+        assert await read() == [2, 4]
+        for _ in range(2):
+            await store.forget_events(Family.OPERATOR, 3)
+            assert await read() == await read(execution_id=execution_id(1)) == [4]
+        await store.forget_events(Family.LEASE, 9)
+        assert await read(namespace="tenant") == [4]
+        await write(store, events=[event(1, Family.OPERATOR)])
+        await store.forget_events(Family.OPERATOR, 9)
+        assert await read() == [6]
+        assert (await store.trimmed_events(), await store.last_event()) == (5, 6)
+
 
 class ClockPromises(StoreSuite):
     """The store's clock."""
