@@ -12,6 +12,7 @@ import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -32,10 +33,15 @@ log = logging.getLogger("flowfabric.server")
 HEAD_BYTES_MAX: Final = 64 * 1_024
 BODY_IN_FIRST_READ: Final = 256 * 1_024
 """What one read may bring besides the head: the beginning of the body."""
+VERSIONS: Final = ("1.0", "1.1")
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection whose requests have to begin in good time, with heads of a bounded size."""
+    """One connection whose requests have to begin in good time, with heads of a bounded size.
+
+    A request that is answered before its body is there, because it is refused, has as long to end as
+    a head: whoever sends on for ever holds no connection.
+    """
 
     head_timeout_s: ClassVar[float]
 
@@ -44,11 +50,14 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._is_arriving = False
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._head_arrived()
+        self._rest_arrived()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -63,13 +72,38 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._is_arriving = True
         self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         self._expect_head()
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is there.
+
+        Raises:
+            HttpParserError: the request is of a version without heads, or of one that is none.
+        """
         self._head_arrived()
+        if self.parser.get_http_version() not in VERSIONS:
+            raise httptools.HttpParserError("unknown version of HTTP")
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is there."""
+        self._is_arriving = False
+        self._rest_arrived()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request has its answer. If its body is still on the way, wait for the rest, but not long."""
+        super().on_response_complete()
+        is_body_on_the_way = self._is_arriving and self._head_timer is None
+        if is_body_on_the_way and self.cycle.response_complete and self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(self.head_timeout_s, self.transport.close)
+
+    def _rest_arrived(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
