@@ -85,8 +85,9 @@ def test_whoever_should_wait_is_told_how_long(code: str) -> None:
         (401, errors.Unauthorized),
         (404, errors.Unavailable),
         (413, errors.PayloadTooLarge),
-        (502, errors.StoreError),
-        (503, errors.Unavailable),
+        (502, errors.StoreUnreachable),
+        (503, errors.StoreUnreachable),
+        (504, errors.StoreTimeout),
     ],
 )
 def test_an_answer_from_something_in_between_is_an_error_too(

@@ -152,6 +152,8 @@ class Metrics:
         self._clock = clock
         self._lanes = Names()
         self._dimensions = Names()
+        self._calls: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._claims: OrderedDict[str, Claim] = OrderedDict()
         self._meanings: dict[type[Command[Any]], Callable[[Any, Any, float], None]] = {
             ClaimBatchArgs: self._claimed,
@@ -292,10 +294,17 @@ class Metrics:
 
     def record_call(self, method: str, elapsed_s: float, outcome: str) -> None:
         """One command was answered."""
-        self._operations.labels(method, outcome).inc()
-        self._operation_time.labels(method).observe(elapsed_s)
+        answered, time = self._calls.get((method, outcome)) or self._call(method, outcome)
+        answered.inc()
+        time.observe(elapsed_s)
         if outcome != "ok":
             self._errors.labels(outcome).inc()
+
+    def _call(self, method: str, outcome: str) -> tuple[Counter, Histogram]:
+        """What counts such a command, kept at hand: to look it up takes longer than to count."""
+        found = self._operations.labels(method, outcome), self._operation_time.labels(method)
+        self._calls[method, outcome] = found
+        return found
 
     def answered(self, command: Command[Any], answer: object, elapsed_s: float) -> None:
         """Count what the answer to a command means for attempts, budgets and flows."""
@@ -402,9 +411,17 @@ class Metrics:
 
     def requested(self, method: str, path: str | None, status: int, elapsed_s: float) -> None:
         """Count an HTTP request by the template of its path, never by the path itself."""
-        labels = (method if method in VERBS else OTHER, path or UNKNOWN, str(status))
-        self._requests.labels(*labels).inc()
-        self._request_time.labels(*labels).observe(elapsed_s)
+        verb, template = method if method in VERBS else OTHER, path or UNKNOWN
+        answered, time = self._answers.get((verb, template, status)) or self._answer(verb, template, status)
+        answered.inc()
+        time.observe(elapsed_s)
+
+    def _answer(self, verb: str, template: str, status: int) -> tuple[Counter, Histogram]:
+        """What counts such an answer, kept at hand."""
+        labels = (verb, template, str(status))
+        found = self._requests.labels(*labels), self._request_time.labels(*labels)
+        self._answers[verb, template, status] = found
+        return found
 
     def watch_waiting(self, count: Callable[[], int]) -> None:
         """Tell how many requests wait, by asking this."""
