@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from flowfabric.server.settings import read_settings
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.sync.portal import Portal
 from tests.server.test_serving import free_port
+
+PATIENCE_S = 20
 
 
 @contextmanager
@@ -33,8 +36,10 @@ def served_from_a_thread(**environment: str) -> Iterator[str]:
     made = portal.call(begin)
     serving = threading.Thread(target=lambda: portal.call(made.serve))
     serving.start()
+    deadline = time.monotonic() + PATIENCE_S
     while not made.started:
         assert serving.is_alive()
+        assert time.monotonic() < deadline
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

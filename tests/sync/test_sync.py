@@ -198,8 +198,8 @@ class TestTheLoop:
         run = app.submit("greet")
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(run.result)
-            while not waiting.running():
-                pass
+            with app.subscribe("execution", after="start") as events:
+                assert next(events).execution_id == run.execution_id
             app.stop()
             with pytest.raises((errors.Unavailable, RuntimeError)):
                 waiting.result(PATIENCE_S)
