@@ -18,7 +18,7 @@ from flowfabric.contracts.executions import TRACE_TAGS, ChangePriorityArgs
 from flowfabric.contracts.leases import RenewLeaseArgs
 from flowfabric.contracts.reads import DescribeExecutionArgs, ServerTimeArgs
 from flowfabric.engine.engine import Engine
-from flowfabric.observability.tracing import Tracing
+from flowfabric.observability.tracing import EXPORT_S, Tracing, export_timeout_s
 from flowfabric.remote import HttpEngine
 from flowfabric.server import ServerOptions, Service, make_app
 from flowfabric.stores.memory import MemoryStore
@@ -182,6 +182,12 @@ async def test_the_tags_of_a_stranger_break_no_handler(stage: Stage) -> None:
     async with app, working(app):
         run = await app.submit(hold, tags={TRACE_TAGS["traceparent"]: "no trace at all"})
         assert await run.result() == "done"
+
+
+def test_a_collector_that_is_gone_does_not_hold_up_the_end_for_long() -> None:
+    assert export_timeout_s({}) == EXPORT_S
+    assert EXPORT_S <= 2
+    assert export_timeout_s({"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "7"}) is None
 
 
 # HTTP

@@ -16,6 +16,7 @@ The rules this module keeps:
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +44,9 @@ SERVICE: Final = "flowfabric"
 LINKS_MAX: Final = 32
 """How many callers of one request with many commands are linked to it."""
 SERVER_ERRORS: Final = 500
+EXPORT_S: Final = 2.0
+"""How long a collector is tried for one batch of spans: so much longer an end takes without it."""
+EXPORT_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
 
 _W3C: Final = TraceContextTextMapPropagator()
 
@@ -74,7 +78,9 @@ class Tracing:
             if resource.attributes.get("service.name", "unknown_service") == "unknown_service":
                 resource = resource.merge(Resource({"service.name": SERVICE}))
             provider = TracerProvider(resource=resource)
-            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+            provider.add_span_processor(
+                BatchSpanProcessor(OTLPSpanExporter(timeout=export_timeout_s(os.environ)))
+            )
             trace.set_tracer_provider(provider)
         return cls()
 
@@ -187,6 +193,15 @@ class Tracing:
             set_status_on_exception=False,
         ) as span:
             yield lambda route, status, request_id: _end_request(span, method, route, status, request_id)
+
+
+def export_timeout_s(environment: Mapping[str, str]) -> float | None:
+    """How long a collector is tried for one batch; None where the variables of OpenTelemetry say it.
+
+    >>> export_timeout_s({}), export_timeout_s({"OTEL_EXPORTER_OTLP_TIMEOUT": "10"})
+    (2.0, None)
+    """
+    return None if any(environment.get(name) for name in EXPORT_VARIABLES) else EXPORT_S
 
 
 def _end_request(span: Span, method: str, route: str | None, status: int, request_id: str) -> None:
