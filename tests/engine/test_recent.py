@@ -36,6 +36,25 @@ async def test_what_an_engine_has_just_written_it_does_not_load(beds):
     assert not bed.store.loaded
 
 
+async def test_recording_a_step_loads_nothing(beds):
+    bed, _ = beds
+    claim = await bed.start()
+    bed.store.loaded.clear()
+    await bed.execute(step_of(claim))
+    assert not bed.store.loaded
+
+
+def step_of(claim):
+    return RecordStepArgs(
+        execution_id=claim.execution_id,
+        fence=claim.fence,
+        attempt_index=0,
+        name="step",
+        ordinal=0,
+        value=b"1",
+    )
+
+
 async def test_a_payload_that_is_large_is_loaded(beds):
     bed, _ = beds
     large = bytes(DATA_BYTES_MAX + 1)
@@ -75,14 +94,7 @@ async def test_an_execution_that_another_engine_has_made_is_no_new_one(beds):
 async def test_a_step_that_another_engine_has_recorded_is_not_recorded_again(beds):
     bed, other = beds
     claim = await bed.start()
-    step = RecordStepArgs(
-        execution_id=claim.execution_id,
-        fence=claim.fence,
-        attempt_index=0,
-        name="step",
-        ordinal=0,
-        value=b"1",
-    )
+    step = step_of(claim)
     await other.execute(step)
     before = len(bed.store.commits)
     again = await bed.execute(replace(step, value=b"2"), request_id="another")

@@ -86,7 +86,8 @@ class RecentRecords:
         for key, version, _ in rows:
             found = records.get(key)
             if found is not None and found[0] < version:
-                self.share((key,))
+                # Not taken for a sign of others: it may be a commit of our own that is not answered yet.
+                del records[key]
 
     def clear(self) -> None:
         """Forget everything."""

@@ -44,7 +44,12 @@ def _reads(args: RecordStepArgs | RecordSleepArgs) -> tuple[Key, ...]:
     return key_for(Execution, args.execution_id), key_for(JournalRecord, first)
 
 
-@rule(RecordStepArgs, subject=no_subject, reads=_reads)
+def _made(args: RecordStepArgs | RecordSleepArgs) -> tuple[Key, ...]:
+    """The entry, which is new unless the handler runs again."""
+    return _reads(args)[1:]
+
+
+@rule(RecordStepArgs, subject=no_subject, reads=_reads, makes=_made)
 def record_step(work: Work, args: RecordStepArgs) -> RecordStepResult:
     """Record what a step returned; a step that is recorded already keeps its first value.
 
@@ -56,7 +61,7 @@ def record_step(work: Work, args: RecordStepArgs) -> RecordStepResult:
     return _record(work, args, JournalKind.STEP, value=args.value)
 
 
-@rule(RecordSleepArgs, subject=no_subject, reads=_reads)
+@rule(RecordSleepArgs, subject=no_subject, reads=_reads, makes=_made)
 def record_sleep(work: Work, args: RecordSleepArgs) -> RecordStepResult:
     """Record when a sleep ends; a sleep that is recorded already keeps its first instant.
 
