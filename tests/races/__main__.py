@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from tests import postgres, valkey
 from tests.races.kinds import KINDS
-from tests.races.rounds import race
+from tests.races.rounds import BATCH, race
 
 ROUNDS = 10_000
 PLACES: dict[str, Callable[[str], str]] = {
@@ -35,16 +35,21 @@ def main() -> int:
 
 def run(store: str, rounds: int) -> int:
     """Race on one store. Returns the exit code."""
-    wrong = 0
-    count = -(-rounds // len(KINDS))
+    began = time.monotonic()
+    found = {kind: collections.Counter[int]() for kind in KINDS}
+    left = -(-rounds // len(KINDS))
     with tempfile.TemporaryDirectory() as folder:
-        for kind, one in KINDS.items():
-            began = time.monotonic()
-            winners = asyncio.run(race(PLACES[store](folder), [kind], count))[kind]
-            counts = dict(collections.Counter(winners))
-            wrong += len(winners) - winners.count(one.winners)
-            seconds = time.monotonic() - began
-            print(f"{store} {kind}: {len(winners)} rounds, winners {counts}, {seconds:.0f} s", flush=True)
+        place = PLACES[store](folder)
+        while left:
+            part = min(BATCH, left)
+            for kind, winners in asyncio.run(race(place, KINDS, part)).items():
+                found[kind].update(winners)
+            left -= part
+            done = sum(map(collections.Counter.total, found.values()))
+            print(f"{store}: {done} rounds, {time.monotonic() - began:.0f} s", flush=True)
+    for kind, counts in found.items():
+        print(f"{store} {kind}: {counts.total()} rounds, winners {dict(counts)}")
+    wrong = sum(counts.total() - counts[KINDS[kind].winners] for kind, counts in found.items())
     return 1 if wrong else 0
 
 
