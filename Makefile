@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs failovers model races lock clean
+.PHONY: help demo test check format bench docs failovers fuzz model races lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -52,6 +52,9 @@ races: $(READY) ## let processes contend in 10,000 rounds on each store
 
 failovers: $(READY) ## kill, replace and overtake the primaries of a cluster under load, 20 times each
 	@$(PY) -m tests.failover $(ARGS)
+
+fuzz: $(READY) ## send a server 20,000 requests that it should mostly refuse
+	@$(PY) -m tests.fuzz $(ARGS)
 
 docs: $(READY) ## regenerate the reference pages
 	@$(PY) -m docs.build $(ARGS)

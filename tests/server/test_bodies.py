@@ -10,7 +10,7 @@ import pytest
 
 from flowfabric.server.calls import ambiguity_of
 from flowfabric.server.routes import ROUTES, Route
-from tests.server.conftest import EXECUTION
+from tests.server.conftest import CREATION, EXECUTION
 
 DEEP = 100_000
 JSON_HEADERS = {"Content-Type": "application/json"}
@@ -106,6 +106,45 @@ async def test_a_body_of_unknown_length_is_cut_at_the_limit(
 @pytest.mark.parametrize("query", ["limit=1&limit=2", "limit=1&limit=1", "cursor=a&cursor="])
 async def test_a_parameter_that_is_there_twice_is_refused(client: httpx.AsyncClient, query: str) -> None:
     assert (await client.get(f"/v1/view/executions?{query}")).status_code == 400
+
+
+async def test_the_word_null_is_a_name_like_any_other(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/runs", json={"kind": "k"})).status_code == 201
+    for query in ("public_state=null", "limit=null", "limit=", "lane_id="):
+        assert (await client.get(f"/v1/view/executions?{query}")).status_code == 400, query
+    assert (await client.get("/v1/view/executions?lane_id=null")).json()["executions"] == []
+
+
+async def test_truth_values_are_no_numbers(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/executions", json={**CREATION, "input_payload": [True, 1]})
+    assert answer.status_code == 422
+    body = {
+        "flow_id": "0f2b4b4e-6c0e-4a39-8f0e-2a6b9d8f1c22",
+        "reason": "",
+        "cancellation_policy": "flow_only",
+    }
+    wrong = await client.post(f"/v1/flows/{body['flow_id']}/cancel", json={**body, "wait": 0})
+    assert wrong.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/w/..%2faccess.py",
+        "/w/../access.py",
+        "/w/%2e%2e/access.py",
+        "/w//etc/passwd",
+        "/w/answer.js%00.html",
+        "/w/answer.js/",
+        "/w/..%5c..%5caccess.py",
+        "/v1/view/executions/..%2f..%2f..%2fetc%2fpasswd",
+        "//etc/passwd",
+    ],
+)
+async def test_a_path_that_climbs_finds_nothing(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    assert answer.status_code in (400, 404)
+    assert len(answer.content) < 1_000
 
 
 @pytest.mark.parametrize("path", ["/v1/changes", "/v1/runs/x"])

@@ -81,8 +81,7 @@ class Schemas:
         if origin is dict:
             return {"type": "object", "additionalProperties": self.of(get_args(plain)[1])}
         if origin in (tuple, list, frozenset):
-            unique = {"uniqueItems": True} if origin is frozenset else {}
-            return {"type": "array", "items": self.of(get_args(plain)[0]), **unique}
+            return {"type": "array", "items": self.of(get_args(plain)[0])}
         if issubclass(origin, Enum):
             return {"type": "string", "enum": [member.value for member in origin]}
         assert issubclass(origin, msgspec.Struct), origin

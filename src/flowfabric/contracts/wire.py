@@ -246,6 +246,8 @@ def _read_scalar(raw: Any) -> Any:
 def _read_bytes(raw: Any) -> Any:
     """Read an array of numbers; a string would be taken for base64 by msgspec, so it is refused."""
     if isinstance(raw, list):
+        if bool in set(map(type, raw)):  # true and false would count as 1 and 0
+            raise msgspec.ValidationError("Expected an array of numbers from 0 to 255, got `bool`")
         try:
             return bytes(raw)
         except (TypeError, ValueError) as error:

@@ -319,7 +319,8 @@ def _merged(body: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """The body with what the path says. What both say has to agree."""
     for name, value in fields.items():
         given = body.get(name, value)
-        if given != value and not _same_id(given, value):
+        is_same = type(given) is type(value) and given == value  # 0 is no false
+        if not is_same and not _same_id(given, value):
             raise refused(400, f"path {name} does not match body {name}")
     return {**body, **fields}
 

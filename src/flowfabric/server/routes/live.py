@@ -142,7 +142,7 @@ def families_of(call: Call) -> frozenset[Family]:
     Raises:
         InvalidInput: there is no such kind.
     """
-    told = call.query("families")
+    told = call.request.query_params.get("families")
     try:
         return frozenset(Family) if told is None else frozenset(Family(name) for name in told.split(","))
     except ValueError as error:

@@ -6,6 +6,8 @@ command, and the answer is its outcome. What is not there is 404.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
 
@@ -102,11 +104,11 @@ def view(path: str, kind: type[Command[Any]], summary: str) -> None:
     asked = [field for field in msgspec.structs.fields(kind) if field.name not in {*in_path, "namespace"}]
 
     async def answer(call: Call) -> Response:
-        told: dict[str, Any] = {name: _path_part(call, name) for name in in_path}
+        told: dict[str, Any] = {name: _read(name, _path_part(call, name), hints[name]) for name in in_path}
         for field in asked:
-            value = call.query(field.name)
+            value = call.request.query_params.get(field.name)
             if value is not None:
-                told[field.name] = value.split(",") if _is_list(hints[field.name]) else value
+                told[field.name] = _read(field.name, value, hints[field.name])
         if "namespace" in hints:
             told["namespace"] = call.namespace
         return answered(call, await call.execute(_made(kind, told)))
@@ -144,11 +146,30 @@ def _words(name: str) -> str:
 
 def _made(kind: type[Command[Any]], told: dict[str, Any]) -> Command[Any]:
     try:
-        made: Command[Any] = msgspec.convert(told, kind, strict=False)
+        made: Command[Any] = msgspec.convert(told, kind)
     except msgspec.ValidationError as error:
         rule, _, path = str(error).partition(" - at `")
         raise errors.InvalidInput(field=path.rstrip("`").removeprefix("$").lstrip("."), rule=rule) from error
     return made
+
+
+def _read(name: str, value: str, hint: Any) -> Any:
+    """The value of a query parameter; the word null is text like any other.
+
+    Raises:
+        InvalidInput: it is no such value.
+    """
+    wanted = _present(hint)
+    try:
+        return msgspec.convert(value.split(",") if _is_list(hint) else value, wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise errors.InvalidInput(field=name, value=value[:64], rule=str(error)) from error
+
+
+def _present(hint: Any) -> Any:
+    """What a value is when it is there."""
+    members = [member for member in get_args(hint) if member is not NoneType]
+    return reduce(or_, members) if NoneType in get_args(hint) else hint
 
 
 def _is_list(hint: Any) -> bool:
