@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from flowfabric import FlowFabric, Task
-from flowfabric.stores.base import Commit, Conflict, Store
+from flowfabric.engine.native import native_of
+from flowfabric.stores.base import Commit, Conflict, Native, Store
 from flowfabric.testing.clock import ClockedStore
 from flowfabric.testing.stores import StoreAround
 from tests import postgres, valkey
@@ -62,6 +63,11 @@ class CountingStore(StoreAround):
     def __init__(self, inner: ClockedStore) -> None:
         super().__init__(inner)
         self._conflicts = 0
+
+    @property
+    def native(self) -> Native | None:
+        """What the store decides by itself, without any commit that could have to be made again."""
+        return native_of(self.inner)
 
     async def commit(self, commit: Commit) -> int | None:
         try:

@@ -58,7 +58,7 @@ from flowfabric.contracts.suspensions import (
     UsePendingWaitpoint,
 )
 from flowfabric.core.journal_pointer import journal_pointer
-from flowfabric.engine.commits import EARLIER_REQUESTS_MAX
+from flowfabric.core.registry import EARLIER_REQUESTS_MAX
 from flowfabric.interrupts import ExecutionSuspendedInterrupt
 from flowfabric.leased import Window
 from flowfabric.links import make_link

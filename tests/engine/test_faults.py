@@ -12,8 +12,7 @@ from flowfabric.contracts.executions import (
 )
 from flowfabric.contracts.journal import RecordStepArgs
 from flowfabric.core.records import Execution, StreamMeta, key_for
-from flowfabric.core.registry import RULES
-from flowfabric.engine.commits import EARLIER_REQUESTS_MAX
+from flowfabric.core.registry import EARLIER_REQUESTS_MAX, RULES
 from flowfabric.engine.cycle import CONFLICTS_MAX
 from flowfabric.stores.base import Conflict
 from flowfabric.stores.memory import MemoryStore

@@ -27,8 +27,8 @@ from flowfabric.contracts.leases import IssueClaimGrantArgs, IssueGrantAndClaimA
 from flowfabric.contracts.partitions import Partition
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.quotas import CheckAdmissionArgs, ReleaseAdmissionArgs
+from flowfabric.core.registry import EARLIER_REQUESTS_MAX
 from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS
-from flowfabric.engine.commits import EARLIER_REQUESTS_MAX
 from flowfabric.testing.bed import LANE, TTL_MS
 from flowfabric.testing.conformance.admission import quota_creation
 from flowfabric.testing.conformance.budgets import budget_creation, reporting

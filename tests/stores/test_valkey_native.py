@@ -35,6 +35,7 @@ from flowfabric.contracts.suspensions import CreatePendingWaitpointArgs
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 from flowfabric.testing.bed import KIND, LANE, NAMESPACE, TTL_MS, Bed
+from flowfabric.testing.conformance.budgets import budget_creation, reporting
 from flowfabric.testing.conformance.flows import graph
 from tests.stores.monitor import monitored
 from tests.stores.pair import Pair, fenced
@@ -476,6 +477,9 @@ class TestKeys:
                     await pair.ask(completing(claim, result_payload=b"r"))
                 member = await pair.each(_member)
                 claim = await pair.each(lambda bed: bed.claim(member))
+                budget = await pair.ask(budget_creation())
+                for _ in range(2):
+                    await pair.ask(reporting(budget.budget_id, claim, 1))
                 await pair.ask(completing(claim))
                 await pair.compare()
         assert {call.function.rpartition("_")[0] for call in calls} >= {f"ff_{name}" for name in SIGNATURES}

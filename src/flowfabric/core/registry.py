@@ -69,6 +69,10 @@ RULES: Final[dict[type[Command[Any]], Rule]] = {}
 ACTING_ANEW: Final[set[str]] = set()
 """The names of the commands whose rules are registered with ``acts_anew``."""
 
+EARLIER_REQUESTS_MAX: Final = 8
+"""How many of their answers a record keeps besides the last one. A task has no more frames than these on
+their way at a time, so each of them is written once however many replies are lost."""
+
 
 def result_type_of(command_type: type[Command[Any]]) -> Any:
     """The ``Result`` in ``class SomeArgs(Command[Result])``."""

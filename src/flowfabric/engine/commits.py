@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from flowfabric.core.indexes import IndexRow, index_rows
 from flowfabric.core.records import Execution, Key, LastRequest, Record
-from flowfabric.core.registry import ACTING_ANEW
+from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
 from flowfabric.stores.base import Change, Commit
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from flowfabric.contracts.base import Command
     from flowfabric.core.registry import Rule
     from flowfabric.core.work import Trim, Work, WorkingSet
-
-EARLIER_REQUESTS_MAX: Final = 8
-"""How many answers a record keeps besides the last one. A task has no more frames than these on
-their way at a time, so each of them is written once however many replies are lost."""
 
 _encode_outcome = msgspec.msgpack.Encoder().encode
 

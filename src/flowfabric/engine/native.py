@@ -27,18 +27,26 @@ def native_of(store: Store) -> Native | None:
 def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[Ticket]]:
     """The tickets that the store may decide, and the others.
 
-    Commands about one record belong together: the rules decide them in their order.
+    Commands about one record belong together: they are decided in their order, by the store if it keeps
+    that for commands of their kind.
     """
-    about: dict[str | None, int] = {}
+    about: dict[str | None, list[Ticket]] = {}
     for ticket in batch:
-        subject = ticket.subject()
-        about[subject] = about.get(subject, 0) + 1
+        about.setdefault(ticket.subject(), []).append(ticket)
     taken: list[Ticket] = []
     others: list[Ticket] = []
-    for ticket in batch:
-        alone = about[ticket.subject()] == 1 and native.takes(ticket.command, ticket.envelope)
-        (taken if alone else others).append(ticket)
+    for tickets in about.values():
+        (taken if _may_be_taken(native, tickets) else others).extend(tickets)
     return taken, others
+
+
+def _may_be_taken(native: Native, tickets: Sequence[Ticket]) -> bool:
+    """Whether the store may decide all of these, which are about one record."""
+    first = tickets[0].command
+    kinds = {type(ticket.command) for ticket in tickets}
+    return (len(tickets) == 1 or (len(kinds) == 1 and native.orders(first))) and all(
+        native.takes(ticket.command, ticket.envelope) for ticket in tickets
+    )
 
 
 async def decide_natively(

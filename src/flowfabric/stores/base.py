@@ -114,8 +114,11 @@ class Native(Protocol):
     def takes(self, command: Command[Any], envelope: Envelope) -> bool:
         """Whether it knows the command. It may still decline it."""
 
+    def orders(self, command: Command[Any]) -> bool:
+        """Whether several of these commands may be about one record. They are decided in their order."""
+
     async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered) -> Decided:
-        """Decide commands, no two of which are about the same record.
+        """Decide commands. Those about one record are of a kind that it ``orders``, all of the same.
 
         Args:
             asked: the commands with what travels with each.

@@ -139,6 +139,9 @@ class BreakingNative:
     def takes(self, command: Command[Any], envelope: Envelope) -> bool:
         return self._inner.takes(command, envelope)
 
+    def orders(self, command: Command[Any]) -> bool:
+        return self._inner.orders(command)
+
     async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered) -> Decided:
         return await self._store.call("decide", lambda: self._inner.decide(asked, remembered))
 

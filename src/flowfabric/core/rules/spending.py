@@ -98,12 +98,23 @@ def _spend_keys(args: RecordSpendArgs) -> tuple[Key, ...]:
 
 
 def _dedup_keys(budget_id: str, dedup_key: str | None) -> tuple[Key, ...]:
-    return (key_for(Dedup, f"{_scope(budget_id)}/{dedup_key}"),) if dedup_key else ()
+    return (key_for(Dedup, "/".join(remembered_as(budget_id, dedup_key, ""))),) if dedup_key else ()
 
 
-def _scope(budget_id: str) -> str:
-    """Where the keys of a budget's reports are kept: in the partition of the budget."""
-    return f"{budget_identity(budget_id)}/usage"
+def remembered_as(budget_id: str, dedup_key: str | None, request_id: str) -> tuple[str, str]:
+    """The scope and the key under which a report is remembered, in the partition of the budget.
+
+    A report without a key has its request id for one: so many report at once that a lost answer
+    may be asked for when the record has forgotten it.
+    """
+    if dedup_key:
+        return f"{budget_identity(budget_id)}/usage", dedup_key
+    return f"{budget_identity(budget_id)}/request", request_id
+
+
+def digest_of(spender: str, deltas: Deltas) -> bytes:
+    """What tells one report from another under the same key."""
+    return content_digest((spender, sorted(deltas.items())))
 
 
 @rule(ReportUsageArgs, subject=usage_subject, reads=_report_keys, acts_anew=True)
@@ -123,7 +134,7 @@ def report_usage(work: Work, args: ReportUsageArgs) -> ReportUsageResult:
     execution = work.execution(args.execution_id, observed=True)
     check_lease(work, execution, args.fence)
     budget = _budget_of(work, execution, args.budget_id)
-    return _count(work, budget, args.execution_id, _summed(args.dimensions, args.deltas), args.dedup_key)
+    return _count(work, budget, args.execution_id, summed(args.dimensions, args.deltas), args.dedup_key)
 
 
 @rule(ReportUsageAdminArgs, subject=usage_subject, reads=_admin_keys, acts_anew=True)
@@ -134,7 +145,7 @@ def report_usage_admin(work: Work, args: ReportUsageAdminArgs) -> ReportUsageRes
         BudgetNotFound, IdempotencyConflict, InvalidInput: see ``report_usage``.
     """
     budget = the_budget(work, args.budget_id)
-    return _count(work, budget, ADMIN, _summed(args.dimensions, args.deltas), args.dedup_key)
+    return _count(work, budget, ADMIN, summed(args.dimensions, args.deltas), args.dedup_key)
 
 
 @rule(RecordSpendArgs, subject=usage_subject, reads=_spend_keys, acts_anew=True)
@@ -161,7 +172,7 @@ def _budget_of(work: Work, execution: Execution, budget_id: str) -> Budget:
     return budget
 
 
-def _summed(dimensions: tuple[str, ...], deltas: tuple[int, ...]) -> Deltas:
+def summed(dimensions: tuple[str, ...], deltas: tuple[int, ...]) -> Deltas:
     """One number for each dimension, so that one that is named twice cannot slip past a limit."""
     total: Counter[str] = Counter()
     for dimension, delta in zip(dimensions, deltas, strict=True):
@@ -172,15 +183,10 @@ def _summed(dimensions: tuple[str, ...], deltas: tuple[int, ...]) -> Deltas:
 def _count(
     work: Work, budget: Budget, spender: str, deltas: Deltas, dedup_key: str | None
 ) -> ReportUsageResult:
-    """Check a report against the limits, then count it.
-
-    A report without a key has its request id for one: so many report at once that a lost answer
-    may be asked for when the record has forgotten it.
-    """
-    scope = _scope(budget.budget_id) if dedup_key else f"{budget_identity(budget.budget_id)}/request"
-    key = dedup_key or work.envelope.request_id
+    """Check a report against the limits, then count it."""
+    scope, key = remembered_as(budget.budget_id, dedup_key, work.envelope.request_id)
     report = Report(budget, spender, deltas)
-    digest = content_digest((spender, sorted(deltas.items())))
+    digest = digest_of(spender, deltas)
     if recall(work, scope, key, digest) is not None:
         return UsageAlreadyApplied()
     usage = the_usage(work, budget)

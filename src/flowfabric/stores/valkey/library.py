@@ -23,6 +23,7 @@ PARTS: Final = (
     "trim",
     "scopes",
     "packing",
+    "requests",
     "rows",
     "deciding",
     "leases",
@@ -30,6 +31,7 @@ PARTS: Final = (
     "complete_execution",
     "create_execution",
     "renew_lease",
+    "report_usage",
 )
 """The files of the library, in the order in which they need each other."""
 DIGEST_CHARS: Final = 12

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.contracts.events import Family
-from flowfabric.contracts.limits import SAFE_INTEGER_MAX
+from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
@@ -18,6 +18,7 @@ from flowfabric.contracts.states import (
     TerminalOutcome,
 )
 from flowfabric.core import indexes, layout
+from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
 from flowfabric.core.rules.transitions import ENDED
 from flowfabric.core.state import PUBLIC_OF_OUTCOME
 from flowfabric.core.vocabulary import Continuation, LeaseState
@@ -42,6 +43,9 @@ WORDS: Final[dict[str, Any]] = {
     "BEHIND_SCOPE": BEHIND_SCOPE.decode(),
     "SEPARATOR": indexes.SEPARATOR,
     "SAFE_INTEGER_MAX": SAFE_INTEGER_MAX,
+    "DIMENSIONS_MAX": DIMENSIONS_MAX,
+    "EARLIER_REQUESTS_MAX": EARLIER_REQUESTS_MAX,
+    "ACTING_ANEW": dict.fromkeys(sorted(ACTING_ANEW), True),
     "AGEING_MS_PER_DOUBLING": indexes.AGEING_MS_PER_DOUBLING,
     "HEAD_START_MS_MAX": indexes.HEAD_START_MS_MAX,
     "USUAL": layout.USUAL,

@@ -2,7 +2,8 @@
 --
 -- A call has many commands of one kind. Each of them is decided by itself, from what is read, without a
 -- write; then all that it changes is written, by calls that cannot fail. A function declines what is
--- unusual: nothing is changed then, and the caller decides by the rules, which know everything.
+-- unusual: nothing is changed then, and the caller decides by the rules, which know everything. Commands
+-- about one record are decided in their order, so what comes behind one that was declined is declined too.
 --
 -- KEYS and ARGV  what the signature of the function says: see native/signatures.py
 -- Reply the mark as it was before, the clock's offset and the clock, then for each command its reply,
@@ -25,7 +26,7 @@ local function begin(call)
   call.now = mark_after(call.mark, call.clock + call.offset, tonumber(call.lag_ms_max))
   call.version = text(tonumber(state[3] or 0) + 1)
   call.last, call.put_out = tonumber(state[4] or 0), tonumber(state[5] or 0)
-  call.sets = {}
+  call.sets, call.records, call.edited = {}, {}, {}
 end
 
 -- What a function makes of a command: the execution that it changes, if it changes one, with its rows as
@@ -61,6 +62,20 @@ end
 -- Another record in the place of one that exists. Its rows, too, are named one by one.
 local function replace_record(change, key, data)
   change.replaced[#change.replaced + 1] = {key = key, data = data}
+end
+
+-- A record that keeps requests, as the commands before this one have left it; nothing if there is none. A
+-- command changes it last of all, when nothing can fail any more, and names it with `edit_record`.
+local function current_record(call, key)
+  if call.records[key] == nil then
+    call.records[key] = read_record(key) or false
+  end
+  return call.records[key] or nil
+end
+
+-- Have such a record written: once, however many commands of the call change it.
+local function edit_record(change, key)
+  change.edited = key
 end
 
 -- A row of a record that is not an execution.
@@ -172,6 +187,9 @@ local function write(call, item, change)
   if change.listed then
     put_in(call, call.key['keys:execution'], '0', change.listed)
   end
+  if change.edited then
+    call.edited[change.edited] = true
+  end
   for _, replaced in ipairs(change.replaced) do
     server.call('SET', replaced.key, call.version .. ':' .. replaced.data)
   end
@@ -209,10 +227,25 @@ local function write_sets(call)
 end
 
 local function finish(call)
+  for key in pairs(call.edited) do
+    server.call('SET', key, call.version .. ':' .. packed_record(call.records[key]))
+  end
   write_sets(call)
   server.call('HSET', call.key.state, 'commits', call.version, 'events', text(call.last),
     'put_out', text(call.put_out), 'mark_ms', text(call.now))
   server.call('PUBLISH', call.channel, call.origin)
+end
+
+-- Decide a command and write what it changes. Returns its reply.
+local function decide_one(call, item, decide)
+  local sound, change, answer = pcall(decide, call, item)
+  if not sound then
+    return '!' .. (type(change) == 'table' and change.err or tostring(change))
+  elseif not change then
+    return ''
+  end
+  write(call, item, change)
+  return answer
 end
 
 -- Register a function that decides commands, given how it decides one: it returns the change and the reply.
@@ -223,20 +256,18 @@ local function register_native(name, decide, flags)
     call.key = named({}, signature.keys, keys, 1)
     begin(call)
     local reply = {text(call.mark), text(call.offset), text(call.clock)}
-    local item = {key = {}}
+    local item, left = {key = {}}, {}
     local next_argument, next_key = #signature.arguments + 1, #signature.keys + 1
     for _ = 1, tonumber(call.count) do
       named(item, signature.item_arguments, arguments, next_argument)
       named(item.key, signature.item_keys, keys, next_key)
       next_argument, next_key = next_argument + #signature.item_arguments, next_key + #signature.item_keys
-      local sound, change, answer = pcall(decide, call, item)
-      if not sound then
-        reply[#reply + 1] = '!' .. (type(change) == 'table' and change.err or tostring(change))
-      elseif not change then
+      local about = item.key[signature.item_keys[1]]
+      if left[about] then
         reply[#reply + 1] = ''
       else
-        write(call, item, change)
-        reply[#reply + 1] = answer
+        reply[#reply + 1] = decide_one(call, item, decide)
+        left[about] = reply[#reply] == '' or nil
       end
     end
     if call.written then

@@ -9,26 +9,30 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from flowfabric import errors
+from flowfabric.core.records import kind_of
+from flowfabric.core.registry import RULES
 from flowfabric.stores.base import DECLINED, Commit, Decided
 from flowfabric.stores.valkey.native.claiming import ClaimExecution
 from flowfabric.stores.valkey.native.completing import CompleteExecution
 from flowfabric.stores.valkey.native.creating import CreateExecution
 from flowfabric.stores.valkey.native.function import Asked, Effects
 from flowfabric.stores.valkey.native.renewing import RenewLease
+from flowfabric.stores.valkey.native.reporting import RecordSpend, ReportUsage, ReportUsageAdmin
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flowfabric.contracts.base import Command
-    from flowfabric.core.records import Key
+    from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope, Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Function
     from flowfabric.stores.valkey.store import ValkeyStore
 
 COMMANDS_MAX: Final = 64
-"""How many commands one call decides. The server does nothing else meanwhile, for about a millisecond."""
+"""How many commands one call decides, unless they have an order. The server does nothing else meanwhile, for
+about a millisecond."""
 
 _FAILED: Final = b"!"
 """What the reply begins with to a command that a function could not decide."""
@@ -79,38 +83,63 @@ class Decisions:
             ),
         )
         calls: dict[tuple[Any, ...], list[tuple[int, Asked]]] = {}
-        changed = await self._changed_elsewhere(asked, remembered)
+        seen = await self._look_before(asked, remembered)
         for place, (command, envelope) in enumerate(asked):
-            function, one = FUNCTIONS[type(command)], Asked(command, envelope)
+            function, one = FUNCTIONS[type(command)], Asked(command, envelope, seen)
             sharing = function.sharing(one, remembered)
-            if sharing is not None and function.relied_on(one) not in changed:
+            if sharing is not None and self._is_current(one, remembered):
                 shard = self._store.shard_of(function.subject(command))
                 calls.setdefault((function.name, shard.shard, sharing), []).append((place, one))
-        await asyncio.gather(
-            *(
-                self._call(part[start : start + COMMANDS_MAX], remembered, decided)
-                for part in calls.values()
-                for start in range(0, len(part), COMMANDS_MAX)
-            )
-        )
+        await asyncio.gather(*(self._calls(alike, remembered, decided) for alike in calls.values()))
         return decided
 
-    async def _changed_elsewhere(
+    def orders(self, command: Command[Any]) -> bool:
+        """Whether commands like this one are decided in their order if they are about one record."""
+        function = FUNCTIONS.get(type(command))
+        return function is not None and SIGNATURES[function.name].in_order
+
+    async def _look_before(
         self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered
-    ) -> frozenset[Key]:
-        """What commands rely on in other shards than their own and is not as it is remembered."""
-        elsewhere: dict[Key, str] = {}
+    ) -> dict[Key, tuple[int, Record | None]]:
+        """What functions observe, and what they rely on in other shards, as it is right before the calls.
+
+        Nothing if a record is damaged: the rules find out whom that concerns.
+        """
+        wanted: set[Key] = set()
         for command, envelope in asked:
             function = FUNCTIONS[type(command)]
-            key = function.relied_on(Asked(command, envelope))
-            if key is None or remembered.recall(key) is None:
-                continue
-            if self._store.shard_of(key) is not self._store.shard_of(function.subject(command)):
-                elsewhere[key] = _version(remembered, key)
-        if not elsewhere:
-            return frozenset()
-        loaded = await self._store.load(elsewhere)
-        return frozenset(key for key, version, _ in loaded.rows if str(version) != elsewhere[key])
+            observed = SIGNATURES[function.name].observes
+            if observed:
+                wanted.update(key for key in _reads(command) if kind_of(key) in observed)
+            relied_on = function.relied_on(Asked(command, envelope))
+            if relied_on and self._is_elsewhere(relied_on, command) and remembered.recall(relied_on):
+                wanted.add(relied_on)
+        if not wanted:
+            return {}
+        try:
+            loaded = await self._store.load(wanted)
+        except errors.StoreCorrupt:
+            return {}
+        return {key: (version, record) for key, version, record in loaded.rows}
+
+    def _is_elsewhere(self, key: Key, command: Command[Any]) -> bool:
+        """Whether a record is in another shard than the one that a command is about."""
+        subject = FUNCTIONS[type(command)].subject(command)
+        return self._store.shard_of(key) is not self._store.shard_of(subject)
+
+    def _is_current(self, asked: Asked, remembered: Remembered) -> bool:
+        """Whether what a command relies on in another shard is as it is remembered."""
+        relied_on = FUNCTIONS[type(asked.command)].relied_on(asked)
+        if relied_on is None or not self._is_elsewhere(relied_on, asked.command):
+            return True
+        known, found = remembered.recall(relied_on), asked.seen.get(relied_on)
+        return known is not None and found is not None and known[0] == found[0]
+
+    async def _calls(self, alike: list[tuple[int, Asked]], remembered: Remembered, decided: Decided) -> None:
+        """Decide commands that may share calls. Those with an order share one, as they would a commit."""
+        size = len(alike) if self.orders(alike[0][1].command) else COMMANDS_MAX
+        parts = [alike[start : start + size] for start in range(0, len(alike), size)]
+        await asyncio.gather(*(self._call(part, remembered, decided) for part in parts))
 
     async def _call(self, part: list[tuple[int, Asked]], remembered: Remembered, decided: Decided) -> None:
         """Decide some commands that share a call. A fault is the answer to each of them."""
@@ -153,7 +182,7 @@ class Decisions:
             # What lives in another shard was compared right before the call.
             here = self._store.shard_of(relied_on) is shard
             keys.append(shard.record(relied_on) if here else shard.state)
-            arguments.append(_version(remembered, relied_on) if here else "")
+            arguments.append(_version(first, relied_on, remembered) if here else "")
         arguments += function.shared(first)
         for one in asked:
             item_keys, item_arguments = function.item(shard, one)
@@ -164,15 +193,28 @@ class Decisions:
         return keys, arguments
 
 
-def _version(remembered: Remembered, key: Key) -> str:
-    """The version in which a record is remembered."""
-    found = remembered.recall(key)
+def _reads(command: Command[Any]) -> tuple[Key, ...]:
+    """What the rule of a command is sure to read."""
+    return RULES[type(command)].reads(command)
+
+
+def _version(asked: Asked, key: Key, remembered: Remembered) -> str:
+    """The version in which a record was seen, or is remembered."""
+    found = asked.seen.get(key) or remembered.recall(key)
     assert found is not None, "a command that relies on it would have been left to the rule"
     return str(found[0])
 
 
 FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
     function.command_type: function
-    for function in (ClaimExecution(), CompleteExecution(), CreateExecution(), RenewLease())
+    for function in (
+        ClaimExecution(),
+        CompleteExecution(),
+        CreateExecution(),
+        RecordSpend(),
+        RenewLease(),
+        ReportUsage(),
+        ReportUsageAdmin(),
+    )
 }
 """The functions by the commands that they decide."""

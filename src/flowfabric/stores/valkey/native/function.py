@@ -12,13 +12,13 @@ from flowfabric.core.layout import name_of_pair
 from flowfabric.core.records import LastRequest, ReleasedLease
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from flowfabric.contracts.base import Command
     from flowfabric.contracts.ids import LeaseFence
     from flowfabric.core.events import Family
     from flowfabric.core.indexes import IndexRow
-    from flowfabric.core.records import Key
+    from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope, Remembered
     from flowfabric.stores.valkey.keys import Keys
 
@@ -30,6 +30,8 @@ class Asked(msgspec.Struct, frozen=True):
 
     command: Any
     envelope: Envelope
+    seen: Mapping[Key, tuple[int, Record | None]] = {}
+    """Versions and records as they were right before the call, as far as it was looked."""
 
 
 class Effects(msgspec.Struct):
@@ -70,7 +72,7 @@ class Function(Protocol):
         """The public operations that come down to it."""
 
     def subject(self, command: Any) -> Key:
-        """The record that a command is about. No call has two commands about one record."""
+        """The record that a command is about."""
 
     def relied_on(self, asked: Asked) -> Key | None:
         """The record on which all commands of a call rest, if the function's signature has one."""
@@ -98,7 +100,12 @@ _LENGTH: Final = struct.Struct(">I")
 
 def asked_pair(request_id: str) -> bytes:
     """How the last request begins if it was this one."""
-    return _LAST_REQUEST + _LIST_OF_3 + _encode(request_id)
+    return _LAST_REQUEST + asked_list(request_id)
+
+
+def asked_list(request_id: str) -> bytes:
+    """How what is remembered of a request begins."""
+    return _LIST_OF_3 + _encode(request_id)
 
 
 def last_request_pair(asked: Asked, outcome: bytes) -> bytes:

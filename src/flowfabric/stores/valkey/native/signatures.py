@@ -13,7 +13,15 @@ import msgspec
 
 from flowfabric.core import indexes
 from flowfabric.core.events import Family
-from flowfabric.core.records import Execution, ExecutionResult, Message, Payload
+from flowfabric.core.records import (
+    Budget,
+    BudgetLedger,
+    Dedup,
+    Execution,
+    ExecutionResult,
+    Message,
+    Payload,
+)
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +36,11 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     rests: bool = False
     """Whether all commands of a call rest on one record, the key ``relied_on``. It must have the version
     that the argument ``relied_on_version`` says, unless that is empty."""
+    observes: tuple[str, ...] = ()
+    """The kinds of records, of those that the rule is sure to read, that are read before the call."""
+    in_order: bool = False
+    """Whether a call may have several commands about one record, the key that a command names first. They
+    are decided one after the other, and what comes behind one that was declined is declined too."""
     shared_arguments: tuple[str, ...] = ()
     """Arguments that they have in common, besides ``CALL_ARGUMENTS``."""
     item_keys: tuple[str, ...]
@@ -126,5 +139,25 @@ SIGNATURES: Final[dict[str, Signature]] = {
         shared_arguments=("outcome_head", "operation"),
         item_keys=("execution", "told"),
         item_arguments=("execution_id", *_FENCE, "asked", "lease_ttl_ms"),
+    ),
+    "report_usage": Signature(
+        indexes=(indexes.DUE_DEDUP,),
+        kinds=(BudgetLedger.KIND, Dedup.KIND),
+        families=(),
+        rests=True,
+        observes=(Budget.KIND, Execution.KIND),
+        in_order=True,
+        shared_arguments=("ceilings", "kept_ms", "outcome", "operation"),
+        item_keys=("usage", "ledger", "dedup"),
+        item_arguments=(
+            "asked",
+            "allowed_until",
+            "deltas",
+            "ledger",
+            "ledger_listed",
+            "dedup",
+            "dedup_id",
+            "dedup_listed",
+        ),
     ),
 }
