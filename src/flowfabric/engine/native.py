@@ -33,10 +33,9 @@ def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[
     about: dict[str | None, list[Ticket]] = {}
     for ticket in batch:
         about.setdefault(ticket.subject(), []).append(ticket)
-    taken: list[Ticket] = []
-    others: list[Ticket] = []
-    for tickets in about.values():
-        (taken if _may_be_taken(native, tickets) else others).extend(tickets)
+    theirs = {subject for subject, tickets in about.items() if _may_be_taken(native, tickets)}
+    taken = [ticket for ticket in batch if ticket.subject() in theirs]
+    others = [ticket for ticket in batch if ticket.subject() not in theirs]
     return taken, others
 
 

@@ -1,0 +1,58 @@
+"""Which commands of a batch the store is asked to decide, and in which order."""
+
+from typing import Any
+
+from flowfabric.contracts.blocking import PauseExecutionArgs
+from flowfabric.contracts.budgets import ReportUsageAdminArgs
+from flowfabric.contracts.ids import budget_id_of
+from flowfabric.contracts.lanes import SetLaneStateArgs
+from flowfabric.contracts.states import LaneState
+from flowfabric.core.work import Envelope
+from flowfabric.engine.native import choose
+from flowfabric.engine.tickets import group_of
+
+EXECUTION = "{fp:7}:00000000-0000-4000-8000-00000000000"
+
+
+class Reports:
+    """A store that decides reports of usage and pauses, and keeps the order of reports only."""
+
+    def takes(self, command: Any, envelope: Envelope) -> bool:
+        return isinstance(command, ReportUsageAdminArgs | PauseExecutionArgs)
+
+    def orders(self, command: Any) -> bool:
+        return isinstance(command, ReportUsageAdminArgs)
+
+    async def decide(self, asked: Any, remembered: Any) -> Any:
+        raise AssertionError("nothing is decided here")
+
+
+def report(name: str) -> ReportUsageAdminArgs:
+    return ReportUsageAdminArgs(budget_id=budget_id_of("default", name), dimensions=("tokens",), deltas=(1,))
+
+
+def pause(number: int) -> PauseExecutionArgs:
+    return PauseExecutionArgs(execution_id=f"{EXECUTION}{number}", reason="stop")
+
+
+def lane(state: str) -> SetLaneStateArgs:
+    return SetLaneStateArgs(namespace="default", lane_id="default", state=LaneState(state))
+
+
+def chosen(*commands: Any) -> tuple[list[Any], list[Any]]:
+    """What the store is asked, and what is left to the rules."""
+    tickets = group_of([(command, Envelope(request_id="one")) for command in commands]).tickets
+    taken, others = choose(Reports(), tickets)
+    return [ticket.command for ticket in taken], [ticket.command for ticket in others]
+
+
+def test_commands_about_one_record_are_taken_if_their_order_is_kept() -> None:
+    batch = (report("a"), report("b"), report("a"))
+    assert chosen(*batch) == (list(batch), [])
+    assert chosen(pause(1), pause(2)) == ([pause(1), pause(2)], [])
+    assert chosen(pause(1), pause(2), pause(1)) == ([pause(2)], [pause(1), pause(1)])
+
+
+def test_what_is_left_to_the_rules_stays_in_its_order_whatever_it_is_about() -> None:
+    left = [pause(1), lane("paused"), pause(1), lane("active")]
+    assert chosen(left[0], report("a"), *left[1:3], report("a"), left[3]) == ([report("a")] * 2, left)
