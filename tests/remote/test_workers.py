@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from flowfabric.audit import audit
 from flowfabric.contracts.states import PublicState
 from flowfabric.engine.engine import Engine
 from flowfabric.urls import store_for
+from tests import valkey
 from tests.worker.stage import until, until_state, working
 
 pytestmark = pytest.mark.realtime
@@ -26,12 +27,18 @@ TOKEN = "token-of-the-tests"
 EXECUTIONS = 60
 
 
-class Site:
-    """Servers on one SQLite file, and workers that reach it only through them."""
+STORES: dict[str, Callable[[Path], str]] = {
+    "sqlite": lambda folder: f"sqlite:///{folder}/work.db?synchronous=NORMAL",
+    "valkey": lambda folder: valkey.server().url(prefix=valkey.prefix_of(folder)),
+}
 
-    def __init__(self, folder: Path) -> None:
+
+class Site:
+    """Servers on one store, and workers that reach it only through them."""
+
+    def __init__(self, folder: Path, store: str) -> None:
         self.folder = folder
-        self.store_url = f"sqlite:///{folder}/work.db?synchronous=NORMAL"
+        self.store_url = STORES[store](folder)
         self.processes: list[asyncio.subprocess.Process] = []
         sources = str(Path(str(flowfabric.__file__)).parents[1])
         self._environment = {**os.environ, "PYTHONPATH": sources, "FF_API_TOKEN": TOKEN, "FF_TOKEN": TOKEN}
@@ -76,9 +83,9 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    made = Site(tmp_path)
+@pytest.fixture(params=["sqlite"])
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    made = Site(tmp_path, request.param)
     yield made
     await made.end()
 
@@ -117,6 +124,7 @@ async def test_a_server_that_is_not_there_is_said_to_be_unreachable() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("site", list(STORES), indirect=True)
 async def test_nothing_is_lost_when_a_server_and_a_worker_are_killed(site: Site) -> None:
     """Two servers on one store, a worker on each; one of both kinds is killed in the middle."""
     first_port, second_port = free_port(), free_port()
