@@ -31,9 +31,17 @@ from flowfabric.contracts.policy import (
 )
 from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.contracts.states import LaneState
+from flowfabric.contracts.streams import (
+    AppendFrameArgs,
+    BestEffortMode,
+    DurableMode,
+    FrameAppended,
+    SummaryMode,
+)
 from flowfabric.contracts.suspensions import CreatePendingWaitpointArgs
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
+from flowfabric.testing import differences
 from flowfabric.testing.bed import KIND, LANE, NAMESPACE, TTL_MS, Bed
 from flowfabric.testing.conformance.budgets import budget_creation, reporting
 from flowfabric.testing.conformance.flows import graph
@@ -137,6 +145,147 @@ class TestCreate:
         both = [pair.native.creation(execution_id=execution_id, priority=place) for place in range(2)]
         answers = await pair.ask(*both)
         assert [type(answer) for answer in answers] == [ExecutionCreated, ExecutionDuplicate]
+        await pair.compare()
+
+
+def appending(claim: Any, **fields: Any) -> AppendFrameArgs:
+    named = {
+        "execution_id": claim.execution_id,
+        "attempt_index": claim.attempt_index,
+        "lease_id": claim.fence.lease_id,
+        "lease_epoch": claim.fence.lease_epoch,
+        "attempt_id": claim.fence.attempt_id,
+        "frame_type": "token",
+        "payload": b"Hello",
+    }
+    return AppendFrameArgs(**(named | fields))
+
+
+OTHER_ID = "00000000-0000-4000-8000-00000000dddd"
+KEEPS_FEW = ExecutionPolicy(stream_policy=StreamPolicy(retention_maxlen=3))
+KEEPS_ALL = ExecutionPolicy(stream_policy=StreamPolicy(retention_maxlen=0))
+
+
+class TestAppend:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"payload": b""},
+            {"payload": bytes(range(256)) * 256, "max_payload_bytes": 65_536},
+            {"payload": b"x" * 255},
+            {"timestamp": 1_800_000_000_000, "encoding": "base64", "source": "tool"},
+            {"metadata_json": '{"é": 1}', "correlation_id": "c-1", "frame_type": "step é"},
+            {"retention_maxlen": 2},
+            {"retention_maxlen": 0},
+        ],
+        ids=lambda fields: " ".join(fields) or "plain",
+    )
+    @pytest.mark.parametrize("policy", [None, KEEPS_FEW, KEEPS_ALL], ids=["no policy", "few", "all"])
+    async def test_durable_frames(
+        self, pair: Pair, fields: dict[str, Any], policy: ExecutionPolicy | None
+    ) -> None:
+        claim = await started(pair, policy=policy)
+        for number in range(5):
+            pair.clock.advance(number % 2)
+            answer = await pair.ask(appending(claim, **fields))
+            assert isinstance(answer, FrameAppended)
+            assert answer.frame_count == number + 1
+        await pair.compare()
+        assert pair.accepted["append_frame"] == 5
+
+    async def test_a_default_window_runs_over_by_its_slack(self, pair: Pair) -> None:
+        policy = ExecutionPolicy(stream_policy=StreamPolicy(retention_maxlen=250))
+        claim = await started(pair, policy=policy)
+        for _ in range(3):
+            await pair.ask(*(appending(claim, payload=b"%d" % number) for number in range(90)))
+            await pair.compare()
+        assert pair.accepted["append_frame"] == 270
+
+    async def test_a_workers_policy_says_how_many_are_kept(self, pair: Pair) -> None:
+        await started(pair)
+        execution_id = await created(pair)
+        before = pair.accepted.get("claim_execution", 0)
+        claim = await pair.each(lambda bed: bed.claim(execution_id, policies={KIND: KEEPS_FEW}))
+        for _ in range(5):
+            await pair.ask(appending(claim))
+        await pair.compare()
+        assert pair.accepted["append_frame"] == 5
+        assert pair.accepted["claim_execution"] == before + 1
+
+    async def test_frames_on_their_way_together_keep_their_order(self, pair: Pair) -> None:
+        first, second = await started(pair), await started(pair)
+        frames = [appending(claim, payload=b"%d" % place) for place in range(9) for claim in (first, second)]
+        answers = await pair.ask(*frames)
+        assert [answer.frame_count for answer in answers[::2]] == list(range(1, 10))
+        await pair.compare()
+        assert pair.accepted["append_frame"] == 18
+
+    async def test_a_stream_of_several_kinds_of_frames_keeps_its_order(self, pair: Pair) -> None:
+        claim = await started(pair)
+        modes = [DurableMode(), SummaryMode(), DurableMode(), BestEffortMode(ttl_ms=1_000), DurableMode()]
+        await pair.ask(*(appending(claim, mode=mode, payload=b'{"a": 1}') for mode in modes))
+        assert pair.accepted["append_frame"] == 1
+        await pair.compare()
+        for mode in modes:
+            pair.clock.advance(1)
+            await pair.ask(appending(claim, mode=mode, payload=b'{"b": 2}'))
+        await pair.compare()
+        assert pair.accepted["append_frame"] == 4
+
+    async def test_frames_whose_answers_were_lost_are_written_once(self, pair: Pair) -> None:
+        claim = await started(pair)
+        ids = [f"asked-{number}" for number in range(12)]
+        first = [await pair.ask(appending(claim), request_ids=[one]) for one in ids]
+        assert [await pair.ask(appending(claim), request_ids=[one]) for one in ids[3:]] == first[3:]
+        await pair.compare()
+        # Eight besides the last one are remembered, so this is another frame.
+        assert (await pair.ask(appending(claim), request_ids=ids[:1])).frame_count == 13
+        await pair.compare()
+        assert pair.accepted["append_frame"] == 13
+
+    async def test_whatever_else_is_done_with_the_work_its_frames_are_written(self, pair: Pair) -> None:
+        claim = await started(pair)
+        await pair.ask(SetExecutionTagArgs(execution_id=claim.execution_id, key="crew.team", value="red"))
+        await pair.ask(appending(claim))
+        await pair.ask(renewing(claim))
+        await pair.ask(appending(claim))
+        await pair.compare()
+        assert pair.accepted["append_frame"] == 2
+
+    async def test_what_is_refused_is_refused_by_the_rule(self, pair: Pair) -> None:
+        claim = await started(pair)
+        await pair.ask(appending(claim))
+        refused = {
+            errors.StaleOwnerCannotAppend: [
+                appending(claim, lease_id=OTHER_ID),
+                appending(claim, lease_epoch=7),
+                appending(claim, attempt_id=OTHER_ID),
+                appending(claim, attempt_index=1),
+            ],
+            errors.RetentionLimitExceeded: [
+                appending(claim, payload=b"123", max_payload_bytes=2),
+                appending(claim, payload=b"x" * 65_537),
+            ],
+            errors.ExecutionNotFound: [
+                appending(claim, execution_id="{fp:4}:00000000-0000-4000-8000-00000000cccc")
+            ],
+        }
+        before = await pair.native.dump()
+        for error, commands in refused.items():
+            for command in commands:
+                assert isinstance(await pair.ask(command), error)
+        pair.clock.advance(TTL_MS)
+        assert isinstance(await pair.ask(appending(claim)), errors.StaleOwnerCannotAppend)
+        assert not differences(before, await pair.native.dump())
+        await pair.compare()
+        assert pair.accepted["append_frame"] == 1
+
+    async def test_a_stream_is_closed_with_its_attempt(self, pair: Pair) -> None:
+        claim = await started(pair)
+        await pair.ask(appending(claim))
+        await pair.ask(completing(claim))
+        assert isinstance(await pair.ask(appending(claim)), errors.StreamClosed)
         await pair.compare()
 
 
@@ -474,6 +623,8 @@ class TestKeys:
                 for fields in ({}, {"execution_deadline_at": 1_800_000_000_000, "policy": TIMES_OUT}):
                     claim = await started(pair, tags={"crew.team": "blue"}, **fields)
                     await pair.ask(renewing(claim))
+                    await pair.ask(appending(claim, retention_maxlen=1))
+                    await pair.ask(appending(claim, retention_maxlen=1))
                     await pair.ask(completing(claim, result_payload=b"r"))
                 member = await pair.each(_member)
                 claim = await pair.each(lambda bed: bed.claim(member))
@@ -495,11 +646,12 @@ class TestRetention:
         for _ in range(3):
             claim = await started(pair, tags={"crew.team": "blue"}, execution_deadline_at=1_800_000_000_000)
             await pair.ask(renewing(claim))
+            await pair.ask(appending(claim))
             await pair.ask(completing(claim, result_payload=b"r"))
         assert len(await _keys(pair)) > len(before)
         await _forget_all(pair)
         assert await _keys(pair) == before
-        assert sum(pair.accepted.values()) >= 9
+        assert sum(pair.accepted.values()) >= 12
 
 
 async def _forget_all(pair: Pair) -> None:

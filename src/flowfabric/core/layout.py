@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from flowfabric.contracts.limits import STREAM_RETENTION_MAXLEN
 from flowfabric.contracts.states import BlockingReason
 from flowfabric.core.indexes import SEPARATOR
 from flowfabric.core.records import Execution
@@ -76,6 +77,8 @@ class Facts(msgspec.Struct, frozen=True):
     """For how long the policy has the ended execution kept at least."""
     attempt_timeout_ms: int = 0
     """How long the policy lets an attempt be leased in all; 0 without a limit."""
+    frames_kept: int = STREAM_RETENTION_MAXLEN
+    """How many durable frames of an attempt the policy keeps; 0 for all."""
 
 
 class Parts(NamedTuple):
@@ -111,6 +114,7 @@ def facts_of(policy: ExecutionPolicy | None) -> dict[str, int]:
     return {
         "kept_ms": 0 if streams is None else streams.retention_ttl_ms or 0,
         "attempt_timeout_ms": 0 if timeouts is None else timeouts.attempt_timeout_ms or 0,
+        "frames_kept": STREAM_RETENTION_MAXLEN if streams is None else streams.retention_maxlen,
     }
 
 

@@ -91,7 +91,8 @@ def append_frame(work: Work, args: AppendFrameArgs) -> AppendFrameResult:
     _check_owner(work, execution, args)
     stream = _open_stream(work, args)
     position = _advance(work, stream, len(args.payload))
-    fields = _common_fields(work, args)
+    told_at = work.now if args.timestamp is None else args.timestamp
+    fields = frame_fields(args, str(told_at))
     version: int | None = None
     match args.mode:
         case DurableMode():
@@ -153,11 +154,11 @@ def _advance(work: Work, stream: StreamMeta, payload_bytes: int) -> Position:
     return ms, stream.last_seq
 
 
-def _common_fields(work: Work, args: AppendFrameArgs) -> dict[str, str]:
-    """What every frame says about itself, in text."""
+def frame_fields(args: AppendFrameArgs, told_at: str) -> dict[str, str]:
+    """What every frame says about itself, in text; ``told_at`` is its instant."""
     fields = {
         "frame_type": args.frame_type,
-        "ts": str(work.now if args.timestamp is None else args.timestamp),
+        "ts": told_at,
         "encoding": args.encoding or ENCODING,
         "source": args.source or SOURCE,
         "mode": mode_name(args.mode),

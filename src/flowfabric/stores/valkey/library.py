@@ -27,6 +27,7 @@ PARTS: Final = (
     "rows",
     "deciding",
     "leases",
+    "append_frame",
     "claim_execution",
     "complete_execution",
     "create_execution",

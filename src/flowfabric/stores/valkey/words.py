@@ -19,6 +19,7 @@ from flowfabric.contracts.states import (
 )
 from flowfabric.core import indexes, layout
 from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
+from flowfabric.core.rules.streaming import SLACK_DIVISOR
 from flowfabric.core.rules.transitions import ENDED
 from flowfabric.core.state import PUBLIC_OF_OUTCOME
 from flowfabric.core.vocabulary import Continuation, LeaseState
@@ -63,6 +64,7 @@ WORDS: Final[dict[str, Any]] = {
     "ENDED_ATTEMPT": {outcome: state for outcome, (state, _) in ENDED.items()},
     "ENDED_STREAM": {outcome: reason for outcome, (_, reason) in ENDED.items()},
     "OWN_SCOPE": indexes.OWN_SCOPE,
+    "STREAM_SLACK_DIVISOR": SLACK_DIVISOR,
 }
 
 

@@ -31,9 +31,9 @@ end
 -- What the worker offers to executions of a kind: a policy and the facts that follow from it, if anything.
 local function offer_to(call, kind)
   local offers = unpacked_list(call.policies)
-  for place = 1, #offers, 4 do
+  for place = 1, #offers, 5 do
     if offers[place] == kind then
-      return offers[place + 1], tonumber(offers[place + 2]), tonumber(offers[place + 3])
+      return offers[place + 1], tonumber(offers[place + 2]), tonumber(offers[place + 3]), tonumber(offers[place + 4])
     end
   end
   return nil
@@ -43,7 +43,7 @@ end
 -- has to say what becomes of the two.
 local function adopt_policy(call, execution)
   local head = execution.head
-  local policy, kept_ms, attempt_timeout_ms = offer_to(call, head.execution_kind)
+  local policy, kept_ms, attempt_timeout_ms, frames_kept = offer_to(call, head.execution_kind)
   if policy == nil then
     return true
   end
@@ -51,7 +51,8 @@ local function adopt_policy(call, execution)
     return false
   end
   if execution.policy == '' then
-    execution.policy, head.kept_ms, head.attempt_timeout_ms = policy, kept_ms, attempt_timeout_ms
+    execution.policy = policy
+    head.kept_ms, head.attempt_timeout_ms, head.frames_kept = kept_ms, attempt_timeout_ms, frames_kept
   end
   return execution.policy == policy
 end

@@ -78,6 +78,16 @@ local function edit_record(change, key)
   change.edited = key
 end
 
+-- The place of such a record in the list of its kind, if it is new.
+local function list_record(change, listing, listed)
+  change.entry = {key = listing, member = listed}
+end
+
+-- A frame for the end of a stream, and how many the stream keeps then; nothing if that is no matter.
+local function add_frame(change, key, id, data, kept)
+  change.frame = {key = key, id = id, data = data, kept = kept}
+end
+
 -- A row of a record that is not an execution.
 local function add_row(change, index, scope, sort, member)
   change.rows[#change.rows + 1] = {scope, sort, index = index, member = member}
@@ -178,6 +188,13 @@ local function write_event(call, item, execution, event)
   end
 end
 
+local function write_frame(frame)
+  server.call('XADD', frame.key, frame.id, 'frame', frame.data)
+  if frame.kept then
+    server.call('XTRIM', frame.key, 'MAXLEN', '=', text(frame.kept))
+  end
+end
+
 local function write(call, item, change)
   local execution = change.execution
   if execution then
@@ -189,6 +206,12 @@ local function write(call, item, change)
   end
   if change.edited then
     call.edited[change.edited] = true
+  end
+  if change.entry then
+    put_in(call, change.entry.key, '0', change.entry.member)
+  end
+  if change.frame then
+    write_frame(change.frame)
   end
   for _, replaced in ipairs(change.replaced) do
     server.call('SET', replaced.key, call.version .. ':' .. replaced.data)

@@ -12,6 +12,7 @@ from flowfabric import errors
 from flowfabric.core.records import kind_of
 from flowfabric.core.registry import RULES
 from flowfabric.stores.base import DECLINED, Commit, Decided
+from flowfabric.stores.valkey.native.appending import AppendFrame
 from flowfabric.stores.valkey.native.claiming import ClaimExecution
 from flowfabric.stores.valkey.native.completing import CompleteExecution
 from flowfabric.stores.valkey.native.creating import CreateExecution
@@ -84,11 +85,15 @@ class Decisions:
         )
         calls: dict[tuple[Any, ...], list[tuple[int, Asked]]] = {}
         seen = await self._look_before(asked, remembered)
+        left: set[Key] = set()
         for place, (command, envelope) in enumerate(asked):
             function, one = FUNCTIONS[type(command)], Asked(command, envelope, seen)
-            sharing = function.sharing(one, remembered)
-            if sharing is not None and self._is_current(one, remembered):
-                shard = self._store.shard_of(function.subject(command))
+            subject, sharing = function.subject(command), function.sharing(one, remembered)
+            if sharing is None or subject in left or not self._is_current(one, remembered):
+                # What comes behind it and is about the same record must not overtake it.
+                left.add(subject)
+            else:
+                shard = self._store.shard_of(subject)
                 calls.setdefault((function.name, shard.shard, sharing), []).append((place, one))
         await asyncio.gather(*(self._calls(alike, remembered, decided) for alike in calls.values()))
         return decided
@@ -153,7 +158,12 @@ class Decisions:
             for place in places:
                 decided.answers[place] = error
             return
-        effects = Effects(now=now, events=decided.effects.events, rows=decided.effects.rows_added)
+        effects = Effects(
+            now=now,
+            events=decided.effects.events,
+            rows=decided.effects.rows_added,
+            frames=decided.effects.appends,
+        )
         decided.effects.now = max(decided.effects.now, now)
         for place, one, reply in zip(places, asked, replies, strict=True):
             if self._is_accepted(function.name, reply):
@@ -208,6 +218,7 @@ def _version(asked: Asked, key: Key, remembered: Remembered) -> str:
 FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
     function.command_type: function
     for function in (
+        AppendFrame(),
         ClaimExecution(),
         CompleteExecution(),
         CreateExecution(),

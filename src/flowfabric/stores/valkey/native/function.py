@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowfabric.core.events import Family
     from flowfabric.core.indexes import IndexRow
     from flowfabric.core.records import Key, Record
-    from flowfabric.core.work import Envelope, Remembered
+    from flowfabric.core.work import Envelope, Frame, Remembered
     from flowfabric.stores.valkey.keys import Keys
 
 Argument = str | bytes | int
@@ -40,6 +40,8 @@ class Effects(msgspec.Struct):
     now: int
     events: list[Event]
     rows: list[IndexRow]
+    frames: list[Frame]
+    """Where frames were appended. What is in them wakes nobody and is left out."""
 
     def tell(self, asked: Asked, family: Family, name: str) -> None:
         """Note an event about the execution that a command names."""

@@ -21,6 +21,7 @@ from flowfabric.core.records import (
     ExecutionResult,
     Message,
     Payload,
+    StreamMeta,
 )
 
 
@@ -91,6 +92,25 @@ _ACTIVE: Final = (
 _FENCE: Final = ("lease_id", "lease_epoch", "attempt_id", "attempt_index")
 
 SIGNATURES: Final[dict[str, Signature]] = {
+    "append_frame": Signature(
+        indexes=(),
+        kinds=(StreamMeta.KIND,),
+        families=(),
+        in_order=True,
+        shared_arguments=("outcome_head", "outcome_tail", "operation"),
+        item_keys=("stream", "execution", "frames"),
+        item_arguments=(
+            "execution_id",
+            *_FENCE,
+            "asked",
+            "stream_listed",
+            "retention_maxlen",
+            "payload_bytes",
+            "told_at",
+            "frame_head",
+            "frame_tail",
+        ),
+    ),
     "claim_execution": Signature(
         indexes=(*_ACTIVE, indexes.ELIGIBLE),
         families=(Family.LEASE,),
