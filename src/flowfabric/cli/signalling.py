@@ -138,12 +138,15 @@ def link(arguments: Namespace) -> int:
 async def _link(arguments: Namespace) -> int:
     async with open_engine(arguments) as engine:
         waiting = Run[object](lambda: engine, arguments.execution_id, arguments.namespace)
-        made = await waiting.waitpoint_link(
-            arguments.name,
-            question=arguments.question,
-            choices=dict(arguments.choices),
-            public_url=arguments.public_url or (arguments.url if is_server(arguments.url) else None),
-        )
+        try:
+            made = await waiting.waitpoint_link(
+                arguments.name,
+                question=arguments.question,
+                choices=dict(arguments.choices),
+                public_url=arguments.public_url or (arguments.url if is_server(arguments.url) else None),
+            )
+        except errors.InvalidInput as error:
+            raise UsageError(str(error)) from error
     if arguments.json:
         print_json({"execution_id": arguments.execution_id, "link": made})
     else:
