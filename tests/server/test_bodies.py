@@ -10,7 +10,7 @@ import pytest
 
 from flowfabric.server.calls import ambiguity_of
 from flowfabric.server.routes import ROUTES, Route
-from tests.server.conftest import CREATION, EXECUTION
+from tests.server.conftest import CREATION, EXECUTION, ID
 
 DEEP = 100_000
 JSON_HEADERS = {"Content-Type": "application/json"}
@@ -106,6 +106,13 @@ async def test_a_body_of_unknown_length_is_cut_at_the_limit(
 @pytest.mark.parametrize("query", ["limit=1&limit=2", "limit=1&limit=1", "cursor=a&cursor="])
 async def test_a_parameter_that_is_there_twice_is_refused(client: httpx.AsyncClient, query: str) -> None:
     assert (await client.get(f"/v1/view/executions?{query}")).status_code == 400
+
+
+async def test_that_is_said_in_json_on_every_route(client: httpx.AsyncClient) -> None:
+    path = f"/v1/flows/{ID.rpartition(':')[2]}/cancel?wait=1&wait=0"
+    assert (await client.post(path, json={})).json() == {
+        "error": "invalid query: each parameter at most once"
+    }
 
 
 async def test_the_word_null_is_a_name_like_any_other(client: httpx.AsyncClient) -> None:

@@ -164,7 +164,7 @@ class Call:
         _ = self.request_id
         parameters = self.request.query_params
         if len(parameters.multi_items()) > len(parameters):
-            raise unreadable("invalid query: each parameter at most once", self.route)
+            raise refused(400, "invalid query: each parameter at most once")
 
     async def body(self) -> bytes:
         """The body, which is never read beyond the route's limit.
