@@ -200,7 +200,28 @@ async def test_limits_that_are_reached(pair: Pair) -> None:
     ):
         assert isinstance(await pair.ask(reporting(budget_id, claim, tokens)), expected)
         await pair.compare()
-    assert counted.since == 1
+    assert counted.since == 2
+
+
+async def test_soft_limits_that_were_passed_before(pair: Pair) -> None:
+    budget_id = await budget(pair, dimensions=("a", "b", "c"), hard_limits=(0, 0, 100), soft_limits=(5, 7, 0))
+    claim, counted = await started(pair), Counted(pair)
+    for number, (deltas, expected, decides) in enumerate(
+        (
+            ({"a": 6}, UsageSoftBreach, 0),
+            ({"a": 1}, UsageSoftBreach, 1),
+            ({"a": 0, "b": 7, "c": 1}, UsageApplied, 1),
+            ({"b": 1, "a": 1}, UsageSoftBreach, 0),
+            ({"b": 1, "a": 1}, UsageSoftBreach, 0),
+            ({"b": 1, "a": 0}, UsageSoftBreach, 1),
+            ({"c": 1}, UsageApplied, 1),
+        )
+    ):
+        before, ids = counted.since, [f"asked again {number}"]
+        assert isinstance(await pair.ask(_report(budget_id, claim, deltas), request_ids=ids), expected)
+        assert isinstance(await pair.ask(_report(budget_id, claim, deltas), request_ids=ids), expected)
+        assert counted.since - before == decides
+        await pair.compare()
 
 
 async def test_limits_and_periods_that_were_changed_meanwhile(pair: Pair) -> None:

@@ -1,10 +1,10 @@
 -- Count what was spent of budgets, one report after the other: see core/rules/spending.py.
 --
 -- The caller knows the budget, and until when the spender may report. The ceilings are the highest amounts
--- about which the budget has nothing to say.
--- Reply of a command 'done'.
--- Declines what was reported before, and what passes a ceiling or a bound; and everything if the budget is
--- not as the caller remembers it.
+-- that a hard limit lets pass without a word.
+-- Reply of a command its outcome.
+-- Declines what was reported before, what passes a ceiling or a bound, and whatever publishes an event; and
+-- everything if the budget is not as the caller remembers it.
 
 -- The amounts, or nothing if there are none: an empty table would be packed as a list.
 local function unless_empty(amounts)
@@ -36,6 +36,26 @@ local function is_below_ceilings(call, amounts)
     end
   end
   return true
+end
+
+-- The outcome of a report, and by how much it adds to the soft breaches. Nothing where the rule has to tell
+-- of a limit that this very report passes, or which one of several it is about.
+local function judged(call, usage, spent, deltas)
+  local over = nil
+  for name, limit in pairs(cmsgpack.unpack(call.soft_limits)) do
+    if (deltas[name] or 0) > 0 and spent[name] > limit then
+      if over or (usage[name] or 0) <= limit then
+        return nil
+      end
+      over = {name, limit}
+    end
+  end
+  if not over then
+    return call.applied, 0
+  end
+  local dimension, limit = unpack(over)
+  return packed_map(call.tag_field, call.soft_breach, 'dimension', dimension,
+    'current_usage', spent[dimension], 'soft_limit', limit), 1
 end
 
 -- Enter a report in the ledger of its spender. False if it is more than can be counted.
@@ -74,15 +94,22 @@ local function report_usage(call, item)
     return nil
   end
   local spent = sum_of(usage.fields.usage, deltas)
-  if not spent or not is_below_ceilings(call, spent) or not enter_in_ledger(change, item, deltas) then
+  if not spent or not is_below_ceilings(call, spent) then
+    return nil
+  end
+  local outcome, soft_breaches = judged(call, usage.fields.usage or {}, spent, deltas)
+  if not outcome or not enter_in_ledger(change, item, deltas) then
     return nil
   end
   remember_report(change, item)
   edit_record(change, item.key.usage)
   usage.fields.usage = unless_empty(spent)
   usage.fields.revision = (usage.fields.revision or 0) + 1
-  remember_request(usage, item.asked, call.outcome, call.operation)
-  return change, 'done'
+  if soft_breaches > 0 then
+    usage.fields.soft_breach_count = (usage.fields.soft_breach_count or 0) + soft_breaches
+  end
+  remember_request(usage, item.asked, outcome, call.operation)
+  return change, outcome
 end
 
 register_native('report_usage', report_usage, {})

@@ -13,6 +13,7 @@ from flowfabric.contracts.budgets import (
     ReportUsageAdminArgs,
     ReportUsageArgs,
     UsageApplied,
+    UsageSoftBreach,
 )
 from flowfabric.contracts.limits import SAFE_INTEGER_MAX, USAGE_DEDUP_MS
 from flowfabric.core.indexes import DUE_DEDUP
@@ -42,7 +43,12 @@ if TYPE_CHECKING:
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_OUTCOME: Final = _encode(UsageApplied())
+_APPLIED: Final = _encode(UsageApplied())
+_TAG_FIELD: Final = str(UsageSoftBreach.__struct_config__.tag_field)
+_SOFT_BREACH: Final = str(UsageSoftBreach.__struct_config__.tag)
+_DECODER: Final[msgspec.msgpack.Decoder[UsageApplied | UsageSoftBreach]] = msgspec.msgpack.Decoder(
+    UsageApplied | UsageSoftBreach
+)
 
 
 class ReportUsage:
@@ -74,7 +80,16 @@ class ReportUsage:
     def shared(self, first: Asked) -> Sequence[Argument]:
         budget = self._budget(first)
         assert budget is not None
-        return (_encode(ceilings(budget)), USAGE_DEDUP_MS, _OUTCOME, type(first.command).__name__)
+        soft_limits = {name: limit for name, limit in budget.soft_limits.items() if limit}
+        return (
+            _encode(ceilings(budget)),
+            _encode(soft_limits),
+            USAGE_DEDUP_MS,
+            _APPLIED,
+            _TAG_FIELD,
+            _SOFT_BREACH,
+            type(first.command).__name__,
+        )
 
     def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
         budget, spender = self._budget(asked), self._spender(asked.command)
@@ -98,10 +113,10 @@ class ReportUsage:
             stored_key(dedup.key),
         )
 
-    def answer(self, asked: Asked, reply: bytes, effects: Effects) -> UsageApplied:
+    def answer(self, asked: Asked, reply: bytes, effects: Effects) -> UsageApplied | UsageSoftBreach:
         dedup = self._dedup(asked, expires_at=min(effects.now + USAGE_DEDUP_MS, SAFE_INTEGER_MAX))
         effects.rows.append((DUE_DEDUP, "", dedup.expires_at, dedup.identity))
-        return UsageApplied()
+        return _DECODER.decode(reply)
 
     def _budget(self, asked: Asked) -> Budget | None:
         """The budget as it was seen before the call."""
@@ -184,10 +199,6 @@ def _seen_by(asked: Asked) -> Work:
 
 
 def ceilings(budget: Budget) -> dict[str, int]:
-    """The highest amounts by dimension about which there is nothing to say: no breach, nothing exhausted."""
+    """The highest amounts by dimension that a hard limit lets pass without a word."""
     exhausting = budget.enforcement_mode is EnforcementMode.STRICT
-    found = {name: limit - exhausting for name, limit in budget.hard_limits.items() if limit}
-    for name, limit in budget.soft_limits.items():
-        if limit:
-            found[name] = min(limit, found.get(name, limit))
-    return found
+    return {name: limit - exhausting for name, limit in budget.hard_limits.items() if limit}

@@ -167,7 +167,15 @@ SIGNATURES: Final[dict[str, Signature]] = {
         rests=True,
         observes=(Budget.KIND, Execution.KIND),
         in_order=True,
-        shared_arguments=("ceilings", "kept_ms", "outcome", "operation"),
+        shared_arguments=(
+            "ceilings",
+            "soft_limits",
+            "kept_ms",
+            "applied",
+            "tag_field",
+            "soft_breach",
+            "operation",
+        ),
         item_keys=("usage", "ledger", "dedup"),
         item_arguments=(
             "asked",
