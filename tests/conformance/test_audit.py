@@ -9,6 +9,7 @@ from flowfabric.audit import VIOLATIONS_MAX, audit
 from flowfabric.contracts.executions import ReplayExecutionArgs
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import AttemptLifecycle, LifecyclePhase, TerminalOutcome, WaitpointState
+from flowfabric.contracts.suspensions import ResumeExecutionArgs, ResumeTrigger
 from flowfabric.core import indexes
 from flowfabric.core.audit import INVARIANTS, Violation, in_namespace, owner_key
 from flowfabric.core.events import Event, Family
@@ -35,7 +36,14 @@ from flowfabric.core.vocabulary import GrantKind
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.conformance.scenarios import frame
-from flowfabric.testing.conformance.situations import SITUATION_STEPS, bring, seed_key, signal
+from flowfabric.testing.conformance.situations import (
+    SITUATION_STEPS,
+    Place,
+    bring,
+    seed_key,
+    signal,
+    suspension,
+)
 from flowfabric.testing.conformance.workers import registering
 
 DAMAGE: dict[str, tuple[str, Callable[[Bed], Awaitable[None]]]] = {}
@@ -52,8 +60,8 @@ def damage(invariant, word=""):
 
 def put(bed, record):
     """Store a record behind the engine's back, without its index rows."""
-    version = bed.store._records.get(record.key, (999, b""))[0]
-    bed.store._records[record.key] = (version, encode_record(record))
+    version = bed.store._records.get(record.key, (998, b""))[0]
+    bed.store._records[record.key] = (version + 1, encode_record(record))
 
 
 def drop(bed, record_type, identity):
@@ -566,6 +574,16 @@ async def test_nothing_is_wrong_in_what_runs_again_after_its_end(bed, ended):
     assert (await audit(bed.engine)).violations == ()
     await bed.fail(claim, failure_category="permanent")
     assert (await audit(bed.engine)).violations == ()
+
+
+async def test_an_operator_may_resume_one_suspension_after_another(bed):
+    """Each time the log has what happened and who did it, under the same name."""
+    execution_id = await of(bed, "suspended")
+    for turn in range(2):
+        await bed.execute(ResumeExecutionArgs(execution_id=execution_id, trigger_type=ResumeTrigger.OPERATOR))
+        claim = await bed.claim(execution_id)
+        assert (await audit(bed.engine)).violations == (), turn
+        await bed.execute(suspension(bed, Place(execution_id=execution_id, claim=claim)))
 
 
 @pytest.mark.scenario("RECLAIM-013")

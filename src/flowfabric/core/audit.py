@@ -325,7 +325,8 @@ def _waitpoints_match(held: Held) -> Iterator[str]:
 
 def _resume_has_a_cause(held: Held) -> Iterator[str]:
     """A suspension ends once, and the signals that ended it are on record."""
-    ended = [event.data.get("suspension_id") for event in held.events if event.name == "resumed"]
+    history = _family(held, Family.EXECUTION)
+    ended = [event.data.get("suspension_id") for event in history if event.name == "resumed"]
     if len(set(ended)) < len(ended):
         yield "one suspension was resumed twice"
     execution, suspension = held.execution, held.suspension
