@@ -127,6 +127,8 @@ async def test_one_audit_is_made_at_a_time(client: httpx.AsyncClient, service: S
     report = (await client.post("/v1/admin/audit")).json()
     assert report["violations"] == []
     with service.audit_permit():
+        async with service.rotation_permit():
+            pass
         second = await client.post("/v1/admin/audit")
     assert second.status_code == 429
     assert second.json()["retryable"]

@@ -10,7 +10,10 @@ import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from flowfabric.contracts.events import EventsPage
 from flowfabric.contracts.flows import FlowStatus
+from flowfabric.contracts.packed import JSON, unpack
+from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.contracts.workers import RegisterWorkerArgs
 from flowfabric.engine.engine import Engine
 from flowfabric.minting import new_flow_id, new_uuid4
@@ -160,6 +163,15 @@ async def test_the_log_is_read_from_its_beginning_page_by_page(
     assert [event["name"] for event in page["events"]] == ["replayed"]
     end = await seen(client, "/v1/view/events", after=page["next_cursor"])
     assert end["events"] == []
+
+
+async def test_an_act_on_all_namespaces_at_once_is_read_as_the_document_says(
+    client: httpx.AsyncClient, engine: Engine
+) -> None:
+    await engine.execute(TrimRetentionArgs(retention_ms=86_400_000), actor="amir")
+    answer = await client.get("/v1/view/events", params={"families": "operator", "after": "start"})
+    event = unpack(answer.content, EventsPage, JSON).events[-1]
+    assert (event.namespace, event.execution_id) == ("", "")
 
 
 async def test_the_summary_of_a_stream_is_404_until_there_is_one(

@@ -22,7 +22,6 @@ from flowfabric.contracts.ids import (
     FlowId,
     LeaseEpoch,
     LeaseId,
-    Namespace,
     TimestampMs,
 )
 from flowfabric.contracts.limits import (
@@ -94,9 +93,10 @@ class FeedEvent(Value):
     cursor: EventCursor
     """Continue behind this event with it."""
     at_ms: TimestampMs
-    namespace: Namespace
+    namespace: str
+    """Empty for what an operator did to all of them at once."""
     execution_id: str
-    """Empty for what concerns a whole flow."""
+    """Empty for what concerns more than one execution, such as a whole flow."""
     flow_id: str | None = None
     tags: dict[str, str] = msgspec.field(default_factory=dict)
     """Those of the execution at that moment."""

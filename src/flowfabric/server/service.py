@@ -236,7 +236,6 @@ class Service:
             yield
         finally:
             self._rotating = False
-        self._auditing = False
 
     @contextmanager
     def audit_permit(self) -> Iterator[None]:
