@@ -32,6 +32,29 @@ class SlowStore(RecordingStore):
         return await super().commit(commit)
 
 
+class LostStore(RecordingStore):
+    """Does not know where a record lives while it is lost."""
+
+    lost = False
+
+    def place_of(self, key):
+        if self.lost:
+            raise RuntimeError("where am I?")
+        return super().place_of(key)
+
+
+async def test_a_fault_before_a_batch_is_decided_reaches_those_who_asked():
+    store = LostStore(MemoryStore())
+    async with Bed(store) as bed:
+        store.lost = True
+        asked = [bed.engine.execute(bed.creation()) for _ in range(2)]
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [str(error) for error in found] == ["where am I?"] * 2
+        store.lost = False
+        await bed.create()
+
+
 async def test_commands_that_are_sent_together_share_one_commit(bed):
     await bed.create()
     bed.store.loads, bed.store.commits = 0, []

@@ -78,7 +78,16 @@ class Cycle:
         self._native = native_of(store)
 
     async def run(self, batch: list[Ticket]) -> None:
-        """Give every ticket of the batch its answer, by the store itself where it can decide."""
+        """Give every ticket of the batch its answer, whatever happens: those who ask would wait for ever."""
+        try:
+            await self._run(batch)
+        except BaseException as error:
+            _settle_all(batch, error)
+            if not isinstance(error, Exception):
+                raise
+
+    async def _run(self, batch: list[Ticket]) -> None:
+        """Have the store itself decide where it can, and the rules where it cannot."""
         taken, others = ([], batch) if self._native is None else choose(self._native, batch)
         if not taken:
             await self._run_rules(batch)
