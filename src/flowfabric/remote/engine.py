@@ -13,11 +13,13 @@ import logging
 import random
 import secrets
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
 from flowfabric import errors
+from flowfabric.addresses import is_loopback
 from flowfabric.contracts.check import check
 from flowfabric.contracts.events import TailEventsArgs
 from flowfabric.contracts.flows import CancelFlowArgs
@@ -188,6 +190,7 @@ class HttpEngine(Subscribing):
             Unauthorized: the token is not known.
             StoreError: the server cannot be reached.
         """
+        self._warn_of_risks()
         self._client = httpx.AsyncClient(
             base_url=self._url, headers=self._headers, timeout=TIMEOUT_S, transport=self._transport
         )
@@ -202,6 +205,14 @@ class HttpEngine(Subscribing):
         self.notifier.open()
         self._watch = asyncio.create_task(self._watch_server(), name="flowfabric watch")
         return self.durability
+
+    def _warn_of_risks(self) -> None:
+        url = urlsplit(self._url)
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            log.warning(
+                "what is sent to http://%s, tokens included, can be read on the way. Use https://.",
+                url.netloc.rpartition("@")[2],
+            )
 
     async def stop(self) -> None:
         """Finish what is in flight and close the connections."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from flowfabric.addresses import is_loopback
 from flowfabric.errors import InvalidInput
 from flowfabric.server.access import Role, TokenEntry, entry_for, read_tokens
 from flowfabric.server.service import ServerOptions
@@ -60,7 +60,7 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
     _require_origins(found["cors_origins"])
     host, _, port = found["listen"].rpartition(":")
     host = host.strip("[]")
-    insecure = not tokens and not _is_loopback(host)
+    insecure = not tokens and not is_loopback(host)
     if insecure and not found["insecure"]:
         raise InvalidInput(
             field="listen",
@@ -96,12 +96,3 @@ def _require_origins(origins: tuple[str, ...]) -> None:
 def _is_origin(text: str) -> bool:
     scheme, separator, rest = text.partition("://")
     return scheme in ("http", "https") and bool(separator) and bool(rest) and not set(rest) & set("/?#@ ")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

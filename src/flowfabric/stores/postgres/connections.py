@@ -8,10 +8,11 @@ name and no setting is sent at connecting.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 import msgspec
@@ -20,7 +21,7 @@ from flowfabric import errors
 from flowfabric.stores.postgres.faults import FAULTS, store_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 CONNECTIONS_MAX: Final = 8
 TIMEOUT_MS: Final = 30_000
@@ -30,6 +31,8 @@ STATEMENTS_MAX: Final = 100
 IDLE_S_MAX: Final = 300
 """A connection that was idle for longer is not trusted: something between may have forgotten it."""
 
+_SSLMODE: Final = "prefer"
+"""What the driver does unless it is told otherwise: TLS if the server has it, and no look at who it is."""
 _PLANNER: Final = {
     "application_name": "flowfabric",
     # Statements stay prepared while the tables grow from empty to millions of rows; a plan that
@@ -38,6 +41,14 @@ _PLANNER: Final = {
     "enable_bitmapscan": "off",
     "jit": "off",
 }
+
+
+class Link(msgspec.Struct, frozen=True):
+    """How the driver reaches a server."""
+
+    hosts: tuple[str, ...]
+    """Names, addresses, or the folders of sockets; none for a server on this machine."""
+    sslmode: str
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +81,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return self.direct_url or (None if self.pooler else self.url)
 
+    def links(self) -> list[Link]:
+        """The ways to the server: that of ``url``, and that of ``direct_url`` if it is another."""
+        urls = [self.url, *([self.direct_url] if self.direct_url else [])]
+        return [link_of(url, os.environ) for url in dict.fromkeys(urls)]
+
     def __repr__(self) -> str:
         return f"Settings({self.place})"
+
+
+def link_of(url: str, environment: Mapping[str, str]) -> Link:
+    """What the driver makes of a URL: hosts from it, else its ``host`` option, else the variables.
+
+    >>> link_of("postgresql://me@db.example:6000,[::1]/work?sslmode=require", {})
+    Link(hosts=('db.example', '::1'), sslmode='require')
+    >>> link_of("postgresql:///work", {"PGHOST": "/run/postgresql"})
+    Link(hosts=('/run/postgresql',), sslmode='prefer')
+    """
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    named = unquote(parts.netloc.rpartition("@")[2]) or options.get("host") or environment.get("PGHOST", "")
+    hosts = tuple(_host_of(place) for place in named.split(",") if place)
+    sslmode = options.get("sslmode") or environment.get("PGSSLMODE") or _SSLMODE
+    return Link(hosts=hosts, sslmode=sslmode)
+
+
+def _host_of(place: str) -> str:
+    """A host without its port."""
+    if place.startswith("["):
+        return place[1:].partition("]")[0]
+    return place.partition(":")[0] if place.count(":") == 1 else place
 
 
 class Connections:

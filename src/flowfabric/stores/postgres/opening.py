@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric import errors
+from flowfabric.addresses import is_loopback
 from flowfabric.stores.base import Durability
 
 if TYPE_CHECKING:
-    from flowfabric.stores.postgres.connections import Connections
+    from flowfabric.stores.postgres.connections import Connections, Settings
 
 LEVELS: Final = ("D0", "D1", "D2", "D3")
 VERSION_MIN: Final = 15
+VERIFIED: Final = frozenset({"verify-ca", "verify-full"})
+"""The values of ``sslmode`` with which a certificate is looked at. With any other, whoever is between can
+answer in the server's place, or say that there is no TLS."""
+
+_logger = logging.getLogger("flowfabric.stores")
 
 _SETTINGS: Final = (
     "server_version",
@@ -47,6 +54,19 @@ async def attest(connections: Connections, required_level: str) -> Durability:
             f"full_page_writes={row['full_page_writes']}). Turn them on, or require less."
         )
     return Durability(level=level, store="postgres", settings={name: row[name] for name in _SETTINGS})
+
+
+def warn_of_risks(settings: Settings) -> None:
+    """Report a way to another machine on which others can read, or answer in the server's place."""
+    for link in settings.links():
+        strangers = [host for host in link.hosts if not host.startswith("/") and not is_loopback(host)]
+        if strangers and link.sslmode not in VERIFIED:
+            _logger.warning(
+                "what is sent to PostgreSQL at %s, passwords included, can be read on the way "
+                "(sslmode is %s). Use ?sslmode=verify-full.",
+                ", ".join(strangers),
+                link.sslmode,
+            )
 
 
 def _require_fit(row: Any, place: str) -> None:

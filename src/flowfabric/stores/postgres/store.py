@@ -29,7 +29,7 @@ from flowfabric.stores.postgres.changes import Changes
 from flowfabric.stores.postgres.clients import client_of
 from flowfabric.stores.postgres.connections import CONNECTIONS_MAX, TIMEOUT_MS, Connections, Settings, quoted
 from flowfabric.stores.postgres.faults import is_unfinished
-from flowfabric.stores.postgres.opening import LEVELS, attest
+from flowfabric.stores.postgres.opening import LEVELS, attest, warn_of_risks
 from flowfabric.stores.postgres.records import State, Statements
 from flowfabric.stores.postgres.schema import migrate_schema
 
@@ -123,6 +123,7 @@ class PostgresStore:
             self._opening = False
 
     async def _open(self) -> Durability:
+        warn_of_risks(self.settings)
         await self._connections.open()
         durability = await attest(self._connections, self._required_level)
         await migrate_schema(self._connections)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from typing import TYPE_CHECKING, Final
 
 from flowfabric import errors
+from flowfabric.addresses import is_loopback
 from flowfabric.stores.base import Durability
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.keys import Keys, Shards
@@ -59,7 +59,7 @@ def warn_of_risks(settings: Settings, version: str) -> None:
         settings: how it is reached.
         version: what it runs.
     """
-    if settings.socket is None and not settings.tls and not _is_loopback(settings.host):
+    if settings.socket is None and not settings.tls and not is_loopback(settings.host):
         _logger.warning(
             "what is sent to %s, passwords included, can be read on the way. Use valkeys:// and TLS.",
             settings.place,
@@ -74,13 +74,6 @@ def warn_of_risks(settings: Settings, version: str) -> None:
             version,
             ".".join(map(str, patched)),
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _read_settings(client: Client) -> list[tuple[str, dict[str, str]]]:
