@@ -48,7 +48,6 @@ async def test_a_server_of_an_unknown_authority_is_told_nothing() -> None:
 
     async with await asyncio.start_server(meet, "127.0.0.1", 0, ssl=context) as listening:
         port = listening.sockets[0].getsockname()[1]
-        with pytest.raises(errors.StoreUnreachable) as caught:
+        with pytest.raises(errors.StoreUnreachable, match="cannot be reached"):
             await HttpEngine(f"https://127.0.0.1:{port}", token="word").start()
-    assert "certificate verify failed" in str(caught.value.__cause__)
     assert met == []
