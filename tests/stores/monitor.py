@@ -44,4 +44,13 @@ def _note(line: str, calls: list[Call]) -> None:
         count = int(words[2])
         calls.append(Call(words[1], frozenset(words[3 : 3 + count]), set()))
     elif " lua] " in line and words[0] not in KEYLESS:
-        calls[-1].touched.add(words[1])
+        calls[-1].touched.update(_keys(words))
+
+
+def _keys(words: list[str]) -> list[str]:
+    """The keys of a command."""
+    if words[0] in ("MGET", "EXISTS"):
+        return words[1:]
+    if words[0] == "MSET":
+        return words[1::2]
+    return words[1:2]

@@ -14,7 +14,7 @@ from flowfabric.stores.valkey.words import WORDS
 from tests.valkey import server
 
 FOLDER = files("flowfabric.stores.valkey").joinpath("functions")
-READING = {"GET", "EXISTS", "GETRANGE", "HMGET", "TIME", "XREVRANGE", "ZRANGE", "XLEN"}
+READING = {"GET", "MGET", "EXISTS", "GETRANGE", "HMGET", "TIME", "XREVRANGE", "ZRANGE", "XLEN"}
 WRITERS = {"commit", "log", "trim", "shared", "deciding"}
 """The files that write. What decides a command only says what is to be written."""
 
@@ -64,7 +64,7 @@ def test_in_the_common_part_only_the_writing_section_writes() -> None:
 def test_a_function_uses_no_name_that_its_signature_does_not_have(name: str) -> None:
     signature = SIGNATURES[name]
     known = {*signature.keys, *signature.arguments, *signature.item_keys, *signature.item_arguments}
-    made = {"key", "now", "mark", "offset", "clock", "version", "last", "put_out", "written"}
+    made = {"key", "now", "packed_now", "mark", "offset", "clock", "version", "last", "put_out", "written"}
     gathered = {"records", "edited", "executions"}
     used = {one or other for one, other in _NAMED.findall(text_of(name))}
     assert used <= known | made | gathered

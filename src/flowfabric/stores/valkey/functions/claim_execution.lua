@@ -101,11 +101,11 @@ local function claim_execution(call, item)
   if not is_relied_on(call) then
     return nil
   end
-  local execution = read_execution(item.key.execution, item.execution_id)
+  local execution, input = read_execution(item.key.execution, item.execution_id, item.key.payload)
   if not execution or not may_be_claimed(call, item, execution) then
     return nil
   end
-  local input, change = server.call('GET', item.key.payload), change_of(call, execution)
+  local change = change_of(call, execution)
   if not input or not adopt_policy(call, execution) then
     return nil
   end

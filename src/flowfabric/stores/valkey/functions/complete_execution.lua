@@ -4,11 +4,11 @@
 -- Declines what is not plain, not held by the caller, asked for before, or was replayed.
 
 local function complete_execution(call, item)
-  local execution = held_execution(call, item)
+  local execution, result = held_execution(call, item, item.key.result)
   if not execution or not execution.head.plain or execution.head.replay_count > 0 then
     return nil
   end
-  if exists(item.key.result) or execution.head.flow_id and exists(item.key.message) then
+  if result or execution.head.flow_id and exists(item.key.message) then
     return nil
   end
   local change = change_of(call, execution)

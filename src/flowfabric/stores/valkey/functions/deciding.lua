@@ -24,6 +24,7 @@ local function begin(call)
   call.mark, call.offset = tonumber(state[1] or 0), tonumber(state[2] or 0)
   call.clock = call.given_ms == '' and server_clock_ms() or tonumber(call.given_ms)
   call.now = mark_after(call.mark, call.clock + call.offset, tonumber(call.lag_ms_max))
+  call.packed_now = packed_instant(call.now)
   call.version = text(tonumber(state[3] or 0) + 1)
   call.last, call.put_out = tonumber(state[4] or 0), tonumber(state[5] or 0)
   call.sets, call.records, call.edited = {}, {}, {}
@@ -43,15 +44,17 @@ local function new_change(call, execution, listed)
 end
 
 local function add_event(change, family, name, data)
-  local head, id, count = change.execution.head, change.execution.id, 6
-  local packed = cmsgpack.pack('family', family, 'name', name, 'namespace', head.namespace,
-    'execution_id', id, 'at_ms', change.call.now, 'data') .. data
+  local execution = change.execution
+  local head, id, tags, flow = execution.head, execution.id, execution.tags, ''
   if head.flow_id then
-    count, packed = count + 1, packed .. cmsgpack.pack('flow_id', head.flow_id)
+    flow = packed_name('flow_id') .. text_head(head.flow_id) .. head.flow_id
   end
-  count = count + present(change.execution.tags)
-  change.events[#change.events + 1] = {
-    family = family, data = string.char(0x80 + count) .. packed .. change.execution.tags}
+  change.events[#change.events + 1] = {family = family,
+    data = string.char(0x86 + present(flow) + present(tags))
+      .. packed_name('family') .. packed_name(family) .. packed_name('name') .. packed_name(name)
+      .. packed_name('namespace') .. text_head(head.namespace) .. head.namespace
+      .. packed_name('execution_id') .. text_head(id) .. id
+      .. packed_name('at_ms') .. change.call.packed_now .. packed_name('data') .. data .. flow .. tags}
 end
 
 -- A record besides the execution that must not exist yet, with its place in the list of its kind.
@@ -98,8 +101,8 @@ local function remove_row(change, index, scope, sort, member)
   change.rows[#change.rows + 1] = {scope, sort, index = index, member = member, removed = true}
 end
 
-local function exists(key)
-  return server.call('EXISTS', key) == 1
+local function exists(...)
+  return server.call('EXISTS', ...) > 0
 end
 
 -- Whether the record on which all commands of the call rest is as the caller remembers it. One in another
@@ -173,18 +176,44 @@ local function write_rows(call, change)
   end
 end
 
-local function write_event(call, item, execution, event)
-  local key = call.key
-  if call.logs == '1' then
+-- What is told of an execution is a set of its own, which no other command of the call writes to.
+local function write_to_log(call, item, events)
+  local key, told = call.key, {}
+  for number, event in ipairs(events) do
     call.last = call.last + 1
     local place = text(call.last)
-    local told = place .. ' ' .. event.family
+    local member = place .. ' ' .. event.family
     server.call('XADD', key['log:' .. event.family], place .. '-0', 'event', event.data)
-    put_in(call, item.key.told, place, told)
-    put_in(call, key['told_in:' .. event.family], place, told)
-  else
+    put_in(call, key['told_in:' .. event.family], place, member)
+    told[2 * number - 1], told[2 * number] = place, member
+  end
+  if #told > 0 then
+    server.call('ZADD', item.key.told, unpack(told))
+  end
+end
+
+local function write_to_outbox(call, change)
+  local execution = change.execution
+  for _, event in ipairs(change.events) do
     call.put_out = call.put_out + 1
-    put_out_event(key.outbox, call.put_out, event.family, execution.id, execution.head.namespace, event.data)
+    put_out_event(
+      call.key.outbox, call.put_out, event.family, execution.id, execution.head.namespace, event.data)
+  end
+end
+
+-- The execution and what is made with it, in one go.
+local function write_made(call, change)
+  local execution, records = change.execution, {}
+  if execution then
+    records[1], records[2] = execution.key, packed_execution(change)
+  end
+  for _, made in ipairs(change.made) do
+    local count = #records
+    records[count + 1], records[count + 2] = made.key, call.version .. ':' .. made.data
+    put_in(call, made.listing, '0', made.listed)
+  end
+  if #records > 0 then
+    server.call('MSET', unpack(records))
   end
 end
 
@@ -196,9 +225,8 @@ local function write_frame(frame)
 end
 
 local function write(call, item, change)
-  local execution = change.execution
-  if execution then
-    server.call('SET', execution.key, packed_execution(change))
+  write_made(call, change)
+  if change.execution then
     write_execution_rows(call, change)
   end
   if change.listed then
@@ -216,13 +244,11 @@ local function write(call, item, change)
   for _, replaced in ipairs(change.replaced) do
     server.call('SET', replaced.key, call.version .. ':' .. replaced.data)
   end
-  for _, made in ipairs(change.made) do
-    server.call('SET', made.key, call.version .. ':' .. made.data)
-    put_in(call, made.listing, '0', made.listed)
-  end
   write_rows(call, change)
-  for _, event in ipairs(change.events) do
-    write_event(call, item, execution, event)
+  if call.logs == '1' then
+    write_to_log(call, item, change.events)
+  else
+    write_to_outbox(call, change)
   end
   call.written = true
 end

@@ -15,19 +15,26 @@ local function is_held_by(call, item, execution)
     and not is_repeated(execution, item.asked)
 end
 
--- The execution whose lease the caller holds; nothing if there is anything else to say about it.
-local function held_execution(call, item)
-  local execution = read_execution(item.key.execution, item.execution_id)
+-- The execution whose lease the caller holds, and another record as it is stored, if one is named; nothing
+-- if there is anything else to say about the execution.
+local function held_execution(call, item, other_key)
+  local execution, other = read_execution(item.key.execution, item.execution_id, other_key)
   if execution and is_held_by(call, item, execution) then
-    return execution
+    return execution, other
   end
   return nil
 end
 
 local function lease_data(lease, attempt, ...)
-  return packed_map('lease_id', lease.lease_id, 'lease_epoch', lease.epoch, 'attempt_id', attempt.attempt_id,
-    'attempt_index', attempt.attempt_index, 'worker_id', lease.worker_id,
-    'worker_instance_id', lease.worker_instance_id, ...)
+  local count = select('#', ...)
+  return string.char(0x86 + count / 2)
+    .. packed_name('lease_id') .. text_head(lease.lease_id) .. lease.lease_id
+    .. packed_name('lease_epoch') .. cmsgpack.pack(lease.epoch)
+    .. packed_name('attempt_id') .. text_head(attempt.attempt_id) .. attempt.attempt_id
+    .. packed_name('attempt_index') .. cmsgpack.pack(attempt.attempt_index)
+    .. packed_name('worker_id') .. text_head(lease.worker_id) .. lease.worker_id
+    .. packed_name('worker_instance_id') .. text_head(lease.worker_instance_id) .. lease.worker_instance_id
+    .. (count > 0 and cmsgpack.pack(...) or '')
 end
 
 -- Take the lease back. The time used is subtracted from the timeout.

@@ -7,10 +7,39 @@ local FRAME = '>BI4I4I4I4I4I4'
 local MAP_16 = 0xde
 local usual = {__index = USUAL}
 
+-- What is written again and again is packed once: names by themselves, and what a text of some length
+-- begins with. A text is written as `text_head(text) .. text`, which joins with what is around it in one
+-- go, while cmsgpack makes a string of its own of everything that it is given.
+local packed_names, text_heads = {}, {}
+
+local function packed_name(name)
+  local packed = packed_names[name]
+  if not packed then
+    packed = cmsgpack.pack(name)
+    packed_names[name] = packed
+  end
+  return packed
+end
+
+local function text_head(value)
+  local head = text_heads[#value]
+  if not head then
+    local packed = cmsgpack.pack(value)
+    head = string.sub(packed, 1, #packed - #value)
+    text_heads[#value] = head
+  end
+  return head
+end
+
 -- A map of up to 15 pairs; a value may be absent.
 local function packed_map(...)
   local count = select('#', ...) / 2
   return string.char(0x80 + count) .. (count > 0 and cmsgpack.pack(...) or '')
+end
+
+-- An instant in as many bytes as any other.
+local function packed_instant(instant)
+  return struct.pack('>BI4I4', 0xcf, math.floor(instant / 0x100000000), instant % 0x100000000)
 end
 
 -- Bytes, which cmsgpack would write as text.
@@ -67,10 +96,11 @@ local function execution_of(key, id, stored, start)
   return execution
 end
 
--- Read an execution. Nothing if there is none.
-local function read_execution(key, id)
-  local stored = server.call('GET', key)
-  return stored and execution_of(key, id, stored, string.match(stored, '^%d+:()'))
+-- Read an execution, and another record as it is stored. Nothing in the place of what there is not.
+local function read_execution(key, id, other_key)
+  local stored = other_key and server.call('MGET', key, other_key) or {server.call('GET', key)}
+  local execution = stored[1] and execution_of(key, id, stored[1], string.match(stored[1], '^%d+:()'))
+  return execution, stored[2]
 end
 
 -- The bytes that are written for what a function makes of an execution. They are joined once, for each

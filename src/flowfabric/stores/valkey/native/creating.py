@@ -10,7 +10,7 @@ from flowfabric.contracts.executions import CreateExecutionArgs, ExecutionCreate
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import DUE_DEADLINE, ELIGIBLE, scope_of
-from flowfabric.core.layout import is_unlimited
+from flowfabric.core.layout import is_unlimited, name_of_pair
 from flowfabric.core.records import (
     Execution,
     Lane,
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+_TAGS: Final = name_of_pair("tags")
+_UNKNOWN: Final = (1 << 64) - 1
+"""Stands for an instant that only the server knows, and takes as many bytes as any."""
+_INSTANTS: Final = b"".join(
+    name_of_pair(name) + _encode(_UNKNOWN)
+    for name in ("created_at", "last_transition_at", "last_mutation_at")
+)
 
 
 class CreateExecution:
@@ -64,13 +71,15 @@ class CreateExecution:
         return (args.namespace, args.lane_id) if usual else None
 
     def shared(self, first: Asked) -> Sequence[Argument]:
-        return ()
+        return (first.command.lane_id,)
 
     def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
         args: CreateExecutionArgs = asked.command
-        execution = new_execution(args, args.policy, now=0)
+        execution = new_execution(args, args.policy, now=_UNKNOWN)
         outcome = _encode(_outcome(args))
         execution.last_request = LastRequest(asked.envelope.request_id, outcome, type(args).__name__)
+        before, found, behind = pack_record(execution).partition(_INSTANTS)
+        assert found, "the instants of an execution are next to each other"
         payload = Payload(execution_id=args.execution_id, data=args.input_payload)
         return (
             keys.record(execution.key),
@@ -78,7 +87,13 @@ class CreateExecution:
             keys.record(payload.key),
         ), (
             args.execution_id,
-            pack_record(execution),
+            before,
+            behind,
+            execution.priority,
+            scope_of("", *execution.required_capabilities, ""),
+            "" if execution.deadline_at is None else execution.deadline_at,
+            _TAGS + _encode(execution.tags) if execution.tags else b"",
+            _encode({"lane_id": args.lane_id, "kind": args.execution_kind}),
             stored_key(execution.key),
             encode_record(payload),
             stored_key(payload.key),
