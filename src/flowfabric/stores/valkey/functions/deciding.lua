@@ -28,6 +28,7 @@ local function begin(call)
   call.version = text(tonumber(state[3] or 0) + 1)
   call.last, call.put_out = tonumber(state[4] or 0), tonumber(state[5] or 0)
   call.sets, call.records, call.edited = {}, {}, {}
+  packed_sorts = {}
 end
 
 -- What a function makes of a command: the execution that it changes, if it changes one, with its rows as
@@ -39,8 +40,10 @@ end
 
 -- The same for an execution that is new, with its place in the list of all.
 local function new_change(call, execution, listed)
+  local head = execution.head
+  local created = row_in(head.namespace, head.created_at) .. execution.id
   return {call = call, execution = execution, before = {}, listed = listed,
-    made = {}, replaced = {}, rows = {}, events = {}}
+    made = {}, replaced = {}, rows = {{index = INDEX.CREATED, member = created}}, events = {}}
 end
 
 local function add_event(change, family, name, data)
@@ -93,12 +96,12 @@ end
 
 -- A row of a record that is not an execution.
 local function add_row(change, index, scope, sort, member)
-  change.rows[#change.rows + 1] = {scope, sort, index = index, member = member}
+  change.rows[#change.rows + 1] = {index = index, member = row_in(scope, sort) .. member}
 end
 
 -- The same, of a row that is there and is not wanted any more.
 local function remove_row(change, index, scope, sort, member)
-  change.rows[#change.rows + 1] = {scope, sort, index = index, member = member, removed = true}
+  change.rows[#change.rows + 1] = {index = index, member = row_in(scope, sort) .. member, removed = true}
 end
 
 local function exists(...)
@@ -154,24 +157,23 @@ local function write_execution_rows(call, change)
   local key, id = call.key, change.execution.id
   local before, after = change.before, execution_rows(change.execution)
   for index, row in pairs(before) do
-    if not is_same_row(row, after[index]) then
-      take_out(call, key[index], packed_row(row, id))
+    if row ~= after[index] then
+      take_out(call, key[index], row .. id)
     end
   end
   for index, row in pairs(after) do
-    if not is_same_row(row, before[index]) then
-      put_in(call, key[index], '0', packed_row(row, id))
+    if row ~= before[index] then
+      put_in(call, key[index], '0', row .. id)
     end
   end
 end
 
 local function write_rows(call, change)
   for _, row in ipairs(change.rows) do
-    local key, member = call.key[row.index], packed_row(row, row.member)
     if row.removed then
-      take_out(call, key, member)
+      take_out(call, call.key[row.index], row.member)
     else
-      put_in(call, key, '0', member)
+      put_in(call, call.key[row.index], '0', row.member)
     end
   end
 end

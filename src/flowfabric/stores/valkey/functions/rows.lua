@@ -1,7 +1,26 @@
 -- The index rows of an execution to whose parts a function can see: see core/indexes.py.
 --
 -- No function mentions an index. What was changed is taken from the difference between the rows before
--- and after. An execution has at most one row in an index, so rows are known by their indexes.
+-- and after. An execution has at most one row in an index, so rows are known by their indexes. A row is
+-- kept as it is written, but for the member that it ends with.
+
+-- Sort values as they are written, for as long as a call takes, since most are one of a few instants.
+local packed_sorts = {}
+
+-- A sort value above zero as eight bytes, the highest first.
+local function packed_sort(sort)
+  local packed = packed_sorts[sort]
+  if not packed then
+    packed = struct.pack('>I4I4', 0x80000000 + math.floor(sort / 0x100000000), sort % 0x100000000)
+    packed_sorts[sort] = packed
+  end
+  return packed
+end
+
+-- A row without its member.
+local function row_in(scope, sort)
+  return scope .. SCOPE_END .. packed_sort(sort)
+end
 
 local function head_start_ms(priority)
   local _, exponent = math.frexp(priority + 1)
@@ -15,30 +34,30 @@ local function runnable_rows(head, lane, rows)
   if head.continuation == CONTINUATION.RESUME then
     head_start = head_start + AGEING_MS_PER_DOUBLING
   end
-  rows[INDEX.ELIGIBLE] = {lane .. head.required, since + HEAD_START_MS_MAX - head_start}
+  rows[INDEX.ELIGIBLE] = row_in(lane .. head.required, since + HEAD_START_MS_MAX - head_start)
 end
 
 local function active_rows(head, lane, rows)
   local lease, timeout_at = head.lease, head.attempt.timeout_at
-  rows[INDEX.ACTIVE] = {lane, lease.expires_at}
-  rows[INDEX.DUE_LEASE] = {'', lease.expires_at}
-  rows[INDEX.WORKER_LEASES] = {head.namespace .. SEPARATOR .. lease.worker_instance_id, lease.expires_at}
+  rows[INDEX.ACTIVE] = row_in(lane, lease.expires_at)
+  rows[INDEX.DUE_LEASE] = row_in('', lease.expires_at)
+  rows[INDEX.WORKER_LEASES] = row_in(head.namespace .. SEPARATOR .. lease.worker_instance_id, lease.expires_at)
   if timeout_at then
-    rows[INDEX.DUE_ATTEMPT] = {'', timeout_at}
+    rows[INDEX.DUE_ATTEMPT] = row_in('', timeout_at)
   end
 end
 
 local function terminal_rows(head, lane, rows)
   local ended_at, since = head.completed_at, head.retention_from
-  rows[INDEX.TERMINAL] = {lane .. SEPARATOR .. PUBLIC_OF_OUTCOME[head.outcome], ended_at}
+  rows[INDEX.TERMINAL] = row_in(lane .. SEPARATOR .. PUBLIC_OF_OUTCOME[head.outcome], ended_at)
   if not since or head.flow_id then
     return
   end
   local kept_until = math.max(ended_at + head.kept_ms, head.keyed_until or 0)
   if kept_until > ended_at then
-    rows[INDEX.RETENTION] = {OWN_SCOPE, math.max(since, kept_until)}
+    rows[INDEX.RETENTION] = row_in(OWN_SCOPE, math.max(since, kept_until))
   else
-    rows[INDEX.RETENTION] = {'', since}
+    rows[INDEX.RETENTION] = row_in('', since)
   end
 end
 
@@ -48,24 +67,13 @@ local rows_in_phase = {
   [PHASE.TERMINAL] = terminal_rows,
 }
 
--- The rows by index, each a scope and a sort value.
+-- The rows by index, but for the one among all executions, which stays as it is.
 local function execution_rows(execution)
   local head = execution.head
-  local rows = {[INDEX.CREATED] = {head.namespace, head.created_at}}
+  local rows = {}
   rows_in_phase[head.phase](head, head.namespace .. SEPARATOR .. head.lane_id, rows)
   if head.deadline_at and head.phase ~= PHASE.TERMINAL then
-    rows[INDEX.DUE_DEADLINE] = {'', head.deadline_at}
+    rows[INDEX.DUE_DEADLINE] = row_in('', head.deadline_at)
   end
   return rows
-end
-
--- A row as it is written, with its sort value above zero as eight bytes, the highest first.
-local function packed_row(row, member)
-  local scope, sort = row[1], row[2]
-  return scope .. SCOPE_END
-    .. struct.pack('>I4I4', 0x80000000 + math.floor(sort / 0x100000000), sort % 0x100000000) .. member
-end
-
-local function is_same_row(row, other)
-  return other and row[1] == other[1] and row[2] == other[2]
 end
