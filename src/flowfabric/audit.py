@@ -17,7 +17,7 @@ import msgspec
 from flowfabric import errors
 from flowfabric.core import audit as checks
 from flowfabric.core import indexes
-from flowfabric.core.audit import Held, HeldFlow, Violation
+from flowfabric.core.audit import Held, HeldFlow, Violation, latest_life
 from flowfabric.core.frames import PARTS, stream_key
 from flowfabric.core.indexes import WAITPOINTS, IndexRow, index_rows
 from flowfabric.core.records import (
@@ -233,7 +233,7 @@ class _Auditor:
 
     async def _held(self, execution: Execution) -> Held:
         execution_id = execution.execution_id
-        events = tuple([event async for event in self._events(execution_id)])
+        events = latest_life([event async for event in self._events(execution_id)])
         suspension_id = execution.suspension_id or execution.resumed_suspension_id
         return Held(
             execution=execution,

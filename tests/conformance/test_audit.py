@@ -12,6 +12,7 @@ from flowfabric.contracts.states import AttemptLifecycle, LifecyclePhase, Termin
 from flowfabric.contracts.suspensions import ResumeExecutionArgs, ResumeTrigger
 from flowfabric.core import indexes
 from flowfabric.core.audit import INVARIANTS, Violation, in_namespace, owner_key
+from flowfabric.core.commands import TrimExecutionArgs
 from flowfabric.core.events import Event, Family
 from flowfabric.core.records import (
     KEYRING_ID,
@@ -593,6 +594,16 @@ async def test_a_negative_counter_is_reported_and_never_wraps_around(bed):
     assert [found.invariant for found in (await audit(bed.engine)).violations] == ["limits_hold"]
     await bed.claim(execution_id)
     assert (await bed.execution(execution_id)).reclaim_count == 0
+
+
+async def test_the_log_of_one_that_was_removed_says_nothing_about_another_of_its_id(bed):
+    claim = await bed.start()
+    await bed.complete(claim)
+    await bed.execute(TrimExecutionArgs(execution_id=claim.execution_id, retention_ms=0))
+    again = await bed.start(execution_id=claim.execution_id)
+    assert (await audit(bed.engine)).violations == ()
+    await bed.complete(again)
+    assert (await audit(bed.engine)).violations == ()
 
 
 async def test_an_audit_changes_nothing(bed):

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from flowfabric.contracts.limits import DAY_MS
+from flowfabric.contracts.limits import DAY_MS, OPERATOR_LOG_RETENTION_MS
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.stores.valkey import ValkeyStore
 from flowfabric.testing.bed import Bed
@@ -15,6 +15,9 @@ from flowfabric.testing.conformance.retention import ENDED, ended_flow, retire
 from flowfabric.testing.conformance.scenarios import frame
 from flowfabric.testing.conformance.situations import bring, seed_key, signal
 from tests.valkey import cluster, server
+
+EVERYTHING_MS = OPERATOR_LOG_RETENTION_MS + 3 * DAY_MS
+"""What retention keeps longest: what operators did, and where each execution finds it."""
 
 ROUNDS = 8
 """Of 25 executions each."""
@@ -63,12 +66,15 @@ class KeysOfValkey(StoreSuite):
         await seed_key(bed)
         budget_id = await new_budget(bed, hard=1_000_000, reset_interval_ms=DAY_MS)
         await run_everything(bed, budget_id, -1)
-        await retire(bed, 3 * DAY_MS)
+        await retire(bed, EVERYTHING_MS)
         before = await all_keys(bed)
         for number in range(ROUNDS):
             await run_everything(bed, budget_id, number)
         assert len(await all_keys(bed)) > len(before) + 200
         await retire(bed, 3 * DAY_MS)
+        kinds = {key.partition("}")[2].partition(":")[0] for key in await all_keys(bed) - before}
+        assert kinds <= {"log", "told", "told_in"}, "only what operators did is kept for longer"
+        await retire(bed, EVERYTHING_MS)
         assert await all_keys(bed) - before == set()
 
 

@@ -103,9 +103,19 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     signal_sequences: frozenset[int]
     """The sequence numbers of the signals on record."""
     events: tuple[Event, ...]
-    """The events about it that are kept, in order."""
+    """The events about it that are kept, in order: see ``latest_life``."""
     history_is_whole: bool = True
     """Whether these are all; the log may have been trimmed."""
+
+
+def latest_life(events: list[Event]) -> tuple[Event, ...]:
+    """The events since the latest creation: an execution of the same id may have been removed before."""
+    created = [
+        place
+        for place, event in enumerate(events)
+        if event.family is Family.EXECUTION and event.name == "created"
+    ]
+    return tuple(events[created[-1] :] if created else events)
 
 
 def check_execution(held: Held) -> Iterator[Violation]:

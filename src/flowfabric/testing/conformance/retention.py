@@ -104,7 +104,9 @@ class RetentionConformance(StoreSuite):
             await bed.complete(claim, result_payload=b"result")
         streams = await all_streams(bed)
         await retire(bed, 2 * DAY_MS)
-        assert await bed.dump() == before
+        after = await bed.dump()
+        acts = [stored for stored in after["events"] if stored["event"]["family"] == Family.OPERATOR]
+        assert after == {**before, "events": acts}
         assert [await bed.store.read_frames(key) for key in streams] == [[]] * len(streams)
 
     async def test_what_has_not_ended_stays_for_ever(self, bed: Bed) -> None:
