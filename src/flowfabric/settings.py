@@ -264,6 +264,20 @@ SERVER: Final = (
         summary="clients that follow what happens at once",
     ),
     Setting(
+        name="requests_per_namespace_max",
+        variable="FF_MAX_REQUESTS_PER_NAMESPACE",
+        default=256,
+        read=whole_number,
+        summary="requests of one namespace, or of one token that is bound to none, at once",
+    ),
+    Setting(
+        name="waits_per_namespace_max",
+        variable="FF_MAX_WAITS_PER_NAMESPACE",
+        default=512,
+        read=whole_number,
+        summary="requests of one such party that wait or follow what happens at once",
+    ),
+    Setting(
         name="heartbeat_ms",
         variable="FF_HEARTBEAT_MS",
         default=15_000,

@@ -21,7 +21,7 @@ from starlette.routing import Route as StarletteRoute
 
 from flowfabric import errors
 from flowfabric.server.access import ANYONE, NOBODY, Principal, Tokens, role_missing
-from flowfabric.server.calls import Call, Refused
+from flowfabric.server.calls import PLACE, Call, Refused
 from flowfabric.server.problems import UNEXPECTED, Problem, plain_problem, problem_of
 from flowfabric.server.routes import ROUTES
 from flowfabric.server.service import Service
@@ -112,22 +112,35 @@ class Door:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
+        self._service = service
         self._tokens = Tokens(service.options.tokens)
         self._open = frozenset((route.method, route.path) for route in ROUTES if not route.roles)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401."""
+        """Pass the request on, answer 401, or 429 to whoever has too many under way."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        principal = self._principal_of(scope)
-        if principal is None and (scope["method"], scope["path"]) not in self._open:
-            await _respond(plain_problem(401, "missing or invalid Authorization header"))(
-                scope, receive, send
-            )
+        principal = scope["principal"] = self._principal_of(scope)
+        if (scope["method"], scope["path"]) in self._open:
+            await self._app(scope, receive, send)
+        elif principal is None:
+            problem = plain_problem(401, "missing or invalid Authorization header")
+            await _respond(problem)(scope, receive, send)
+        else:
+            await self._let_in(principal, scope, receive, send)
+
+    async def _let_in(self, principal: Principal, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, which has a place until its answer is on the way."""
+        try:
+            place = scope[PLACE] = self._service.place_for(principal)
+        except Refused as refusal:
+            await _respond(refusal.problem)(scope, receive, send)
             return
-        scope["principal"] = principal
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            place.give_back()
 
     def _principal_of(self, scope: Scope) -> Principal | None:
         if not self._tokens:

@@ -23,13 +23,14 @@ from flowfabric.contracts.wire import from_wire, to_wire
 from flowfabric.server.problems import Problem, plain_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from starlette.requests import Request
 
     from flowfabric.contracts.base import Command
     from flowfabric.engine.engine import Engine
     from flowfabric.server.access import Principal
+    from flowfabric.server.places import Place
     from flowfabric.server.routes.table import Route
     from flowfabric.server.service import Service
 
@@ -39,6 +40,8 @@ R = TypeVar("R")
 JSON: Final = "application/json"
 REQUEST_ID: Final = "idempotency-key"
 NAMESPACE: Final = "flowfabric-namespace"
+PLACE: Final = "flowfabric.place"
+"""Where the door leaves the place of a request, in its scope."""
 NO_STORE: Final = {"Cache-Control": "no-store"}
 _REQUEST_ID: Final = re.compile(r"[!-~]{0,256}")
 
@@ -90,6 +93,25 @@ class Call:
         if bound is not None and named not in (None, bound):
             raise errors.Unauthorized(f"This token is for the namespace {bound!r} only.")
         return bound if named is None else named
+
+    @property
+    def place(self) -> Place:
+        """What this request takes of the server. Requests to routes that are open to everybody have none."""
+        place: Place = self.request.scope[PLACE]
+        return place
+
+    async def wait_for(self, work: Coroutine[Any, Any, R]) -> R:
+        """What the work answers, which may wait for something to happen; unless the server ends before.
+
+        Raises:
+            Refused: the caller's party has too many that wait, or the server is shutting down.
+        """
+        try:
+            self.place.wait()
+        except Refused:
+            work.close()
+            raise
+        return await self.service.until_closing(work)
 
     async def execute(self, command: Command[R]) -> R:
         """Carry out a command for whoever asks, within the bounds of their token."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from flowfabric.server.places import Party
     from flowfabric.server.service import Service
 
 log = logging.getLogger("flowfabric.server")
@@ -95,7 +96,7 @@ def _line(text: str) -> bytes:
 class LiveResponse(Response):
     """An answer that goes on until its source is over, the client is gone, or the server ends."""
 
-    def __init__(self, source: Source, first: list[Message], service: Service) -> None:
+    def __init__(self, source: Source, first: list[Message], service: Service, party: Party) -> None:
         super().__init__(
             media_type=EVENT_STREAM, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
@@ -103,6 +104,7 @@ class LiveResponse(Response):
         self._source = source
         self._first = first
         self._service = service
+        self._party = party
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send messages for as long as there is somebody to take them."""
@@ -110,7 +112,7 @@ class LiveResponse(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body"})
             return
-        with self._service.live_place():
+        with self._service.live_place(self._party):
             telling = asyncio.ensure_future(self._tell(scope, send))
             leaving = asyncio.ensure_future(_until_left(receive))
             ending = asyncio.ensure_future(self._service.until_close())

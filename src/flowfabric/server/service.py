@@ -12,6 +12,7 @@ import msgspec
 from flowfabric.engine.notifier import EVENTS
 from flowfabric.server.access import TokenEntry
 from flowfabric.server.calls import refused
+from flowfabric.server.places import Party, Place, Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from flowfabric.engine.engine import Engine
     from flowfabric.engine.notifier import Notifier
     from flowfabric.engine.scanners import Scanners
+    from flowfabric.server.access import Principal
 
 T = TypeVar("T")
 
 STREAMS_MAX: Final = 64
 LIVE_MAX: Final = 256
+REQUESTS_PER_NAMESPACE_MAX: Final = 256
+WAITS_PER_NAMESPACE_MAX: Final = 512
 HEARTBEAT_MS: Final = 15_000
 SEND_TIMEOUT_MS: Final = 30_000
 
@@ -45,6 +49,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long a request's body may take to arrive."""
     live_max: int = LIVE_MAX
     """How many clients may follow what happens at once."""
+    requests_per_namespace_max: int = REQUESTS_PER_NAMESPACE_MAX
+    """How many requests of one namespace are carried out at once."""
+    waits_per_namespace_max: int = WAITS_PER_NAMESPACE_MAX
+    """How many requests of one namespace wait at once; those that follow what happens are among them."""
     heartbeat_ms: int = HEARTBEAT_MS
     """How long such a client hears nothing at most. Proxies cut connections that are silent."""
     send_timeout_ms: int = SEND_TIMEOUT_MS
@@ -141,9 +149,10 @@ class Service:
         self.changes = Changes(engine.notifier)
         self.waiting = 0
         """How many requests wait for something to happen."""
-        self._streams = 0
-        self.live = 0
-        """How many clients follow what happens."""
+        self._requests = Pool("requests", each=options.requests_per_namespace_max)
+        self._waits = Pool("waiting requests", each=options.waits_per_namespace_max)
+        self._streams = Pool("stream_ops calls", most=options.streams_max)
+        self._live = Pool("live streams", most=options.live_max)
         self._rotating = False
         self._auditing = False
         self._closing = asyncio.Event()
@@ -167,52 +176,43 @@ class Service:
         self._closing.set()
         self.changes.close()
 
-    @asynccontextmanager
-    async def stream_permit(self) -> AsyncIterator[None]:
+    @property
+    def live(self) -> int:
+        """How many clients follow what happens."""
+        return self._live.taken
+
+    def place_for(self, principal: Principal) -> Place:
+        """The place of a request; whoever asked for it gives it back.
+
+        Raises:
+            Refused: the principal's party has its share of requests.
+        """
+        return Place(Party.of(principal), self._requests, self._waits)
+
+    @contextmanager
+    def stream_permit(self, party: Party) -> Iterator[None]:
         """A place among the stream operations.
 
         Raises:
-            Refused: all are taken, or the server is shutting down.
+            Refused: all are taken, the party has its share, or the server is shutting down.
         """
         self._require_open()
-        most = self.options.streams_max
-        if self._streams >= most:
-            raise refused(
-                429,
-                f"too many concurrent stream_ops calls (server max: {most}); retry with backoff",
-                kind="resource_exhausted",
-                retryable=True,
-            )
-        self._streams += 1
-        try:
+        self._streams.require(party)
+        with self._streams.taking(party):
             yield
-        finally:
-            self._streams -= 1
 
-    def require_live_place(self) -> None:
+    def require_live_place(self, party: Party) -> None:
         """Look for a place among those who follow what happens.
 
         Raises:
-            Refused: all are taken, or the server is shutting down.
+            Refused: all are taken, the party has its share, or the server is shutting down.
         """
         self._require_open()
-        most = self.options.live_max
-        if self.live >= most:
-            raise refused(
-                429,
-                f"too many live streams (server max: {most}); retry with backoff",
-                kind="resource_exhausted",
-                retryable=True,
-            )
+        self._live.require(party)
 
-    @contextmanager
-    def live_place(self) -> Iterator[None]:
+    def live_place(self, party: Party) -> AbstractContextManager[None]:
         """Take a place among those who follow what happens."""
-        self.live += 1
-        try:
-            yield
-        finally:
-            self.live -= 1
+        return self._live.taking(party)
 
     async def until_close(self) -> None:
         """Wait until the server takes no more requests."""

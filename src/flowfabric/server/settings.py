@@ -25,8 +25,10 @@ OPTIONS: Final = (
     "hmac_grace_ms",
     "live_max",
     "metrics",
+    "requests_per_namespace_max",
     "send_timeout_ms",
     "streams_max",
+    "waits_per_namespace_max",
 )
 """The settings that each request may need to know."""
 

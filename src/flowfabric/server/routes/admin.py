@@ -81,7 +81,7 @@ async def read_server(call: Call) -> Response:
 async def audit_store(call: Call) -> Response:
     """Check the invariants of everything that is stored in the caller's namespace, or in all."""
     with call.service.audit_permit():
-        report = await call.service.until_closing(audit(call.engine, namespace=call.namespace))
+        report = await call.wait_for(audit(call.engine, namespace=call.namespace))
     return Response(msgspec.json.encode(report), media_type=JSON)
 
 

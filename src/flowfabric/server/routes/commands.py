@@ -138,7 +138,7 @@ async def claim_work(call: Call) -> Response:
     form = _form_of(call)
     wait_ms = call.query_number("wait_ms", 0, WAIT_MS_MAX)
     args: ClaimBatchArgs = unpack(await call.body(), ClaimBatchArgs, form)
-    result = await call.service.until_closing(_claim(call, args, wait_ms))
+    result = await call.wait_for(_claim(call, args, wait_ms))
     return Response(pack(result, form), media_type=form)
 
 
@@ -155,14 +155,14 @@ async def claim_work(call: Call) -> Response:
 async def wait_for_change(call: Call) -> Response:
     """Wait until anything may have changed. It never says what."""
     wait_ms = call.query_number("wait_ms", 0, WAIT_MS_MAX)
-    mark = await call.service.until_closing(call.service.changes.next(call.query("after"), wait_ms))
+    mark = await call.wait_for(call.service.changes.next(call.query("after"), wait_ms))
     return call.answer({"mark": mark})
 
 
 async def _answer_of(call: Call, work: Coroutine[Any, Any, R], commands: Iterable[object]) -> R:
     """What the work answers. A server that ends gives up what waits, and finishes what does not."""
     if any(isinstance(command, WAITING) for command in commands):
-        return await call.service.until_closing(work)
+        return await call.wait_for(work)
     return await work
 
 

@@ -172,5 +172,6 @@ async def followed(call: Call, source_from: Callable[[str | None], Source]) -> R
         return Response(status_code=204)
     source = source_from(place)
     first = await source.look(0)
-    call.service.require_live_place()
-    return LiveResponse(source, first, call.service)
+    call.service.require_live_place(call.place.party)
+    call.place.wait()
+    return LiveResponse(source, first, call.service, call.place.party)

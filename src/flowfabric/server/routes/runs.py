@@ -133,6 +133,7 @@ async def submit_run(call: Call) -> Response:
     """Submit a run, and wait for its end if asked to."""
     document = await _document(call, RunDocument)
     [command] = await _commands(call, [document])
+    _ready_to_wait(call)  # whoever cannot wait is told so before anything is submitted
     outcome = await call.execute(command)
     duplicate = isinstance(outcome, ExecutionDuplicate)
     view = await _awaited(call, outcome.execution_id)
@@ -265,7 +266,7 @@ async def _awaited(call: Call, execution_id: str) -> RunView:
     A server that ends answers all the same: what was submitted must not be submitted again.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + call.query_number("wait_ms", 0, WAIT_MS_MAX) / 1_000
+    deadline = loop.time() + _ready_to_wait(call) / 1_000
     with call.engine.notifier.subscribe(ended_topic(execution_id)) as changes:
         while True:
             view = await call.execute(ReadRunArgs(execution_id=execution_id))
@@ -273,6 +274,18 @@ async def _awaited(call: Call, execution_id: str) -> RunView:
             if view.public_state in ENDED or left_ms <= 0 or call.service.closing:
                 return view
             await changes.wait(min(left_ms, SAFETY_POLL_MS))
+
+
+def _ready_to_wait(call: Call) -> int:
+    """How long to wait, in milliseconds. The request has its place among those that wait then.
+
+    Raises:
+        Refused: there is no such place, or the time is none.
+    """
+    wait_ms = call.query_number("wait_ms", 0, WAIT_MS_MAX)
+    if wait_ms:
+        call.place.wait()
+    return wait_ms
 
 
 def _answer(view: RunView, *, duplicate: bool = False) -> RunAnswer:

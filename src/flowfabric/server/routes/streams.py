@@ -79,7 +79,7 @@ async def read_stream(call: Call) -> Response:
         to_id=cursor_of(call, "to", "end"),
         count_limit=rows_of(call, 100),
     )
-    async with call.service.stream_permit():
+    with call.service.stream_permit(call.place.party):
         return _answer(call, await call.execute(command))
 
 
@@ -106,8 +106,8 @@ async def tail_stream(call: Call) -> Response:
         block_ms=block_ms,
         count_limit=rows_of(call, 50),
     )
-    async with call.service.stream_permit():
-        return _answer(call, await call.service.until_closing(call.execute(command)))
+    with call.service.stream_permit(call.place.party):
+        return _answer(call, await call.wait_for(call.execute(command)))
 
 
 def _answer(call: Call, found: StreamFrames) -> Response:
