@@ -13,13 +13,18 @@ requests.
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from flowfabric.contracts.durations import parse_duration_ms
+from flowfabric.contracts.limits import EDGES_PER_REQUEST_MAX, MEMBERS_PER_REQUEST_MAX
 from flowfabric.flows import Flow, Join, Member, all_of, any_of, quorum
 from flowfabric.submissions import SubmitOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class JoinDocument(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,19 +79,44 @@ def build_flow(document: FlowDocument, creator: str) -> Flow:
     """The flow that a document describes.
 
     Raises:
-        ValueError: a member comes after itself, or after one that is not there.
+        ValueError: a member comes after itself, or after one that is not there; or there are more members
+            or edges than one request may bring.
     """
+    _require_bounded(document)
     flow = Flow(document.kind)
-    waiting = dict(document.members)
-    while waiting:
-        ready = [name for name, member in waiting.items() if flow.members.keys() >= set(member.upstreams)]
-        if not ready:
-            raise ValueError(f"member {min(waiting)!r} comes after itself, or after one that is not there")
-        for name in ready:
-            member = waiting.pop(name)
-            options = _options(member, creator)
-            flow.add(member.kind, member.input, after=_join(member, flow.members), name=name, **options)
+    for name in _in_order(document.members):
+        member = document.members[name]
+        options = _options(member, creator)
+        flow.add(member.kind, member.input, after=_join(member, flow.members), name=name, **options)
     return flow
+
+
+def _require_bounded(document: FlowDocument) -> None:
+    """Refuse what no request may bring, before any work is done for it."""
+    if len(document.members) > MEMBERS_PER_REQUEST_MAX:
+        raise ValueError(f"a flow has at most {MEMBERS_PER_REQUEST_MAX:,} members in one document")
+    if sum(len(member.upstreams) for member in document.members.values()) > EDGES_PER_REQUEST_MAX:
+        raise ValueError(f"a flow has at most {EDGES_PER_REQUEST_MAX:,} edges in one document")
+
+
+def _in_order(members: dict[str, MemberDocument]) -> Iterator[str]:
+    """The names of all members, upstreams first. It takes as many steps as there are members and edges."""
+    unmet = {name: len(set(member.upstreams)) for name, member in members.items()}
+    downstreams: dict[str, list[str]] = {}
+    for name, member in members.items():
+        for upstream in set(member.upstreams):
+            downstreams.setdefault(upstream, []).append(name)
+    ready = deque(name for name, count in unmet.items() if not count)
+    while ready:
+        found = ready.popleft()
+        del unmet[found]
+        yield found
+        for name in downstreams.get(found, ()):
+            unmet[name] -= 1
+            if not unmet[name]:
+                ready.append(name)
+    if unmet:
+        raise ValueError(f"member {min(unmet)!r} comes after itself, or after one that is not there")
 
 
 def _join(member: MemberDocument, members: dict[str, Member[Any]]) -> Join:

@@ -18,7 +18,7 @@ from flowfabric.codec import JSON, Undecodable, Unencodable, decode_value
 from flowfabric.contracts.check import check
 from flowfabric.contracts.executions import CreateExecutionArgs, ExecutionDuplicate
 from flowfabric.contracts.flows import FlowExists
-from flowfabric.contracts.ids import Tags
+from flowfabric.contracts.ids import DurationMs, Tags
 from flowfabric.contracts.packed import JSON as JSON_FORM
 from flowfabric.contracts.packed import unpack
 from flowfabric.contracts.policy import policy_from_builtins
@@ -56,7 +56,7 @@ class RunDocument(msgspec.Struct, forbid_unknown_fields=True):
     lane: str | None = None
     priority: int | None = None
     idempotency_key: str | None = None
-    delay_ms: int | None = None
+    delay_ms: DurationMs | None = None
     execution_deadline_at: int | None = None
     tags: Tags | None = None
     policy: dict[str, Any] | None = None
