@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from flowfabric.contracts.base import Command
@@ -251,3 +252,21 @@ async def test_lists_show_nothing_of_others() -> None:
                 _, told = await ask(client, "demo", OTHERS, ("GET", f"{route.path}{query}"))
                 assert "secret" not in told
                 assert "other" not in told, route.path
+
+
+BY_ID = ("/v1/executions?partition=7&", "/v1/view/suspended?", "/v1/view/flows?")
+"""Lists whose cursors name what they continue behind."""
+
+
+@pytest.mark.parametrize("path", BY_ID)
+async def test_a_cursor_of_others_leads_where_one_of_nobody_does(path: str) -> None:
+    """Between the ids is nothing of the caller's, so all of them have to lead to the same page."""
+    answers = []
+    for whose in (f"21{OTHERS[2:]}", OTHERS, NOBODYS):
+        async with two_namespaces() as (client, engine):
+            for first in "19":
+                own = creation(f"{{fp:7}}:{first}{OTHERS[1:]}")
+                await engine.execute(msgspec.structs.replace(own, namespace="demo"), namespace="demo")
+            cursor = whose if "flows" in path else f"%7Bfp:7%7D:{whose}"
+            answers.append(await ask(client, "demo", whose, ("GET", f"{path}cursor={cursor}")))
+    assert answers[0] == answers[1] == answers[2]
