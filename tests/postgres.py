@@ -132,6 +132,14 @@ def server() -> Server:
     return made
 
 
+@cache
+def durable_server() -> Server:
+    """The server of this process that waits for the disk, as programs demand that are not told otherwise."""
+    made = Server({"max_connections": "100"})
+    atexit.register(made.remove)
+    return made
+
+
 def schema_of(place: Path | str) -> str:
     """The name of a schema that no other place has."""
     return f"test_{hashlib.sha256(str(place).encode()).hexdigest()[:24]}"

@@ -17,7 +17,7 @@ from flowfabric.audit import audit
 from flowfabric.contracts.states import PublicState
 from flowfabric.engine.engine import Engine
 from flowfabric.urls import store_for
-from tests import valkey
+from tests import postgres, valkey
 from tests.worker.stage import until, until_state, working
 
 pytestmark = pytest.mark.realtime
@@ -29,6 +29,7 @@ EXECUTIONS = 60
 
 STORES: dict[str, Callable[[Path], str]] = {
     "sqlite": lambda folder: f"sqlite:///{folder}/work.db?synchronous=NORMAL",
+    "postgres": lambda folder: postgres.durable_server().url(schema=postgres.schema_of(folder)),
     "valkey": lambda folder: valkey.server().url(prefix=valkey.prefix_of(folder)),
 }
 
