@@ -66,11 +66,17 @@ def held(outcome: ClaimCandidateResult) -> ClaimCandidateResult:
 def claimed_again(
     work: Work, args: ClaimCandidateArgs, outcome: ClaimCandidateResult
 ) -> ClaimCandidateResult:
-    """The answer to a claim from what is remembered of it."""
+    """The answer to a claim from what is remembered of it.
+
+    Raises:
+        ExecutionNotEligible: the lease has been taken back since, as when the flow was cancelled.
+    """
     if not isinstance(outcome, CandidateHeld):
         return outcome
     execution, payload = work.read(Execution, args.execution_id), work.read(Payload, args.execution_id)
     assert execution is not None
+    if execution.lease is None or execution.lease.lease_id != args.lease_id:
+        raise errors.ExecutionNotEligible(execution_id=args.execution_id)
     assert payload is not None
     return CandidateClaimed(work=claimed_work(execution, payload, resumed=outcome.resumed))
 

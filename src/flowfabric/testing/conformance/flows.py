@@ -652,6 +652,15 @@ class JoinScenarios(StoreSuite):
         states = list((await flow.states()).values())
         assert (states.count(PublicState.CANCELLED), states.count(WAITING)) == (16, 8)
 
+    async def test_a_claim_is_not_given_again_after_its_lease_was_taken_back(self, bed: Bed) -> None:
+        flow = await graph(bed, "ab")
+        claiming = bed.claiming(flow.ids["a"])
+        await bed.execute(claiming, request_id="claim")
+        await bed.execute(flow.cancelling())
+        assert await bed.state(flow.ids["a"]) is PublicState.CANCELLED
+        refusal = await bed.refused(claiming, request_id="claim")
+        assert isinstance(refusal, errors.ExecutionNotEligible)
+
     async def test_running_and_suspended_downstreams_are_skipped_clean(self, bed: Bed) -> None:
         await seed_key(bed)
         flow = await graph(bed, "abc")
