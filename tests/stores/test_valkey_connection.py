@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 
 from flowfabric import errors
@@ -26,17 +27,25 @@ class Listener:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        while data := await reader.read(65_536):
-            commands = data.count(b"*")
-            if b"SETNAME" in data:
-                writer.write(self.introduced * commands)
+        parser, data, commands = hiredis.Reader(), b"", 0
+        while piece := await reader.read(65_536):
+            data += piece
+            parser.feed(piece)
+            commands += len(list(iter(parser.gets, False)))
+            if parser.has_data():  # the rest of a long command is on its way
                 continue
-            self.received.append(data)
-            answer = self.answers.pop(0) if self.answers else b"+OK\r\n" * commands
+            answer = self._answer(data, commands)
             if answer is None:
                 break
             writer.write(answer)
+            data, commands = b"", 0
         writer.close()
+
+    def _answer(self, data: bytes, commands: int) -> bytes | None:
+        if b"SETNAME" in data:
+            return self.introduced * commands
+        self.received.append(data)
+        return self.answers.pop(0) if self.answers else b"+OK\r\n" * commands
 
 
 @pytest.fixture
