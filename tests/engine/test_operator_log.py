@@ -70,8 +70,7 @@ from flowfabric.minting import (
 )
 from flowfabric.server.access import Role
 from flowfabric.server.permissions import NEEDED
-from flowfabric.stores.memory import MemoryStore
-from flowfabric.urls import store_for
+from tests.engine.lost_calls import STORES
 from tests.engine.stage import Stage
 
 NAMESPACE, LANE, ACTOR = "default", "default", "ann"
@@ -317,10 +316,9 @@ ACTS: Final[dict[str, tuple[Scene, str, dict[str, object]]]] = {
 }
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=list(STORES))
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
-    store = MemoryStore() if request.param == "memory" else store_for(f"sqlite:///{tmp_path}/work.db")
-    async with Engine(store) as started:
+    async with Engine(STORES[request.param](tmp_path)) as started:
         await started.execute(SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="5a" * 32))
         yield started
 

@@ -20,8 +20,7 @@ from flowfabric.contracts.suspensions import CreatePendingWaitpointArgs
 from flowfabric.engine.engine import Engine
 from flowfabric.minting import new_execution_id, new_flow_id, new_signal_id, new_uuid4
 from flowfabric.server import ServerOptions, Service, make_app
-from flowfabric.stores.memory import MemoryStore
-from flowfabric.urls import store_for
+from tests.engine.lost_calls import STORES
 from tests.server.conftest import CREATION, EXECUTION, ID, SECRET
 from tests.server.test_executions import claim, complete, create
 from tests.server.test_flows import FLOW, add_member, open_flow
@@ -31,10 +30,9 @@ JSON = "application/json"
 DEMO = {"FlowFabric-Namespace": "demo"}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=list(STORES))
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
-    store = MemoryStore() if request.param == "memory" else store_for(f"sqlite:///{tmp_path}/work.db")
-    async with Engine(store) as started:
+    async with Engine(STORES[request.param](tmp_path)) as started:
         await started.execute(SeedWaitpointHmacSecretArgs(kid="k1", secret_hex=SECRET))
         yield started
 
