@@ -208,6 +208,25 @@ class TestLog:
             [left] = await one._client.read(shard.slot, ("XLEN", shard.outbox))
             assert left == 0
 
+    async def test_a_commit_at_the_moment_when_all_has_been_carried_is_carried_too(
+        self, open_store: OpenStore
+    ) -> None:
+        store = await open_store(shards=SHARDS)
+        outboxes = store._outboxes
+        assert outboxes is not None
+        await store.last_event()
+        records = [counter(number, tag=tagged(number)) for number in (1, 2)]
+        await store.commit(commit(changes=[Change(records[0].key, 0, records[0])], events=[event(1)]))
+        carrying = outboxes._carrying
+        assert carrying is not None
+        while not carrying.done():
+            await asyncio.sleep(0)
+        assert outboxes._carrying is carrying, "its end has been noticed, which this test has to come before"
+        outboxes.note(store._shards.of_record(records[1].key))
+        assert outboxes._carrying is not carrying
+        await store.commit(commit(changes=[Change(records[1].key, 0, records[1])], events=[event(2)]))
+        assert await store.last_event() == 2
+
     async def test_looking_for_changes_looks_into_the_outboxes(
         self, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:

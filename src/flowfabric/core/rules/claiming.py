@@ -75,7 +75,7 @@ def claimed_again(
         return outcome
     execution, payload = work.read(Execution, args.execution_id), work.read(Payload, args.execution_id)
     assert execution is not None
-    if execution.lease is None or execution.lease.lease_id != args.lease_id:
+    if execution.lease is None:
         raise errors.ExecutionNotEligible(execution_id=args.execution_id)
     assert payload is not None
     return CandidateClaimed(work=claimed_work(execution, payload, resumed=outcome.resumed))

@@ -48,7 +48,8 @@ class Outboxes:
         if len(self._shards.all) == 1:
             return
         self._filled.update({keys.shard: keys for keys in filled})
-        if self._carrying is None:
+        # Between its end and the callback that tells of it, a task carries nothing any more.
+        if self._carrying is None or self._carrying.done():
             self._carrying = asyncio.create_task(self._carry_all(), name="flowfabric outboxes")
             self._carrying.add_done_callback(self._carried)
 
@@ -58,7 +59,7 @@ class Outboxes:
         Raises:
             StoreError: it could not be carried there. It stays where it is.
         """
-        if self._filled and self._carrying is None:
+        if self._filled:
             self.note()
         if self._carrying is not None:
             await asyncio.shield(self._carrying)
@@ -106,7 +107,8 @@ class Outboxes:
         return len(entries) == CARRIED_AT_ONCE
 
     def _carried(self, task: asyncio.Task[None]) -> None:
-        self._carrying = None
+        if self._carrying is task:
+            self._carrying = None
         if task.cancelled():
             return
         fault, failed_before = task.exception(), self._failing

@@ -652,6 +652,13 @@ class JoinScenarios(StoreSuite):
         states = list((await flow.states()).values())
         assert (states.count(PublicState.CANCELLED), states.count(WAITING)) == (16, 8)
 
+    async def test_a_claim_sent_again_gets_the_lease_that_it_got_whatever_ids_it_brings(
+        self, bed: Bed
+    ) -> None:
+        flow = await graph(bed, "ab")
+        first = await bed.execute(bed.claiming(flow.ids["a"]), request_id="claim")
+        assert await bed.execute(bed.claiming(flow.ids["a"]), request_id="claim") == first
+
     async def test_a_claim_is_not_given_again_after_its_lease_was_taken_back(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
         claiming = bed.claiming(flow.ids["a"])
