@@ -8,7 +8,7 @@ from typing import Any
 from bench.scene import PAYLOAD, RESULT, Figure
 from flowfabric.contracts.check import check
 from flowfabric.contracts.executions import CompleteExecutionArgs, CreateExecutionArgs
-from flowfabric.contracts.leases import ClaimedWork
+from flowfabric.contracts.ids import ExecutionId, LeaseFence
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.core.registry import RULES
 from flowfabric.core.work import Envelope, Work, WorkingSet
@@ -18,16 +18,21 @@ from flowfabric.minting import new_attempt_id, new_execution_id, new_lease_id
 
 COMMANDS = 5_000
 NOW = 1_800_000_000_000
+NAMESPACE = LANE = "default"
 
 
 async def measure(url: str, *, commands: int = COMMANDS) -> list[Figure]:
     """Microseconds a command: check, decide, remember the outcome, build its part of the commit."""
-    created = [_creation() for _ in range(commands)]
+    created = [creation_of() for _ in range(commands)]
     working_set = WorkingSet()
     create_us, _ = _time(created, working_set)
-    claims = [_claim(command.execution_id) for command in created]
+    claims = [claim_of(command.execution_id) for command in created]
     claim_us, claimed = _time(claims, working_set)
-    completions = [_completion(answer.work) for answer in claimed if isinstance(answer, CandidateClaimed)]
+    completions = [
+        completion_of(answer.work.execution_id, answer.work.fence)
+        for answer in claimed
+        if isinstance(answer, CandidateClaimed)
+    ]
     complete_us, _ = _time(completions, working_set)
     return [
         Figure(name="core: create", value=create_us, unit="us"),
@@ -76,11 +81,12 @@ class _Open(Work):
         return super().peek(key)
 
 
-def _creation() -> CreateExecutionArgs:
+def creation_of() -> CreateExecutionArgs:
+    """One of many that differ in nothing but their ids."""
     return CreateExecutionArgs(
         execution_id=new_execution_id(),
-        namespace="default",
-        lane_id="default",
+        namespace=NAMESPACE,
+        lane_id=LANE,
         execution_kind="echo",
         input_payload=PAYLOAD,
         priority=0,
@@ -88,10 +94,11 @@ def _creation() -> CreateExecutionArgs:
     )
 
 
-def _claim(execution_id: Any) -> ClaimCandidateArgs:
+def claim_of(execution_id: ExecutionId) -> ClaimCandidateArgs:
+    """A worker's claim of an execution that was created like that."""
     return ClaimCandidateArgs(
         execution_id=execution_id,
-        lane_id="default",
+        lane_id=LANE,
         worker_id="bench",
         worker_instance_id="bench",
         worker_capabilities=frozenset(),
@@ -101,10 +108,8 @@ def _claim(execution_id: Any) -> ClaimCandidateArgs:
     )
 
 
-def _completion(claim: ClaimedWork) -> CompleteExecutionArgs:
+def completion_of(execution_id: ExecutionId, fence: LeaseFence) -> CompleteExecutionArgs:
+    """The end of its first attempt."""
     return CompleteExecutionArgs(
-        execution_id=claim.execution_id,
-        fence=claim.fence,
-        attempt_index=claim.attempt_index,
-        result_payload=RESULT,
+        execution_id=execution_id, fence=fence, attempt_index=0, result_payload=RESULT
     )

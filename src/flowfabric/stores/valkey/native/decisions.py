@@ -35,7 +35,7 @@ COMMANDS_MAX: Final = 64
 """How many commands one call decides, unless they have an order. The server does nothing else meanwhile, for
 about a millisecond."""
 
-_FAILED: Final = b"!"
+FAILED: Final = b"!"
 """What the reply begins with to a command that a function could not decide."""
 
 log = logging.getLogger("flowfabric.stores")
@@ -171,7 +171,7 @@ class Decisions:
 
     def _is_accepted(self, name: str, reply: Any) -> bool:
         statistics = self.statistics
-        if isinstance(reply, bytes) and reply.startswith(_FAILED):
+        if isinstance(reply, bytes) and reply.startswith(FAILED):
             statistics.count(statistics.failed, name)
             log.warning("%s could not decide a command, the rule does: %s", name, reply[1:].decode())
             return False
