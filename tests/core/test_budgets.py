@@ -17,6 +17,7 @@ from flowfabric.contracts.budgets import (
 )
 from flowfabric.contracts.ids import budget_id_of
 from flowfabric.contracts.limits import SAFE_INTEGER_MAX
+from flowfabric.errors import InvalidInput
 from tests.core.harness import NAMESPACE, Rulebook, new_id
 
 BUDGET = budget_id_of(NAMESPACE, "team")
@@ -63,6 +64,17 @@ def test_names_make_ids_that_never_change():
     assert budget_id_of("tenant", "team") == KNOWN
     assert budget_id_of("other", "team") != KNOWN
     assert budget_id_of("tenant", BUDGET) == BUDGET
+
+
+@pytest.mark.parametrize("interval_ms", [0, 1_000])
+def test_a_period_is_none_or_a_second_or_more(interval_ms):
+    creation(reset_interval_ms=interval_ms).validate()
+
+
+@pytest.mark.parametrize("interval_ms", [1, 999])
+def test_a_shorter_period_is_refused_for_it_would_keep_the_duty_busy(interval_ms):
+    with pytest.raises(InvalidInput, match="reset_interval_ms"):
+        creation(reset_interval_ms=interval_ms).validate()
 
 
 def test_a_budget_is_closed_from_the_report_on_that_meets_its_limit(book):

@@ -25,7 +25,7 @@ from flowfabric.contracts.ids import (
     OptionalName,
     TimestampMs,
 )
-from flowfabric.contracts.limits import DIMENSIONS_MAX
+from flowfabric.contracts.limits import BUDGET_PERIOD_MS_MIN, DIMENSIONS_MAX
 from flowfabric.errors import InvalidInput
 
 Dimensions: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=DIMENSIONS_MAX)]
@@ -92,7 +92,7 @@ class CreateBudgetArgs(Command[CreateBudgetResult]):
     on_hard_limit: OnHardLimit
     on_soft_limit: OnSoftLimit
     reset_interval_ms: DurationMs
-    """How long a period is; 0 for a budget that is never reset by itself."""
+    """How long a period is, a second or more; 0 for a budget that is never reset by itself."""
     dimensions: Dimensions
     hard_limits: Amounts
     soft_limits: Amounts
@@ -102,9 +102,15 @@ class CreateBudgetArgs(Command[CreateBudgetResult]):
     now: TimestampMs | None = None
 
     def validate(self) -> None:
-        """Check that the lists are parallel and name each dimension once."""
+        """Check that the lists are parallel, name each dimension once, and that a period is long enough."""
         require_parallel(self.dimensions, hard_limits=self.hard_limits, soft_limits=self.soft_limits)
         require_distinct(self.dimensions)
+        if 0 < self.reset_interval_ms < BUDGET_PERIOD_MS_MIN:
+            raise InvalidInput(
+                field="reset_interval_ms",
+                value=self.reset_interval_ms,
+                rule=f"0, or {BUDGET_PERIOD_MS_MIN} or more",
+            )
 
 
 class BudgetLimitsChanged(Outcome, tag="Changed"):
