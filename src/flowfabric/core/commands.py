@@ -301,23 +301,24 @@ class CorrectQuotaCounterArgs(Command[CountersCorrected]):
 
 
 class LedgersForgotten(Outcome, tag="Settled"):
-    """Some ledgers of past periods were removed, and the rest is left (``more``) or not (``done``)."""
+    """Some ledgers were removed or joined, and more of past periods are left (``more``) or not (``done``)."""
 
     action: str
 
 
 class ForgetLedgersArgs(Command[LedgersForgotten]):
-    """Remove some ledgers of a past period."""
+    """Remove some ledgers of a past period, or join some of the current one into that of ``FORGOTTEN``."""
 
     budget_identity: str
     period: int
     ledger_ids: tuple[str, ...]
+    """Of the current period only those whose executions are gone."""
     last: bool
-    """Whether the period has no others."""
+    """Whether the period has no others, or none to join for now."""
 
 
 class PruneLedgersArgs(Command[LedgersForgotten]):
-    """Remove the ledgers of a budget's past periods, page by page."""
+    """Remove the ledgers of a budget's past periods, and join those of executions that are gone."""
 
     budget_identity: str
 

@@ -347,8 +347,9 @@ def _budget_rows(budget: Budget) -> set[IndexRow]:
     rows: set[IndexRow] = set()
     if budget.next_reset_at is not None:
         rows.add((DUE_BUDGET_RESET, "", budget.next_reset_at, budget.identity))
-    if budget.oldest_period < budget.period:
-        rows.add((DUE_LEDGER, "", budget.last_reset_at or 0, budget.identity))
+    ledgers_at = budget.joining_at if budget.oldest_period == budget.period else budget.last_reset_at or 0
+    if ledgers_at is not None:
+        rows.add((DUE_LEDGER, "", ledgers_at, budget.identity))
     work_since = [at for at in (budget.waking_at, budget.cancelling_at) if at is not None]
     if work_since:
         rows.add((DUE_HEADROOM, "", min(work_since), budget.key))

@@ -734,6 +734,8 @@ class Budget(Record):
     next_reset_at: int | None = None
     oldest_period: int = 0
     """The first period of which ledgers may be left."""
+    joining_at: int | None = None
+    """When the ledgers of executions that are gone are next joined into one."""
     closed_at: int | None = None
     """Since when nothing that the budget is attached to is claimed."""
     closed_dimension: str = ""
@@ -783,7 +785,7 @@ class BudgetLedger(Record):
     namespace: str
     period: int
     spender: str
-    """An execution id, or ``ADMIN``."""
+    """An execution id, or ``ADMIN``, or ``FORGOTTEN``."""
     spent: dict[str, int] = {}
 
     @property
@@ -793,6 +795,9 @@ class BudgetLedger(Record):
 
 ADMIN: Final = "admin"
 """The spender of what is reported outside of any execution."""
+
+FORGOTTEN: Final = "forgotten"
+"""The spender of what was spent by executions that are gone."""
 
 
 def ledger_identity(budget_id: str, period: int, spender: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.budgets import BudgetReconciled, ReconcileBudgetCountersArgs
@@ -30,10 +31,13 @@ from flowfabric.core.commands import (
 )
 from flowfabric.core.indexes import ATTACHED, WAITING
 from flowfabric.core.records import (
+    ADMIN,
+    FORGOTTEN,
     Admission,
     Budget,
     BudgetLedger,
     BudgetUsage,
+    Execution,
     QuotaPolicy,
     budget_identity,
     key_for,
@@ -183,10 +187,11 @@ async def _run(engine: Aside, commands: Sequence[Command[Any]]) -> list[Any]:
 
 @operation(PruneLedgersArgs)
 async def prune_ledgers(engine: Engine, args: PruneLedgersArgs, _envelope: Envelope) -> LedgersForgotten:
-    """Remove the ledgers of periods that are over, page by page."""
+    """Remove the ledgers of periods that are over, page by page; then join those of what is gone."""
     for _ in range(LEDGER_PAGES_MAX):
         forgotten = await _prune_page(engine, args.budget_identity)
         if forgotten.action == "done":
+            await _join_forgotten(engine, args.budget_identity)
             return forgotten
     return LedgersForgotten(action="more")
 
@@ -204,6 +209,35 @@ async def _prune_page(engine: Engine, identity: str) -> LedgersForgotten:
         ledger_ids=tuple(key.partition("/")[2] for key in keys),
         last=len(keys) < PAGE,
     )
+    return await _forget(engine, forgetting)
+
+
+async def _join_forgotten(engine: Engine, identity: str) -> None:
+    """Join the ledgers of the current period whose executions are gone, if it is time for that."""
+    loaded = await engine.store.load([key_for(Budget, identity)])
+    budget = loaded.rows[0][2]
+    if not isinstance(budget, Budget) or budget.joining_at is None or budget.joining_at > loaded.now:
+        return
+    forgetting = ForgetLedgersArgs(budget_identity=identity, period=budget.period, ledger_ids=(), last=False)
+    async for keys in _pages(engine, f"{key_for(BudgetLedger, identity)}/{budget.period}/"):
+        ledger_ids = await _of_forgotten(engine, keys)
+        await _forget(engine, replace(forgetting, ledger_ids=ledger_ids))
+    await _forget(engine, replace(forgetting, last=True))
+
+
+async def _of_forgotten(engine: Engine, keys: list[str]) -> tuple[str, ...]:
+    """Which of some ledgers belong to executions that are gone."""
+    found = [one for one in await load_records(engine.store, keys) if isinstance(one, BudgetLedger)]
+    ledgers = {one.spender: one.identity for one in found if one.spender not in (ADMIN, FORGOTTEN)}
+    executions = await load_records(engine.store, [key_for(Execution, spender) for spender in ledgers])
+    return tuple(
+        ledger_id
+        for ledger_id, execution in zip(ledgers.values(), executions, strict=True)
+        if execution is None
+    )
+
+
+async def _forget(engine: Engine, forgetting: ForgetLedgersArgs) -> LedgersForgotten:
     [answer] = await _run(engine, [forgetting])
     if isinstance(answer, Exception):
         raise answer

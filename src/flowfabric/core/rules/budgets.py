@@ -26,7 +26,7 @@ from flowfabric.contracts.budgets import (
     ResetBudgetResult,
 )
 from flowfabric.contracts.ids import budget_id_of
-from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
+from flowfabric.contracts.limits import DIMENSIONS_MAX, LEDGERS_JOINED_EVERY_MS, SAFE_INTEGER_MAX
 from flowfabric.core.commands import BudgetRolled, RollBudgetArgs
 from flowfabric.core.records import Budget, BudgetUsage, Key, budget_identity, key_for
 from flowfabric.core.registry import no_subject, rule
@@ -147,6 +147,7 @@ def _defined(work: Work, args: CreateBudgetArgs, namespace: str) -> Budget:
         last_updated_at=work.now,
         next_reset_at=min(work.now + interval_ms, SAFE_INTEGER_MAX) if interval_ms else None,
         waking_at=work.now,
+        joining_at=work.now + LEDGERS_JOINED_EVERY_MS,
     )
 
 
@@ -278,6 +279,7 @@ def _begin_period(work: Work, budget: Budget) -> None:
     budget.period += 1
     budget.last_reset_at = budget.last_updated_at = work.now
     budget.next_reset_at = next_reset_at(budget, work.now)
+    budget.joining_at = work.now + LEDGERS_JOINED_EVERY_MS
     usage = work.edit(the_usage(work, budget))
     usage.usage = {}
     usage.revision += 1

@@ -7,6 +7,8 @@ The rules this module keeps:
   who reports it decides whether to spend.
 - A release touches the ledger of the current period only, so it never takes from a period that
   did not hold the spend.
+- The ledgers of executions that are gone are joined into one, so a budget that is never reset does
+  not keep one for each of them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from flowfabric.contracts.budgets import (
     UsageHardBreach,
     UsageSoftBreach,
 )
-from flowfabric.contracts.limits import SAFE_INTEGER_MAX, USAGE_DEDUP_MS
+from flowfabric.contracts.limits import LEDGERS_JOINED_EVERY_MS, SAFE_INTEGER_MAX, USAGE_DEDUP_MS
 from flowfabric.core.commands import (
     CorrectBudgetUsageArgs,
     CountersCorrected,
@@ -44,6 +46,7 @@ from flowfabric.core.commands import (
 from flowfabric.core.events import Event, Family
 from flowfabric.core.records import (
     ADMIN,
+    FORGOTTEN,
     Budget,
     BudgetLedger,
     BudgetUsage,
@@ -206,18 +209,19 @@ def _count(
 
 
 def _enter_in_ledger(work: Work, report: Report) -> None:
-    budget = report.budget
-    ledger = work.read(BudgetLedger, ledger_identity(budget.budget_id, budget.period, report.spender))
+    ledger = _ledger_of(work, report.budget, report.spender)
+    ledger.spent = _added(ledger.spent, report.deltas)
+
+
+def _ledger_of(work: Work, budget: Budget, spender: str) -> BudgetLedger:
+    """A copy of a spender's ledger in the current period, or a new one. It may be changed."""
+    ledger = work.read(BudgetLedger, ledger_identity(budget.budget_id, budget.period, spender))
     if ledger is None:
         ledger = BudgetLedger(
-            budget_id=budget.budget_id,
-            namespace=budget.namespace,
-            period=budget.period,
-            spender=report.spender,
+            budget_id=budget.budget_id, namespace=budget.namespace, period=budget.period, spender=spender
         )
         work.add(ledger)
-    ledger = work.edit(ledger)
-    ledger.spent = _added(ledger.spent, report.deltas)
+    return work.edit(ledger)
 
 
 def _added(amounts: Deltas, deltas: Deltas) -> Deltas:
@@ -349,14 +353,30 @@ def _without_zeros(usage: Deltas) -> Deltas:
 
 @rule(ForgetLedgersArgs, subject=no_subject, reads=lambda args: (key_for(Budget, args.budget_identity),))
 def forget_ledgers(work: Work, args: ForgetLedgersArgs) -> LedgersForgotten:
-    """Remove ledgers of a past period, which nothing refers to any more."""
+    """Remove ledgers of a past period, which nothing refers to any more; join those of the current one."""
     budget = work.read(Budget, args.budget_identity)
-    if budget is None or args.period >= budget.period:
+    if budget is None or args.period > budget.period:
         return LedgersForgotten(action="done")
-    for ledger in work.read_all(BudgetLedger, args.ledger_ids):
-        if ledger is not None and ledger.period == args.period:
+    found = work.read_all(BudgetLedger, args.ledger_ids)
+    ledgers = [one for one in found if one is not None and one.period == args.period]
+    if args.period == budget.period:
+        _join(work, budget, ledgers)
+    else:
+        for ledger in ledgers:
             work.remove(ledger)
-    if args.last and budget.oldest_period == args.period:
+    if args.last:
         budget = work.edit(budget)
-        budget.oldest_period = args.period + 1
+        if args.period == budget.period:
+            budget.joining_at = work.now + LEDGERS_JOINED_EVERY_MS
+        elif args.period == budget.oldest_period:
+            budget.oldest_period += 1
     return LedgersForgotten(action="more" if budget.oldest_period < budget.period else "done")
+
+
+def _join(work: Work, budget: Budget, ledgers: list[BudgetLedger]) -> None:
+    """Keep what executions that are gone have spent in one ledger, so that their number never grows."""
+    for ledger in ledgers:
+        if ledger.spender not in (ADMIN, FORGOTTEN):
+            joined = _ledger_of(work, budget, FORGOTTEN)
+            joined.spent = _added(joined.spent, ledger.spent)
+            work.remove(ledger)

@@ -37,7 +37,7 @@ from flowfabric.contracts.limits import DAY_MS, DIMENSIONS_MAX
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.events import Family
-from flowfabric.core.records import Budget, BudgetLedger, budget_identity, ledger_identity
+from flowfabric.core.records import FORGOTTEN, Budget, BudgetLedger, budget_identity, ledger_identity
 from flowfabric.core.state import Situation, blocking_detail, blocking_reason
 from flowfabric.engine.scanners.duties import DUTIES
 from flowfabric.engine.scanners.loop import sweep
@@ -452,6 +452,30 @@ class BudgetConformance(StoreSuite):
         prefix = f"budget_ledger/{budget_identity(budget_id)}/"
         assert await bed.store.list_keys(prefix, limit=200) == []
         assert (await bed.get(Budget, budget_identity(budget_id))).oldest_period == 1
+
+    async def test_the_ledgers_of_executions_that_are_gone_become_one(self, bed: Bed) -> None:
+        budget_id = await new_budget(bed)
+        await spend(bed, budget_id, 7)
+        gone = [await bed.start() for _ in range(3)]
+        stays = await bed.start()
+        for place, claim in enumerate([*gone, stays]):
+            await bed.execute(
+                RecordSpendArgs(
+                    budget_id=budget_id, execution_id=claim.execution_id, deltas={"tokens": 10**place}
+                )
+            )
+        for claim in gone:
+            await bed.complete(claim)
+        for _ in range(2):  # one for the retention of the executions, one until ledgers are looked at
+            await bed.advance(DAY_MS)
+        prefix = f"budget_ledger/{budget_identity(budget_id)}/"
+        assert len(await bed.store.list_keys(prefix)) == 3
+        forgotten = await bed.get(BudgetLedger, ledger_identity(budget_id, 0, FORGOTTEN))
+        assert forgotten.spent == {"tokens": 111}
+        assert await tokens_used(bed, budget_id) == 1_118
+        await bed.check()
+        release = ReleaseBudgetArgs(budget_id=budget_id, execution_id=stays.execution_id)
+        assert await bed.execute(release) == SpendReleased(released={"tokens": 1_000})
 
     async def test_counters_that_are_right_are_left_alone(self, bed: Bed) -> None:
         budget_id = await new_budget(bed)
