@@ -17,7 +17,7 @@ EXECUTION = "{fp:7}:00000000-0000-4000-8000-00000000000"
 class Reports:
     """A store that decides reports of usage and pauses, and keeps the order of reports only."""
 
-    def takes(self, command: Any, envelope: Envelope) -> bool:
+    def takes(self, command: Any) -> bool:
         return isinstance(command, ReportUsageAdminArgs | PauseExecutionArgs)
 
     def orders(self, command: Any) -> bool:

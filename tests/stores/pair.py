@@ -52,13 +52,21 @@ class Pair:
 
     async def ask(self, *commands: Command[Any], **options: Any) -> Any:
         """The answer to one command, or those to several at once. Refusals are answers."""
-        answers = [
-            await bed.engine.execute_many(list(commands), **options) for bed in (self.native, self.ruled)
-        ]
+        return self._same(
+            [await bed.engine.execute_many(list(commands), **options) for bed in (self.native, self.ruled)]
+        )
+
+    async def ask_unbounded(self, *commands: Command[Any]) -> Any:
+        """The same as a caller without bounds, as the engine itself is one."""
+        return self._same(
+            [await bed.engine.execute_unbounded(list(commands)) for bed in (self.native, self.ruled)]
+        )
+
+    def _same(self, answers: list[list[Any]]) -> Any:
         native, ruled = ([_comparable(answer) for answer in found] for found in answers)
         assert native == ruled
         assert not self.store.native.statistics.failed
-        return answers[0] if len(commands) > 1 else answers[0][0]
+        return answers[0] if len(answers[0]) > 1 else answers[0][0]
 
     async def each(self, act: Any) -> Any:
         """Do something with both beds that is no single command; what comes of it must be the same."""

@@ -462,6 +462,31 @@ async def _same(value: str) -> str:
     return value
 
 
+async def _started_in(pair: Pair, namespace: str) -> Any:
+    """Work of some namespace that was created and claimed by a caller without bounds."""
+    execution_id = await pair.each(lambda bed: _same(bed.new_execution_id()))
+    await pair.ask_unbounded(pair.native.creation(execution_id=execution_id, namespace=namespace))
+    claimed = await pair.ask_unbounded(_claiming(pair, execution_id))
+    assert isinstance(claimed, CandidateClaimed)
+    return claimed.work
+
+
+async def _whole_life(pair: Pair, namespace: str) -> None:
+    """The same, to its end."""
+    claim = await _started_in(pair, namespace)
+    await pair.ask_unbounded(renewing(claim))
+    await pair.ask_unbounded(appending(claim))
+    await pair.ask_unbounded(completing(claim, result_payload=b"r"))
+
+
+async def _told_in(store: Any, namespace: str) -> list[tuple[str, str, str]]:
+    """What the log tells to those who may see one namespace."""
+    return [
+        (stored.event.family, stored.event.name, stored.event.execution_id)
+        for stored in await store.read_events(0, namespace=namespace)
+    ]
+
+
 async def _member(bed: Bed) -> str:
     return (await graph(bed, "a")).ids["a"]
 
@@ -591,6 +616,49 @@ def _waiting(claim: Any) -> dict[str, Any]:
         "waitpoint_key": "w",
         "expires_in_ms": 60_000,
     }
+
+
+class TestWithoutBounds:
+    """A caller without bounds acts in the namespace of what it is about."""
+
+    async def test_work_of_any_namespace_is_decided_on_the_server(self, pair: Pair) -> None:
+        for namespace in (NAMESPACE, "elsewhere"):
+            await _whole_life(pair, namespace)  # so that the lane is known
+            await _whole_life(pair, namespace)
+            await pair.compare()
+            told = [await _told_in(bed.store, namespace) for bed in (pair.native, pair.ruled)]
+            assert told[0] == told[1]
+            assert len(told[0]) >= 10
+        names = ("create_execution", "claim_execution", "renew_lease", "append_frame", "complete_execution")
+        assert [pair.accepted.get(name, 0) for name in names] == [2, 4, 4, 4, 4]
+
+    async def test_work_of_several_namespaces_at_once(self, pair: Pair) -> None:
+        claims = [await started(pair), await started(pair), await _started_in(pair, "elsewhere")]
+        await pair.ask_unbounded(*map(renewing, claims))
+        answers = await pair.ask(*map(renewing, claims))
+        assert [isinstance(answer, errors.ExecutionNotFound) for answer in answers] == [False, False, True]
+        await pair.compare()
+        assert pair.accepted["renew_lease"] == 5
+
+    async def test_spending_counts_in_the_budgets_namespace(self, pair: Pair) -> None:
+        claim, budget = await started(pair), await pair.ask(budget_creation())
+        for _ in range(2):
+            await pair.ask_unbounded(reporting(budget.budget_id, claim, 1))
+        await pair.compare()
+        assert pair.accepted["report_usage"] == 2
+
+    async def test_what_is_not_there_is_refused_by_the_rule(self, pair: Pair) -> None:
+        claim = await started(pair)
+        gone = "{fp:4}:00000000-0000-4000-8000-00000000cccc"
+        for command in (
+            renewing(msgspec.structs.replace(claim, execution_id=gone)),
+            completing(msgspec.structs.replace(claim, execution_id=gone)),
+            appending(claim, execution_id=gone),
+            _claiming(pair, gone),
+        ):
+            assert isinstance(await pair.ask_unbounded(command), errors.ExecutionNotFound)
+        await pair.compare()
+        assert not {"renew_lease", "complete_execution", "append_frame"} & pair.accepted.keys()
 
 
 class TestDamage:

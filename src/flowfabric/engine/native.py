@@ -44,7 +44,7 @@ def _may_be_taken(native: Native, tickets: Sequence[Ticket]) -> bool:
     first = tickets[0].command
     kinds = {type(ticket.command) for ticket in tickets}
     return (len(tickets) == 1 or (len(kinds) == 1 and native.orders(first))) and all(
-        native.takes(ticket.command, ticket.envelope) for ticket in tickets
+        native.takes(ticket.command) for ticket in tickets
     )
 
 

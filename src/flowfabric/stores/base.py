@@ -111,7 +111,7 @@ class Native(Protocol):
     have written and answered. Whatever it declines has changed nothing and is decided by the rule.
     """
 
-    def takes(self, command: Command[Any], envelope: Envelope) -> bool:
+    def takes(self, command: Command[Any]) -> bool:
         """Whether it knows the command. It may still decline it."""
 
     def orders(self, command: Command[Any]) -> bool:

@@ -136,8 +136,8 @@ class BreakingNative:
         self._inner = inner
         self._store = store
 
-    def takes(self, command: Command[Any], envelope: Envelope) -> bool:
-        return self._inner.takes(command, envelope)
+    def takes(self, command: Command[Any]) -> bool:
+        return self._inner.takes(command)
 
     def orders(self, command: Command[Any]) -> bool:
         return self._inner.orders(command)

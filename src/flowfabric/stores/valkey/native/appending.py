@@ -42,6 +42,9 @@ class AppendFrame:
     def subject(self, command: AppendFrameArgs) -> Key:
         return key_for(StreamMeta, stream_identity(command.execution_id, command.attempt_index))
 
+    def owner(self, command: AppendFrameArgs) -> Key:
+        return key_for(Execution, command.execution_id)
+
     def relied_on(self, asked: Asked) -> None:
         """Nothing but the execution and the stream themselves."""
 
@@ -50,7 +53,7 @@ class AppendFrame:
         args: AppendFrameArgs = asked.command
         cap = FRAME_BYTES_MAX if args.max_payload_bytes is None else args.max_payload_bytes
         usual = isinstance(args.mode, DurableMode) and len(args.payload) <= cap
-        return asked.envelope.namespace if usual else None
+        return asked.namespace if usual else None
 
     def shared(self, first: Asked) -> Sequence[Argument]:
         return (_OUTCOME_HEAD, _OUTCOME_TAIL, type(first.command).__name__)

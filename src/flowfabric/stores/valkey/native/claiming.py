@@ -40,9 +40,12 @@ class ClaimExecution:
     def subject(self, command: ClaimCandidateArgs) -> Key:
         return key_for(Execution, command.execution_id)
 
+    def owner(self, command: ClaimCandidateArgs) -> Key:
+        return self.subject(command)
+
     def relied_on(self, asked: Asked) -> Key:
         """The lane: nothing is given out in a lane that was changed since it was last looked at."""
-        return key_for(Lane, lane_identity(asked.envelope.namespace or "", asked.command.lane_id))
+        return key_for(Lane, lane_identity(asked.namespace, asked.command.lane_id))
 
     def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
         """Namespace, lane and worker. A lane that is not remembered has to be loaded by the rule."""
@@ -50,7 +53,7 @@ class ClaimExecution:
         if remembered.recall(self.relied_on(asked)) is None:
             return None
         return (
-            asked.envelope.namespace,
+            asked.namespace,
             args.lane_id,
             args.worker_id,
             args.worker_instance_id,

@@ -46,12 +46,15 @@ class CompleteExecution:
     def subject(self, command: CompleteExecutionArgs) -> Key:
         return key_for(Execution, command.execution_id)
 
+    def owner(self, command: CompleteExecutionArgs) -> Key:
+        return self.subject(command)
+
     def relied_on(self, asked: Asked) -> None:
         """Nothing but the execution itself."""
 
     def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
         """The namespace. An operator's override, which has no fence, is left to the rule."""
-        return asked.envelope.namespace if asked.command.fence is not None else None
+        return asked.namespace if asked.command.fence is not None else None
 
     def shared(self, first: Asked) -> Sequence[Argument]:
         return (COMPLETED,)

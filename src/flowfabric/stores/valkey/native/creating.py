@@ -52,6 +52,9 @@ class CreateExecution:
     def subject(self, command: CreateExecutionArgs) -> Key:
         return key_for(Execution, command.execution_id)
 
+    def owner(self, command: CreateExecutionArgs) -> None:
+        """The command names the namespace."""
+
     def relied_on(self, asked: Asked) -> Key:
         """The lane: nothing new comes into a lane that was changed since it was last looked at."""
         return key_for(Lane, lane_identity(asked.command.namespace, asked.command.lane_id))
@@ -60,7 +63,7 @@ class CreateExecution:
         """The lane. What waits for a time, a key, or headroom is left to the rule."""
         args: CreateExecutionArgs = asked.command
         usual = (
-            args.namespace == asked.envelope.namespace
+            args.namespace == asked.namespace
             and not args.idempotency_key
             and args.delay_until is None
             and (args.policy is None or args.policy.delay_until is None)

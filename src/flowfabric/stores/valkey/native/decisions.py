@@ -22,7 +22,7 @@ from flowfabric.stores.valkey.native.reporting import RecordSpend, ReportUsage, 
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.records import Key, Record
@@ -64,9 +64,9 @@ class Decisions:
         self._store = store
         self.statistics = Statistics()
 
-    def takes(self, command: Command[Any], envelope: Envelope) -> bool:
+    def takes(self, command: Command[Any]) -> bool:
         """Whether there is a function for this command. It may still decline it."""
-        return envelope.namespace is not None and type(command) in FUNCTIONS
+        return type(command) in FUNCTIONS
 
     async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered) -> Decided:
         """Decide what can be decided, in as few calls as possible, all on their way at the same time."""
@@ -84,11 +84,11 @@ class Decisions:
             ),
         )
         calls: dict[tuple[Any, ...], list[tuple[int, Asked]]] = {}
-        seen = await self._look_before(asked, remembered)
         left: set[Key] = set()
-        for place, (command, envelope) in enumerate(asked):
-            function, one = FUNCTIONS[type(command)], Asked(command, envelope, seen)
-            subject, sharing = function.subject(command), function.sharing(one, remembered)
+        for place, one in enumerate(await self._prepared(asked, remembered)):
+            function = FUNCTIONS[type(one.command)]
+            subject = function.subject(one.command)
+            sharing = function.sharing(one, remembered) if one.namespace else None
             if sharing is None or subject in left or not self._is_current(one, remembered):
                 # What comes behind it and is about the same record must not overtake it.
                 left.add(subject)
@@ -103,22 +103,39 @@ class Decisions:
         function = FUNCTIONS.get(type(command))
         return function is not None and SIGNATURES[function.name].in_order
 
-    async def _look_before(
+    async def _prepared(
         self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered
-    ) -> dict[Key, tuple[int, Record | None]]:
-        """What functions observe, and what they rely on in other shards, as it is right before the calls.
+    ) -> list[Asked]:
+        """The commands with what has to be known of them before the calls."""
+        owners = {
+            owner
+            for command, envelope in asked
+            if envelope.namespace is None and (owner := FUNCTIONS[type(command)].owner(command)) is not None
+        }
+        owned = await self._look(owners)
+        seen: dict[Key, tuple[int, Record | None]] = {}
+        prepared = [
+            Asked(command, envelope, _namespace_of(command, envelope, owned), seen)
+            for command, envelope in asked
+        ]
+        seen.update(await self._look(self._wanted_before(prepared, remembered)))
+        return prepared
 
-        Nothing if a record is damaged: the rules find out whom that concerns.
-        """
+    def _wanted_before(self, asked: Sequence[Asked], remembered: Remembered) -> set[Key]:
+        """What functions observe, and what they rely on in other shards."""
         wanted: set[Key] = set()
-        for command, envelope in asked:
-            function = FUNCTIONS[type(command)]
+        for one in asked:
+            function = FUNCTIONS[type(one.command)]
             observed = SIGNATURES[function.name].observes
             if observed:
-                wanted.update(key for key in _reads(command) if kind_of(key) in observed)
-            relied_on = function.relied_on(Asked(command, envelope))
-            if relied_on and self._is_elsewhere(relied_on, command) and remembered.recall(relied_on):
+                wanted.update(key for key in _reads(one.command) if kind_of(key) in observed)
+            relied_on = function.relied_on(one)
+            if relied_on and self._is_elsewhere(relied_on, one.command) and remembered.recall(relied_on):
                 wanted.add(relied_on)
+        return wanted
+
+    async def _look(self, wanted: set[Key]) -> dict[Key, tuple[int, Record | None]]:
+        """Versions and records. Nothing if a record is damaged: the rules find out whom that concerns."""
         if not wanted:
             return {}
         try:
@@ -183,10 +200,8 @@ class Decisions:
     ) -> tuple[list[str], list[Argument]]:
         """The keys and arguments of a call, in the order of the function's signature."""
         signature, first = SIGNATURES[function.name], asked[0]
-        namespace = first.envelope.namespace
-        assert namespace is not None
-        keys = list(shard.named(signature, namespace))
-        arguments: list[Argument] = [*self._store.call_arguments(), namespace, len(asked)]
+        keys = list(shard.named(signature, first.namespace))
+        arguments: list[Argument] = [*self._store.call_arguments(), first.namespace, len(asked)]
         relied_on = function.relied_on(first)
         if relied_on is not None:
             # What lives in another shard was compared right before the call.
@@ -201,6 +216,17 @@ class Decisions:
         assert len(keys) == len(signature.keys) + len(asked) * len(signature.item_keys)
         assert len(arguments) == len(signature.arguments) + len(asked) * len(signature.item_arguments)
         return keys, arguments
+
+
+def _namespace_of(
+    command: Command[Any], envelope: Envelope, owned: Mapping[Key, tuple[int, Record | None]]
+) -> str:
+    """The namespace in which a command acts; '' if that is not known, since there is no such record."""
+    if envelope.namespace is not None:
+        return envelope.namespace
+    owner = FUNCTIONS[type(command)].owner(command)
+    _, named = (0, command) if owner is None else owned.get(owner, (0, None))
+    return str(getattr(named, "namespace", ""))
 
 
 def _reads(command: Command[Any]) -> tuple[Key, ...]:

@@ -30,6 +30,8 @@ class Asked(msgspec.Struct, frozen=True):
 
     command: Any
     envelope: Envelope
+    namespace: str = ""
+    """The caller's namespace; for a caller without bounds that of what the command is about."""
     seen: Mapping[Key, tuple[int, Record | None]] = {}
     """Versions and records as they were right before the call, as far as it was looked."""
 
@@ -45,13 +47,11 @@ class Effects(msgspec.Struct):
 
     def tell(self, asked: Asked, family: Family, name: str) -> None:
         """Note an event about the execution that a command names."""
-        namespace = asked.envelope.namespace
-        assert namespace is not None, "a caller without bounds is decided for by the rules"
         self.events.append(
             Event(
                 family=family,
                 name=name,
-                namespace=namespace,
+                namespace=asked.namespace,
                 execution_id=asked.command.execution_id,
                 at_ms=self.now,
             )
@@ -75,6 +75,9 @@ class Function(Protocol):
 
     def subject(self, command: Any) -> Key:
         """The record that a command is about."""
+
+    def owner(self, command: Any) -> Key | None:
+        """The record in whose namespace a caller without bounds acts; None if the command names one."""
 
     def relied_on(self, asked: Asked) -> Key | None:
         """The record on which all commands of a call rest, if the function's signature has one."""

@@ -34,12 +34,15 @@ class RenewLease:
     def subject(self, command: RenewLeaseArgs) -> Key:
         return key_for(Execution, command.execution_id)
 
+    def owner(self, command: RenewLeaseArgs) -> Key:
+        return self.subject(command)
+
     def relied_on(self, asked: Asked) -> None:
         """Nothing but the execution itself."""
 
     def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
         """The namespace. Whoever has no fence is refused by the rule."""
-        return asked.envelope.namespace if asked.command.fence is not None else None
+        return asked.namespace if asked.command.fence is not None else None
 
     def shared(self, first: Asked) -> Sequence[Argument]:
         return (_OUTCOME_HEAD, type(first.command).__name__)

@@ -66,6 +66,9 @@ class ReportUsage:
     def subject(self, command: Any) -> Key:
         return usage_subject(command)
 
+    def owner(self, command: Any) -> Key:
+        return budget_subject(command)
+
     def relied_on(self, asked: Asked) -> Key:
         """The budget: its period, and the limits that a report is held against."""
         return budget_subject(asked.command)
@@ -73,7 +76,7 @@ class ReportUsage:
     def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
         """The budget. Whoever may not report, and what there is no budget for, is refused by the rule."""
         budget = self._budget(asked)
-        if budget is None or budget.namespace != asked.envelope.namespace or not self._allowed_until(asked):
+        if budget is None or budget.namespace != asked.namespace or not self._allowed_until(asked):
             return None
         return self.command_type, budget.budget_id
 
