@@ -41,6 +41,7 @@ SHOWN: Final = (
     "last_mutation_at",
     "phase",
     "continuation",
+    "blockers",
     "outcome",
     "lease",
     "attempt",
@@ -48,8 +49,11 @@ SHOWN: Final = (
     "attempt_count",
     "replay_count",
     "retry_count",
+    "retry_reason",
     "journal_generation",
     "has_result",
+    "failure_reason",
+    "failure_category",
     "flow_id",
     "started_at",
     "completed_at",
@@ -126,12 +130,12 @@ def is_unlimited(policy: ExecutionPolicy | None) -> bool:
 def is_plain(execution: Execution) -> bool:
     """Whether all that a function cannot see is as it is in ordinary work.
 
-    Nothing blocks or reserves the execution, no waitpoint is open, no budget and no quota policy
-    concerns it, no operator has a wish for it, and it is steady.
+    Nothing reserves the execution, no waitpoint is open, no budget and no quota policy concerns it, no
+    operator has a wish for it, and it is steady. What blocks it is in the head.
     """
     return (
         is_steady(execution)
-        and not (execution.blockers or execution.open_waitpoint_ids)
+        and not execution.open_waitpoint_ids
         and execution.grant is None
         and execution.admitted_round is None
         and execution.pause_reason is None
@@ -139,7 +143,6 @@ def is_plain(execution: Execution) -> bool:
         and execution.waitpoint_id is None
         and execution.cancelled_from is None
         and execution.suspended_reason is BlockingReason.NONE
-        and not (execution.retry_reason or execution.failure_reason or execution.failure_category)
         and not execution.unresolved_dependencies
         and is_unlimited(execution.policy)
     )

@@ -31,6 +31,7 @@ PARTS: Final = (
     "claim_execution",
     "complete_execution",
     "create_execution",
+    "fail_execution",
     "renew_lease",
     "report_usage",
 )

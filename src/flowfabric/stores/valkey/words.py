@@ -13,16 +13,18 @@ from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
+    BlockingReason,
     LifecyclePhase,
     PublicState,
     TerminalOutcome,
 )
 from flowfabric.core import indexes, layout
+from flowfabric.core.policies import NEVER_RETRIED
 from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
 from flowfabric.core.rules.streaming import SLACK_DIVISOR
 from flowfabric.core.rules.transitions import ENDED
 from flowfabric.core.state import PUBLIC_OF_OUTCOME
-from flowfabric.core.vocabulary import Continuation, LeaseState
+from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 from flowfabric.stores.valkey.keys import BEHIND_SCOPE, SCOPE_END
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 
@@ -55,6 +57,8 @@ WORDS: Final[dict[str, Any]] = {
     "PHASE": _named(LifecyclePhase),
     "CONTINUATION": _named(Continuation),
     "OUTCOME": _named(TerminalOutcome),
+    "BLOCKER": _named(BlockerKind),
+    "BLOCKING": _named(BlockingReason),
     "LEASE": _named(LeaseState),
     "ATTEMPT": _named(AttemptLifecycle),
     "ATTEMPT_TYPE": _named(AttemptType),
@@ -63,6 +67,7 @@ WORDS: Final[dict[str, Any]] = {
     "FAMILY": _named(Family),
     "ENDED_ATTEMPT": {outcome: state for outcome, (state, _) in ENDED.items()},
     "ENDED_STREAM": {outcome: reason for outcome, (_, reason) in ENDED.items()},
+    "NEVER_RETRIED": dict.fromkeys(sorted(NEVER_RETRIED), True),
     "OWN_SCOPE": indexes.OWN_SCOPE,
     "STREAM_SLACK_DIVISOR": SLACK_DIVISOR,
 }

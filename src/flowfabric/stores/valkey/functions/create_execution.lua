@@ -15,7 +15,7 @@ end
 
 -- As much of the execution as its rows and its events follow from.
 local function made_execution(call, item)
-  local head = {
+  local head = setmetatable({
     namespace = call.namespace,
     lane_id = call.lane_id,
     priority = tonumber(item.priority),
@@ -25,7 +25,7 @@ local function made_execution(call, item)
     continuation = CONTINUATION.FIRST,
     created_at = call.now,
     last_transition_at = call.now,
-  }
+  }, usual)
   return {key = item.key.execution, id = item.execution_id, head = head, tags = item.tags}
 end
 

@@ -29,7 +29,17 @@ local function head_start_ms(priority)
   return AGEING_MS_PER_DOUBLING * doublings + math.floor(AGEING_MS_PER_DOUBLING * rest / 2 ^ doublings)
 end
 
+local function delayed_rows(until_ms, lane, rows)
+  rows[INDEX.DELAYED] = row_in(lane, until_ms)
+  rows[INDEX.DUE_DELAY] = row_in('', until_ms)
+end
+
+-- A function that meets another blocker than a delay declines, and has no use for the rows.
 local function runnable_rows(head, lane, rows)
+  local blocker = head.blockers[1]
+  if blocker then
+    return delayed_rows(blocker.until_ms, lane, rows)
+  end
   local since, head_start = head.last_transition_at, head_start_ms(head.priority)
   if head.continuation == CONTINUATION.RESUME then
     head_start = head_start + AGEING_MS_PER_DOUBLING
