@@ -63,9 +63,9 @@ def test_in_the_common_part_only_the_writing_section_writes() -> None:
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_a_function_uses_no_name_that_its_signature_does_not_have(name: str) -> None:
     signature = SIGNATURES[name]
-    known = {*signature.keys, *signature.arguments, *signature.item_keys, *signature.item_arguments}
+    known = {name for names in signature.names.values() for name in names}
     made = {"key", "now", "packed_now", "mark", "offset", "clock", "version", "last", "put_out", "written"}
-    gathered = {"records", "edited", "executions"}
+    gathered = {"records", "edited", "executions", "parts"}
     used = {one or other for one, other in _NAMED.findall(text_of(name))}
     assert used <= known | made | gathered
 
@@ -73,7 +73,7 @@ def test_a_function_uses_no_name_that_its_signature_does_not_have(name: str) -> 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_a_function_has_every_name_once(name: str) -> None:
     signature = SIGNATURES[name]
-    for names in (signature.keys, signature.arguments, signature.item_keys, signature.item_arguments):
+    for names in signature.names.values():
         assert len(set(names)) == len(names)
 
 

@@ -15,7 +15,6 @@ from flowfabric.contracts.executions import (
     ExecutionCompleted,
     ExecutionCreated,
     ExecutionDuplicate,
-    FailExecutionArgs,
     ReplayExecutionArgs,
     SetExecutionTagArgs,
 )
@@ -695,13 +694,6 @@ class TestKeys:
                     await pair.ask(appending(claim, retention_maxlen=1))
                     await pair.ask(appending(claim, retention_maxlen=1))
                     await pair.ask(completing(claim, result_payload=b"r"))
-                for policy in (None, RETRIES):
-                    claim = await started(pair, policy=policy)
-                    await pair.ask(
-                        FailExecutionArgs(
-                            **fenced(claim, failure_reason="it broke", failure_category="error")
-                        )
-                    )
                 member = await pair.each(_member)
                 claim = await pair.each(lambda bed: bed.claim(member))
                 budget = await pair.ask(budget_creation())

@@ -41,7 +41,6 @@ SHOWN: Final = (
     "last_mutation_at",
     "phase",
     "continuation",
-    "blockers",
     "outcome",
     "lease",
     "attempt",
@@ -49,11 +48,8 @@ SHOWN: Final = (
     "attempt_count",
     "replay_count",
     "retry_count",
-    "retry_reason",
     "journal_generation",
     "has_result",
-    "failure_reason",
-    "failure_category",
     "flow_id",
     "started_at",
     "completed_at",
@@ -61,6 +57,8 @@ SHOWN: Final = (
     "deadline_at",
     "keyed_until",
     "payload_encoding",
+    "blockers",
+    "unresolved_dependencies",
 )
 """The fields of an execution that are in its head."""
 
@@ -75,6 +73,8 @@ class Facts(msgspec.Struct, frozen=True):
     """See ``is_plain``."""
     steady: bool = True
     """Plain as far as the lease is concerned: it is held, and no earlier answer has to be kept."""
+    only_blocked: bool = False
+    """Not plain, and plain again without the blockers and the open dependencies that the head shows."""
     required: str = SEPARATOR
     """The required capabilities, as the scope of ``eligible`` ends with them."""
     kept_ms: int = 0
@@ -128,11 +128,25 @@ def is_unlimited(policy: ExecutionPolicy | None) -> bool:
 
 
 def is_plain(execution: Execution) -> bool:
-    """Whether all that a function cannot see is as it is in ordinary work.
+    """Whether all but the phase is as it is in ordinary work.
 
-    Nothing reserves the execution, no waitpoint is open, no budget and no quota policy concerns it, no
-    operator has a wish for it, and it is steady. What blocks it is in the head.
+    Nothing blocks or reserves the execution, no waitpoint is open, no budget and no quota policy
+    concerns it, no operator has a wish for it, and it is steady.
     """
+    return not is_blocked(execution) and _is_plain_unless_blocked(execution)
+
+
+def is_only_blocked(execution: Execution) -> bool:
+    """Whether an execution is not plain for nothing but blockers and open dependencies."""
+    return is_blocked(execution) and _is_plain_unless_blocked(execution)
+
+
+def is_blocked(execution: Execution) -> bool:
+    """Whether there is a blocker or an open dependency."""
+    return bool(execution.blockers or execution.unresolved_dependencies)
+
+
+def _is_plain_unless_blocked(execution: Execution) -> bool:
     return (
         is_steady(execution)
         and not execution.open_waitpoint_ids
@@ -143,7 +157,7 @@ def is_plain(execution: Execution) -> bool:
         and execution.waitpoint_id is None
         and execution.cancelled_from is None
         and execution.suspended_reason is BlockingReason.NONE
-        and not execution.unresolved_dependencies
+        and not (execution.retry_reason or execution.failure_reason or execution.failure_category)
         and is_unlimited(execution.policy)
     )
 
@@ -161,7 +175,13 @@ def is_steady(execution: Execution) -> bool:
 
 def _facts(execution: Execution) -> tuple[Any, ...]:
     required = SEPARATOR.join(("", *execution.required_capabilities, ""))
-    return is_plain(execution), is_steady(execution), required, *facts_of(execution.policy).values()
+    return (
+        is_plain(execution),
+        is_steady(execution),
+        is_only_blocked(execution),
+        required,
+        *facts_of(execution.policy).values(),
+    )
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -98,12 +98,15 @@ class Cycle:
     async def _run_natively(self, batch: list[Ticket]) -> list[Ticket]:
         """Have the store decide. Returns the tickets that are left to the rules."""
         assert self._native is not None
-        # The store tells no versions of what it decides by itself.
-        self._recent.forget(subject for ticket in batch if (subject := ticket.subject()) is not None)
         began = time.perf_counter()
         try:
             declined = await decide_natively(
-                self._native, batch, self._lanes, self._notifier, self._deliverer
+                self._native,
+                batch,
+                self._lanes,
+                recent=self._recent,
+                notifier=self._notifier,
+                deliverer=self._deliverer,
             )
         except BaseException as error:
             _settle_all(batch, error)

@@ -21,6 +21,7 @@ from flowfabric.core.commands import (
 )
 from flowfabric.core.indexes import DUE_GIVEN_BACK, DUE_HEADROOM, DUE_MEMBER_CANCEL, DUE_MESSAGE
 from flowfabric.core.records import Message
+from flowfabric.core.rules.transitions import CHANGED
 from flowfabric.core.work import Envelope
 from flowfabric.engine.headroom import look_after_waiting
 from flowfabric.stores.base import Store
@@ -103,7 +104,7 @@ def news_of(works: Iterable[Work], now: int) -> list[Message]:
         record
         for work in works
         for record in work.writes.values()
-        if isinstance(record, Message) and record.about == "changed" and record.due_at <= now
+        if isinstance(record, Message) and record.about == CHANGED and record.due_at <= now
     ]
 
 

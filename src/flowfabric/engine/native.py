@@ -11,9 +11,11 @@ from flowfabric.stores.base import DECLINED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flowfabric.core.records import Key
     from flowfabric.core.work import Remembered
     from flowfabric.engine.cycle import Deliverer
     from flowfabric.engine.notifier import Notifier
+    from flowfabric.engine.recent import RecentRecords
     from flowfabric.engine.tickets import Ticket
     from flowfabric.stores.base import Native, Store
 
@@ -30,12 +32,13 @@ def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[
     Commands about one record belong together: they are decided in their order, by the store if it keeps
     that for commands of their kind.
     """
-    about: dict[str | None, list[Ticket]] = {}
+    about: dict[Key | Ticket, list[Ticket]] = {}
     for ticket in batch:
-        about.setdefault(ticket.subject(), []).append(ticket)
-    theirs = {subject for subject, tickets in about.items() if _may_be_taken(native, tickets)}
-    taken = [ticket for ticket in batch if ticket.subject() in theirs]
-    others = [ticket for ticket in batch if ticket.subject() not in theirs]
+        # What is about no record is idempotent, so it has no place in an order either.
+        about.setdefault(ticket.subject() or ticket, []).append(ticket)
+    theirs = {ticket for tickets in about.values() if _may_be_taken(native, tickets) for ticket in tickets}
+    taken = [ticket for ticket in batch if ticket in theirs]
+    others = [ticket for ticket in batch if ticket not in theirs]
     return taken, others
 
 
@@ -52,11 +55,16 @@ async def decide_natively(
     native: Native,
     tickets: Sequence[Ticket],
     remembered: Remembered,
+    *,
+    recent: RecentRecords,
     notifier: Notifier,
     deliverer: Deliverer,
 ) -> list[Ticket]:
     """Have the store decide, wake and deliver as after a commit, and answer. Returns what it declined."""
+    # The store tells no versions of what it decides by itself.
+    recent.forget(subject for ticket in tickets if (subject := ticket.subject()) is not None)
     decided = await native.decide([(ticket.command, ticket.envelope) for ticket in tickets], remembered)
+    recent.forget(change.key for change in decided.effects.changes)
     notifier.publish(topics_of(decided.effects))
     if owed := owed_by(decided.effects):
         await deliverer.deliver(owed)

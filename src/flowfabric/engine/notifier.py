@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import ELIGIBLE, LANES, SEPARATOR
-from flowfabric.core.records import Execution, Flow, FlowProgress
+from flowfabric.core.records import Execution, Flow, FlowProgress, key_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +18,8 @@ DUE = "due/"
 EVENTS = "events"
 """The topic that every commit with events wakes."""
 
+
+_EXECUTION: Final = key_for(Execution, "")
 
 NEAR_MS: Final = 5_000
 """What becomes due later than this is found in time without waking anybody."""
@@ -65,9 +67,9 @@ def topics_of(commit: Commit) -> set[str]:
         if isinstance(change.record, (Flow, FlowProgress))
     )
     topics.update(
-        execution_topic(change.record.execution_id)
+        execution_topic(identity)
         for change in commit.changes
-        if isinstance(change.record, Execution)
+        if (identity := change.key.removeprefix(_EXECUTION)) != change.key
     )
     topics.update(execution_topic(frame.stream.partition("/")[0]) for frame in commit.appends)
     for index, scope, sort, _ in commit.rows_added:

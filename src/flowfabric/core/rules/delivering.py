@@ -19,13 +19,29 @@ from flowfabric.core.registry import no_subject, rule
 from flowfabric.core.rules.joins import cancel_if_unneeded, count_member, follow_upstream
 
 if TYPE_CHECKING:
+    from flowfabric.core.records import Key
     from flowfabric.core.work import Work
 
 PER_DELIVERY: Final = 100
 """How many outgoing edges, or members, one commit sees to."""
 
 
-@rule(DeliverMessageArgs, subject=no_subject, reads=lambda args: (key_for(Message, args.message_id),))
+def member_of(command: DeliverMessageArgs) -> str:
+    """The execution that a message is about; that of a whole flow is about none that exists."""
+    return command.message_id.partition("/")[0]
+
+
+def _first_reads(command: DeliverMessageArgs) -> tuple[Key, ...]:
+    """The message, and what most of them need."""
+    member = member_of(command)
+    return (
+        key_for(Message, command.message_id),
+        key_for(Execution, member),
+        key_for(FlowNode, member),
+    )
+
+
+@rule(DeliverMessageArgs, subject=no_subject, reads=_first_reads)
 def deliver_message(work: Work, args: DeliverMessageArgs) -> MessageDelivered:
     """Act on what a commit owed, and remove the message."""
     message = work.read(Message, args.message_id)

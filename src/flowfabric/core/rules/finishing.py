@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 COMPLETED: Final = "completed"
 """Why the lease of completed work was given up."""
-FAILED: Final = "failed_terminal"
-"""Why the lease of work was given up that has failed and gets no other attempt."""
-RETRIED: Final = "failed_retry_scheduled"
-"""Why the lease of work was given up that has failed and gets another attempt."""
 
 
 @rule(CompleteExecutionArgs)
@@ -86,7 +82,7 @@ def fail_execution(work: Work, args: FailExecutionArgs) -> FailExecutionResult:
             work,
             execution,
             TerminalOutcome.FAILED,
-            release_reason=FAILED,
+            release_reason="failed_terminal",
             failure_reason=args.failure_reason,
             failure_category=args.failure_category,
         )
@@ -108,7 +104,7 @@ def schedule_retry(
     reason: str,
     category: str,
     *,
-    release_reason: str = RETRIED,
+    release_reason: str = "failed_retry_scheduled",
     stream_reason: str = "attempt_failure",
 ) -> RetryScheduled:
     """End the attempt, and wait before the next one is opened at its claim."""

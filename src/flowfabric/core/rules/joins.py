@@ -60,6 +60,7 @@ from flowfabric.core.rules.graph import DROPPED, GOOD, the_edge, the_flow
 from flowfabric.core.rules.reading import find
 from flowfabric.core.rules.suspending import close_suspension
 from flowfabric.core.rules.transitions import (
+    CHANGED,
     add_blocker,
     dependency_blocker,
     end_execution,
@@ -279,7 +280,7 @@ def resolve_later(work: Work, upstream: Execution) -> None:
     """Have the edges of an upstream that has ended resolved after a while if nobody applies them."""
     message = Message(
         execution_id=upstream.execution_id,
-        about="changed",
+        about=CHANGED,
         cause="staged",
         due_at=work.now + STAGED_GRACE_MS,
     )

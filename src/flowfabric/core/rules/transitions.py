@@ -44,8 +44,14 @@ ENDED: dict[TerminalOutcome, tuple[AttemptLifecycle, str]] = {
 }
 """What the outcome of an execution makes of its attempt, and why the attempt's stream closes."""
 
+CHANGED: Final = "changed"
+"""What the messages are about that tell of a member: that it ended, or runs again."""
+
 MEMBER_ENDED: Final = "ended"
 """The cause of the message that a member has ended."""
+
+DEPENDENCIES_UNRESOLVED: Final = " dependencies unresolved"
+"""What a blocker says behind the number of open dependencies."""
 
 
 def publish(
@@ -90,7 +96,7 @@ def tell_flow(work: Work, execution: Execution, cause: str) -> None:
 
 def news_for_flow(execution_id: str, cause: str, generation: int, due_at: int) -> Message:
     """The message that tells the flow of a member."""
-    return Message(execution_id=execution_id, about="changed", cause=f"{cause}/{generation}", due_at=due_at)
+    return Message(execution_id=execution_id, about=CHANGED, cause=f"{cause}/{generation}", due_at=due_at)
 
 
 def mark_transition(work: Work, execution: Execution) -> None:
@@ -128,7 +134,7 @@ def dependency_blocker(execution: Execution) -> Blocker | None:
     return Blocker(
         kind=BlockerKind.DEPENDENCIES,
         reason=BlockingReason.WAITING_FOR_CHILDREN,
-        detail=f"{execution.unresolved_dependencies} dependencies unresolved",
+        detail=f"{execution.unresolved_dependencies}{DEPENDENCIES_UNRESOLVED}",
     )
 
 

@@ -31,9 +31,9 @@ PARTS: Final = (
     "claim_execution",
     "complete_execution",
     "create_execution",
-    "fail_execution",
     "renew_lease",
     "report_usage",
+    "resolve_dependency",
 )
 """The files of the library, in the order in which they need each other."""
 DIGEST_CHARS: Final = 12

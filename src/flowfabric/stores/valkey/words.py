@@ -9,21 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from flowfabric.contracts.events import Family
+from flowfabric.contracts.flows import AllOfEdges, EdgeGroupState, OnSatisfied, QuorumOfEdges
 from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
-    BlockingReason,
     LifecyclePhase,
     PublicState,
     TerminalOutcome,
 )
 from flowfabric.core import indexes, layout
-from flowfabric.core.policies import NEVER_RETRIED
 from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
+from flowfabric.core.rules import joins
 from flowfabric.core.rules.streaming import SLACK_DIVISOR
-from flowfabric.core.rules.transitions import ENDED
-from flowfabric.core.state import PUBLIC_OF_OUTCOME
+from flowfabric.core.rules.transitions import CHANGED, DEPENDENCIES_UNRESOLVED, ENDED
+from flowfabric.core.state import BLOCKER_ORDER, PUBLIC_OF_OUTCOME
 from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 from flowfabric.stores.valkey.keys import BEHIND_SCOPE, SCOPE_END
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
@@ -31,9 +31,16 @@ from flowfabric.stores.valkey.native.signatures import SIGNATURES
 if TYPE_CHECKING:
     from enum import StrEnum
 
+    import msgspec
+
 
 def _named(words: type[StrEnum]) -> dict[str, str]:
     return {word.name: word.value for word in words}
+
+
+def _tag(struct: type[msgspec.Struct]) -> str:
+    """The word that tells a struct from others in its place."""
+    return str(struct.__struct_config__.tag)
 
 
 def _index_names() -> dict[str, str]:
@@ -57,8 +64,6 @@ WORDS: Final[dict[str, Any]] = {
     "PHASE": _named(LifecyclePhase),
     "CONTINUATION": _named(Continuation),
     "OUTCOME": _named(TerminalOutcome),
-    "BLOCKER": _named(BlockerKind),
-    "BLOCKING": _named(BlockingReason),
     "LEASE": _named(LeaseState),
     "ATTEMPT": _named(AttemptLifecycle),
     "ATTEMPT_TYPE": _named(AttemptType),
@@ -67,8 +72,15 @@ WORDS: Final[dict[str, Any]] = {
     "FAMILY": _named(Family),
     "ENDED_ATTEMPT": {outcome: state for outcome, (state, _) in ENDED.items()},
     "ENDED_STREAM": {outcome: reason for outcome, (_, reason) in ENDED.items()},
-    "NEVER_RETRIED": dict.fromkeys(sorted(NEVER_RETRIED), True),
     "OWN_SCOPE": indexes.OWN_SCOPE,
+    "BLOCKER": _named(BlockerKind),
+    "BLOCKER_ORDER": BLOCKER_ORDER,
+    "CHANGED": CHANGED,
+    "DEPENDENCIES_UNRESOLVED": DEPENDENCIES_UNRESOLVED,
+    "EDGE": {"PENDING": joins.PENDING, "SATISFIED": joins.SATISFIED, "IMPOSSIBLE": joins.IMPOSSIBLE},
+    "EDGE_GROUP": _named(EdgeGroupState),
+    "JOIN": {"ALL_OF": _tag(AllOfEdges), "QUORUM": _tag(QuorumOfEdges)},
+    "LET_RUN": OnSatisfied.LET_RUN,
     "STREAM_SLACK_DIVISOR": SLACK_DIVISOR,
 }
 

@@ -57,21 +57,13 @@ local function is_behind_all(key, ms, sequence)
   return ms > last_ms or ms == last_ms and sequence > last_sequence
 end
 
--- The execution. No command of a call changes one, so it is read once for all frames of its task.
-local function execution_for(call, item)
-  local found, key = call.executions or {}, item.key.execution
-  call.executions = found
-  found[key] = found[key] or read_execution(key, item.execution_id)
-  return found[key]
-end
-
 local function new_stream(call, item)
   return {earlier = {}, fields = {
     execution_id = item.execution_id, attempt_index = tonumber(item.attempt_index), created_at = call.now}}
 end
 
 local function append_frame(call, item)
-  local execution = execution_for(call, item)
+  local execution = current_execution(call, item.key.execution, item.execution_id)
   if not execution or not may_append(call, item, execution) then
     return nil
   end

@@ -19,7 +19,6 @@ local function may_be_claimed(call, item, execution)
   return head.namespace == call.namespace
     and head.plain
     and head.phase == PHASE.RUNNABLE
-    and #head.blockers == 0
     and head.continuation == CONTINUATION.FIRST
     and not head.lease
     and not head.attempt

@@ -27,7 +27,8 @@ local function begin(call)
   call.packed_now = packed_instant(call.now)
   call.version = text(tonumber(state[3] or 0) + 1)
   call.last, call.put_out = tonumber(state[4] or 0), tonumber(state[5] or 0)
-  call.sets, call.records, call.edited = {}, {}, {}
+  call.sets, call.records, call.edited, call.removed = {}, {}, {}, {}
+  call.executions, call.changed = {}, {}
   packed_sorts = {}
 end
 
@@ -35,7 +36,7 @@ end
 -- they were, and what else there is to write: other records, their rows, events.
 local function change_of(call, execution)
   return {call = call, execution = execution, before = execution and execution_rows(execution),
-    made = {}, replaced = {}, rows = {}, events = {}}
+    made = {}, replaced = {}, edited = {}, removed = {}, changed = {}, rows = {}, events = {}}
 end
 
 -- The same for an execution that is new, with its place in the list of all.
@@ -43,7 +44,8 @@ local function new_change(call, execution, listed)
   local head = execution.head
   local created = row_in(head.namespace, head.created_at) .. execution.id
   return {call = call, execution = execution, before = {}, listed = listed,
-    made = {}, replaced = {}, rows = {{index = INDEX.CREATED, member = created}}, events = {}}
+    made = {}, replaced = {}, edited = {}, removed = {}, changed = {},
+    rows = {{index = INDEX.CREATED, member = created}}, events = {}}
 end
 
 local function add_event(change, family, name, data)
@@ -70,8 +72,8 @@ local function replace_record(change, key, data)
   change.replaced[#change.replaced + 1] = {key = key, data = data}
 end
 
--- A record that keeps requests, as the commands before this one have left it; nothing if there is none. A
--- command changes it last of all, when nothing can fail any more, and names it with `edit_record`.
+-- A record as the commands before this one have left it; nothing if there is none. A command changes it
+-- last of all, when nothing can fail any more, and names it with `edit_record`.
 local function current_record(call, key)
   if call.records[key] == nil then
     call.records[key] = read_record(key) or false
@@ -81,7 +83,27 @@ end
 
 -- Have such a record written: once, however many commands of the call change it.
 local function edit_record(change, key)
-  change.edited = key
+  change.edited[#change.edited + 1] = key
+end
+
+-- Have a record removed, with its place in the list of its kind. Its rows are named one by one.
+local function remove_record(change, key, listing, listed)
+  change.removed[#change.removed + 1] = {key = key, listing = listing, listed = listed}
+end
+
+-- An execution as the commands before this one have left it; nothing if there is none. Only for those that
+-- several commands of a call may change: a command does so last of all, after `edit_execution`.
+local function current_execution(call, key, id)
+  if call.executions[key] == nil then
+    call.executions[key] = read_execution(key, id) or false
+  end
+  return call.executions[key] or nil
+end
+
+-- Have such an execution written: once, however many commands of the call change it.
+local function edit_execution(change, execution)
+  execution.before = execution.before or execution_rows(execution)
+  change.changed[#change.changed + 1] = execution
 end
 
 -- The place of such a record in the list of its kind, if it is new.
@@ -153,9 +175,8 @@ local function put_in(call, key, score, member)
   end
 end
 
-local function write_execution_rows(call, change)
-  local key, id = call.key, change.execution.id
-  local before, after = change.before, execution_rows(change.execution)
+local function write_execution_rows(call, execution, before)
+  local key, id, after = call.key, execution.id, execution_rows(execution)
   for index, row in pairs(before) do
     if row ~= after[index] then
       take_out(call, key[index], row .. id)
@@ -212,6 +233,7 @@ local function write_made(call, change)
   for _, made in ipairs(change.made) do
     local count = #records
     records[count + 1], records[count + 2] = made.key, call.version .. ':' .. made.data
+    call.removed[made.key], call.records[made.key] = nil, nil
     put_in(call, made.listing, '0', made.listed)
   end
   if #records > 0 then
@@ -226,17 +248,29 @@ local function write_frame(frame)
   end
 end
 
+-- What is removed is there until the end of the call, for no key may be touched again once it is gone.
+local function write_removed(call, change)
+  for _, removed in ipairs(change.removed) do
+    call.removed[removed.key], call.edited[removed.key], call.records[removed.key] = true, nil, false
+    take_out(call, removed.listing, removed.listed)
+  end
+end
+
 local function write(call, item, change)
   write_made(call, change)
   if change.execution then
-    write_execution_rows(call, change)
+    write_execution_rows(call, change.execution, change.before)
   end
   if change.listed then
     put_in(call, call.key['keys:execution'], '0', change.listed)
   end
-  if change.edited then
-    call.edited[change.edited] = true
+  for _, key in ipairs(change.edited) do
+    call.edited[key] = true
   end
+  for _, execution in ipairs(change.changed) do
+    call.changed[execution] = true
+  end
+  write_removed(call, change)
   if change.entry then
     put_in(call, change.entry.key, '0', change.entry.member)
   end
@@ -281,7 +315,14 @@ local function finish(call)
   for key in pairs(call.edited) do
     server.call('SET', key, call.version .. ':' .. packed_record(call.records[key]))
   end
+  for execution in pairs(call.changed) do
+    server.call('SET', execution.key, packed_execution({call = call, execution = execution}))
+    write_execution_rows(call, execution, execution.before)
+  end
   write_sets(call)
+  for key in pairs(call.removed) do
+    server.call('DEL', key)
+  end
   server.call('HSET', call.key.state, 'commits', call.version, 'events', text(call.last),
     'put_out', text(call.put_out), 'mark_ms', text(call.now))
   server.call('PUBLISH', call.channel, call.origin)
@@ -299,20 +340,34 @@ local function decide_one(call, item, decide)
   return answer
 end
 
+-- Hands out some keys and arguments by the names that they have in a signature, in their order.
+local function naming(keys, arguments)
+  local next_key, next_argument = 1, 1
+  return function(found, of_keys, key_names, argument_names)
+    named(of_keys, key_names, keys, next_key)
+    named(found, argument_names, arguments, next_argument)
+    next_key, next_argument = next_key + #key_names, next_argument + #argument_names
+    return found
+  end
+end
+
 -- Register a function that decides commands, given how it decides one: it returns the change and the reply.
 local function register_native(name, decide, flags)
   local signature = SIGNATURES[name]
   local function run(keys, arguments)
-    local call = named({}, signature.arguments, arguments, 1)
-    call.key = named({}, signature.keys, keys, 1)
+    local name_next = naming(keys, arguments)
+    local call = {key = {}}
+    name_next(call, call.key, signature.keys, signature.arguments)
     begin(call)
     local reply = {text(call.mark), text(call.offset), text(call.clock)}
     local item, left = {key = {}}, {}
-    local next_argument, next_key = #signature.arguments + 1, #signature.keys + 1
     for _ = 1, tonumber(call.count) do
-      named(item, signature.item_arguments, arguments, next_argument)
-      named(item.key, signature.item_keys, keys, next_key)
-      next_argument, next_key = next_argument + #signature.item_arguments, next_key + #signature.item_keys
+      name_next(item, item.key, signature.item_keys, signature.item_arguments)
+      item.parts = {}
+      for place = 1, tonumber(item.part_count or 0) do
+        local part = {key = {}}
+        item.parts[place] = name_next(part, part.key, signature.part_keys, signature.part_arguments)
+      end
       local about = item.key[signature.item_keys[1]]
       if left[about] then
         reply[#reply + 1] = ''

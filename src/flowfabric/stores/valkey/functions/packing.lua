@@ -31,6 +31,14 @@ local function text_head(value)
   return head
 end
 
+local function copy_of(values)
+  local copy = {}
+  for name, value in pairs(values) do
+    copy[name] = value
+  end
+  return copy
+end
+
 -- A map of up to 15 pairs; a value may be absent.
 local function packed_map(...)
   local count = select('#', ...) / 2

@@ -1,6 +1,6 @@
 -- Records that a function reads as a whole, and the answers that they keep: see engine/commits.py.
 --
--- Such a record is one map, of numbers and texts but for the answers. These hold bytes, which cmsgpack
+-- Such a record is one map, of numbers, texts and maps of these but for the answers. These hold bytes, which cmsgpack
 -- cannot read, so they are told apart by their lengths and only copied.
 
 local FIXED_MAP, FIXED_LIST, FIXED_TEXT, FIXED_TEXT_END = 0x80, 0x90, 0xa0, 0xc0
@@ -94,16 +94,20 @@ local function remember_request(record, asked, outcome, operation)
   record.last = {packed = asked .. packed_bytes(outcome) .. cmsgpack.pack(operation), operation = operation}
 end
 
--- The bytes of a record that remembers a request.
+-- The bytes of a record, with the requests that it remembers.
 local function packed_record(record)
   local count, fields = pairs_of(cmsgpack.pack(record.fields))
-  local parts = {fields, cmsgpack.pack('last_request'), record.last.packed}
+  local parts = {fields}
+  if record.last then
+    count = count + 1
+    parts[2], parts[3] = packed_name('last_request'), record.last.packed
+  end
   if #record.earlier > 0 then
     count = count + 1
-    parts[4], parts[5] = cmsgpack.pack('earlier_requests'), string.char(FIXED_LIST + #record.earlier)
-    for number, request in ipairs(record.earlier) do
-      parts[5 + number] = request.packed
+    parts[#parts + 1] = packed_name('earlier_requests') .. string.char(FIXED_LIST + #record.earlier)
+    for _, request in ipairs(record.earlier) do
+      parts[#parts + 1] = request.packed
     end
   end
-  return struct.pack('>BI2', MAP_16, count + 1) .. table.concat(parts)
+  return struct.pack('>BI2', MAP_16, count) .. table.concat(parts)
 end

@@ -29,16 +29,35 @@ local function head_start_ms(priority)
   return AGEING_MS_PER_DOUBLING * doublings + math.floor(AGEING_MS_PER_DOUBLING * rest / 2 ^ doublings)
 end
 
-local function delayed_rows(until_ms, lane, rows)
-  rows[INDEX.DELAYED] = row_in(lane, until_ms)
-  rows[INDEX.DUE_DELAY] = row_in('', until_ms)
+-- The blocker that takes precedence; nothing if nothing blocks the execution.
+local function first_blocker(head)
+  local first = nil
+  for _, blocker in ipairs(head.blockers) do
+    if not first or BLOCKER_ORDER[blocker.kind] < BLOCKER_ORDER[first.kind] then
+      first = blocker
+    end
+  end
+  return first
 end
 
--- A function that meets another blocker than a delay declines, and has no use for the rows.
+-- What waits for headroom has rows besides these, which no function sees to.
+local function blocked_rows(head, lane, rows, first)
+  if first.kind == BLOCKER.TIME then
+    rows[INDEX.DELAYED] = row_in(lane, first.until_ms)
+  else
+    rows[INDEX.BLOCKED] = row_in(lane .. SEPARATOR .. first.kind, head.created_at)
+  end
+  for _, blocker in ipairs(head.blockers) do
+    if blocker.until_ms then
+      rows[INDEX.DUE_DELAY] = row_in('', blocker.until_ms)
+    end
+  end
+end
+
 local function runnable_rows(head, lane, rows)
-  local blocker = head.blockers[1]
+  local blocker = first_blocker(head)
   if blocker then
-    return delayed_rows(blocker.until_ms, lane, rows)
+    return blocked_rows(head, lane, rows, blocker)
   end
   local since, head_start = head.last_transition_at, head_start_ms(head.priority)
   if head.continuation == CONTINUATION.RESUME then

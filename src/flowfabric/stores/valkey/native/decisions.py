@@ -16,10 +16,10 @@ from flowfabric.stores.valkey.native.appending import AppendFrame
 from flowfabric.stores.valkey.native.claiming import ClaimExecution
 from flowfabric.stores.valkey.native.completing import CompleteExecution
 from flowfabric.stores.valkey.native.creating import CreateExecution
-from flowfabric.stores.valkey.native.failing import FailExecution
 from flowfabric.stores.valkey.native.function import Asked, Effects
 from flowfabric.stores.valkey.native.renewing import RenewLease
 from flowfabric.stores.valkey.native.reporting import RecordSpend, ReportUsage, ReportUsageAdmin
+from flowfabric.stores.valkey.native.resolving import ResolveDependency
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 
 if TYPE_CHECKING:
@@ -113,24 +113,20 @@ class Decisions:
             for command, envelope in asked
             if envelope.namespace is None and (owner := FUNCTIONS[type(command)].owner(command)) is not None
         }
-        owned = await self._look(owners)
-        seen: dict[Key, tuple[int, Record | None]] = {}
+        observed = {key for command, _ in asked for key in _observed(command)}
+        seen = await self._look(owners | observed)
         prepared = [
-            Asked(command, envelope, _namespace_of(command, envelope, owned), seen)
+            Asked(command, envelope, _namespace_of(command, envelope, seen), seen)
             for command, envelope in asked
         ]
-        seen.update(await self._look(self._wanted_before(prepared, remembered)))
+        seen.update(await self._look(self._relied_on_elsewhere(prepared, remembered)))
         return prepared
 
-    def _wanted_before(self, asked: Sequence[Asked], remembered: Remembered) -> set[Key]:
-        """What functions observe, and what they rely on in other shards."""
+    def _relied_on_elsewhere(self, asked: Sequence[Asked], remembered: Remembered) -> set[Key]:
+        """What functions rely on in other shards."""
         wanted: set[Key] = set()
         for one in asked:
-            function = FUNCTIONS[type(one.command)]
-            observed = SIGNATURES[function.name].observes
-            if observed:
-                wanted.update(key for key in _reads(one.command) if kind_of(key) in observed)
-            relied_on = function.relied_on(one)
+            relied_on = FUNCTIONS[type(one.command)].relied_on(one)
             if relied_on and self._is_elsewhere(relied_on, one.command) and remembered.recall(relied_on):
                 wanted.add(relied_on)
         return wanted
@@ -181,6 +177,7 @@ class Decisions:
             events=decided.effects.events,
             rows=decided.effects.rows_added,
             frames=decided.effects.appends,
+            changes=decided.effects.changes,
         )
         decided.effects.now = max(decided.effects.now, now)
         for place, one, reply in zip(places, asked, replies, strict=True):
@@ -212,10 +209,9 @@ class Decisions:
         arguments += function.shared(first)
         for one in asked:
             item_keys, item_arguments = function.item(shard, one)
+            assert signature.names_all(item_keys, item_arguments)
             keys += item_keys
             arguments += item_arguments
-        assert len(keys) == len(signature.keys) + len(asked) * len(signature.item_keys)
-        assert len(arguments) == len(signature.arguments) + len(asked) * len(signature.item_arguments)
         return keys, arguments
 
 
@@ -230,9 +226,10 @@ def _namespace_of(
     return str(getattr(named, "namespace", ""))
 
 
-def _reads(command: Command[Any]) -> tuple[Key, ...]:
-    """What the rule of a command is sure to read."""
-    return RULES[type(command)].reads(command)
+def _observed(command: Command[Any]) -> list[Key]:
+    """What the function of a command observes, of what its rule is sure to read."""
+    kinds = SIGNATURES[FUNCTIONS[type(command)].name].observes
+    return [key for key in RULES[type(command)].reads(command) if kind_of(key) in kinds] if kinds else []
 
 
 def _version(asked: Asked, key: Key, remembered: Remembered) -> str:
@@ -249,11 +246,11 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
         ClaimExecution(),
         CompleteExecution(),
         CreateExecution(),
-        FailExecution(),
         RecordSpend(),
         RenewLease(),
         ReportUsage(),
         ReportUsageAdmin(),
+        ResolveDependency(),
     )
 }
 """The functions by the commands that they decide."""

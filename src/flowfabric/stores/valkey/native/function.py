@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flowfabric.core.indexes import IndexRow
     from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope, Frame, Remembered
+    from flowfabric.stores.base import Change
     from flowfabric.stores.valkey.keys import Keys
 
 Argument = str | bytes | int
@@ -44,6 +45,8 @@ class Effects(msgspec.Struct):
     rows: list[IndexRow]
     frames: list[Frame]
     """Where frames were appended. What is in them wakes nobody and is left out."""
+    changes: list[Change]
+    """Records besides the subjects that may have changed, with as much in them as wakes somebody."""
 
     def tell(self, asked: Asked, family: Family, name: str) -> None:
         """Note an event about the execution that a command names."""
@@ -99,7 +102,6 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _LAST_REQUEST: Final = name_of_pair("last_request")
 _RELEASED: Final = name_of_pair("released")
 _LIST_OF_3: Final = b"\x93"
-_NO_BYTES: Final = _encode(b"")
 _ZERO: Final = b"\x00"
 _LENGTH: Final = struct.Struct(">I")
 
@@ -130,13 +132,6 @@ def released_pair(asked: Asked, fence: LeaseFence, outcome: bytes) -> bytes:
         outcome=outcome,
     )
     return _RELEASED + _encode(released)
-
-
-def released_head(asked: Asked, fence: LeaseFence) -> bytes:
-    """How the fence that was given up begins, up to the outcome, if only the server knows that."""
-    pair = released_pair(asked, fence, b"")
-    assert pair.endswith(_NO_BYTES), "the outcome is not the last of what is kept"
-    return pair.removesuffix(_NO_BYTES)
 
 
 def without_zero(encoded: bytes) -> bytes:

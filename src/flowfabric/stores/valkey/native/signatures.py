@@ -7,7 +7,7 @@ the command.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,10 +19,14 @@ from flowfabric.core.records import (
     Dedup,
     Execution,
     ExecutionResult,
+    FlowNode,
     Message,
     Payload,
     StreamMeta,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +50,10 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """Arguments that they have in common, besides ``CALL_ARGUMENTS``."""
     item_keys: tuple[str, ...]
     item_arguments: tuple[str, ...]
+    part_keys: tuple[str, ...] = ()
+    part_arguments: tuple[str, ...] = ()
+    """Names of what comes behind a command for each of its parts, where it has some: its argument
+    ``part_count`` says how many."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -67,6 +75,14 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
         version = ("relied_on_version",) if self.rests else ()
         return (*CALL_ARGUMENTS, *version, *self.shared_arguments)
 
+    def names_all(self, item_keys: Sequence[object], item_arguments: Sequence[object]) -> bool:
+        """Whether these are as many keys and arguments as one command has, with all of its parts."""
+        of_parts = len(item_keys) - len(self.item_keys)
+        parts = of_parts // len(self.part_keys) if self.part_keys else 0
+        return of_parts == parts * len(self.part_keys) and len(item_arguments) == len(
+            self.item_arguments
+        ) + parts * len(self.part_arguments)
+
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
         """All names, for the function itself."""
@@ -75,6 +91,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
             "arguments": self.arguments,
             "item_keys": self.item_keys,
             "item_arguments": self.item_arguments,
+            "part_keys": self.part_keys,
+            "part_arguments": self.part_arguments,
         }
 
 
@@ -166,34 +184,6 @@ SIGNATURES: Final[dict[str, Signature]] = {
             "payload_listed",
         ),
     ),
-    "fail_execution": Signature(
-        indexes=(
-            *_ACTIVE,
-            indexes.ELIGIBLE,
-            indexes.DELAYED,
-            indexes.DUE_DELAY,
-            indexes.TERMINAL,
-            indexes.RETENTION,
-            indexes.DUE_MESSAGE,
-        ),
-        kinds=(Message.KIND,),
-        families=(Family.LEASE, Family.COMPLETION),
-        shared_arguments=("failed", "retried", "terminal", "tag_field", "retry_scheduled", "operation"),
-        item_keys=("execution", "told", "message"),
-        item_arguments=(
-            "execution_id",
-            *_FENCE,
-            "asked",
-            "released",
-            "failure_reason",
-            "failure_category",
-            "retry_policy",
-            "random",
-            "message",
-            "message_id",
-            "message_listed",
-        ),
-    ),
     "renew_lease": Signature(
         indexes=_ACTIVE,
         families=(Family.LEASE,),
@@ -228,5 +218,15 @@ SIGNATURES: Final[dict[str, Signature]] = {
             "dedup_id",
             "dedup_listed",
         ),
+    ),
+    "resolve_dependency": Signature(
+        indexes=(indexes.DUE_MESSAGE, indexes.BLOCKED, indexes.ELIGIBLE),
+        kinds=(Message.KIND,),
+        families=(),
+        observes=(Execution.KIND, FlowNode.KIND),
+        item_keys=("message", "execution", "node", "progress", "place"),
+        item_arguments=("execution_id", "message_id", "message_listed", "node_version", "part_count"),
+        part_keys=("edge", "group", "child"),
+        part_arguments=("child_id",),
     ),
 }

@@ -1,0 +1,387 @@
+"""Joins that the server decides are what the rules make of them: the same answers, the same records."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import pytest
+
+from flowfabric.contracts.blocking import PauseExecutionArgs
+from flowfabric.contracts.executions import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric.contracts.flows import (
+    AllOfEdges,
+    AnyOfEdges,
+    EdgeDependencyPolicy,
+    OnSatisfied,
+    QuorumOfEdges,
+)
+from flowfabric.contracts.states import PublicState
+from flowfabric.core.commands import DeliverMessageArgs, MessageDelivered
+from flowfabric.core.indexes import DUE_MESSAGE
+from flowfabric.core.layout import USUAL
+from flowfabric.core.records import Execution, key_for
+from flowfabric.stores.valkey import ValkeyStore
+from flowfabric.stores.valkey.packing import FRAME
+from flowfabric.testing.conformance.flows import Graph, graph
+from tests.stores.monitor import monitored
+from tests.stores.pair import Pair
+from tests.valkey import server
+
+LET_RUN = OnSatisfied.LET_RUN
+WAITING, WAITING_CHILDREN = PublicState.WAITING, PublicState.WAITING_CHILDREN
+NAME = "resolve_dependency"
+
+
+@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    """The two beds, their stores in one shard, or in several with the log in the first of them."""
+    async with Pair(server(), tmp_path, shards=request.param) as made:
+        yield made
+
+
+class Twins:
+    """The same flow in both beds. What is owed is delivered only when a test says so.
+
+    Args:
+        pair: the beds.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.both: list[Graph] = []
+
+    async def open(
+        self,
+        edges: str,
+        policies: dict[str, EdgeDependencyPolicy] | None = None,
+        *,
+        seal: bool = True,
+        names: str = "",
+    ) -> Self:
+        """Create it, with members of one letter each: those that the edges name, unless others are named."""
+        names = names or "".join(sorted({*edges} - {" "}))
+        for bed in (self.pair.native, self.pair.ruled):
+            self.both.append(await graph(bed, names))
+        for flow in self.both:
+            await flow.connect(edges, policies, seal=seal)
+        return self
+
+    async def each(self, act: Any) -> None:
+        """Do the same with both."""
+        for flow in self.both:
+            await act(flow)
+
+    async def end(self, names: str, *, failing: str = "") -> None:
+        """End members one after the other, and leave to others what that is owed."""
+        for flow in self.both:
+            with flow.bed.nothing_delivered():
+                for name in names:
+                    await (flow.fail(name) if name in failing else flow.run(name))
+
+    async def owed(self) -> list[str]:
+        """The messages that wait to be delivered."""
+        rows = await self.pair.native.store.read_index(DUE_MESSAGE, "")
+        return [member for _, member in rows]
+
+    def message(self, name: str) -> DeliverMessageArgs:
+        """The delivery of the news that a member has ended."""
+        return DeliverMessageArgs(message_id=f"{self.both[0].ids[name]}/ended/0/0")
+
+    async def deliver(self, *names: str) -> list[str]:
+        """Deliver the news of some members at once."""
+        return await self.ask(*(self.message(name) for name in names))
+
+    async def ask(self, *deliveries: DeliverMessageArgs) -> list[str]:
+        """Deliver at once, and no more than that. Returns what has become of it."""
+        answers = []
+        for flow in self.both:
+            with flow.bed.nothing_delivered():
+                answers.append(await flow.bed.engine.execute_unbounded(list(deliveries)))
+        assert answers[0] == answers[1]
+        assert not self.pair.store.native.statistics.failed
+        assert all(isinstance(answer, MessageDelivered) for answer in answers[0]), answers[0]
+        await self.pair.compare(settled=False)
+        return [answer.action for answer in answers[0]]
+
+    async def state(self, name: str) -> PublicState:
+        return (await self.both[0].states())[name]
+
+
+async def twins(pair: Pair, edges: str, *args: Any, **options: Any) -> Twins:
+    return await Twins(pair).open(edges, *args, **options)
+
+
+def accepted(pair: Pair) -> int:
+    """How many deliveries the server has decided."""
+    return pair.accepted.get(NAME, 0)
+
+
+class TestJoin:
+    @pytest.mark.parametrize("order", ["abc", "cab"])
+    async def test_the_last_of_all_parents_lets_the_child_go(self, pair: Pair, order: str) -> None:
+        flow = await twins(pair, "ad bd cd")
+        await flow.end(order)
+        for name in order:
+            assert await flow.state("d") == WAITING_CHILDREN
+            pair.clock.advance(3)
+            assert await flow.deliver(name) == ["delivered"]
+        assert await flow.state("d") == WAITING
+        assert accepted(pair) == 3
+        await flow.each(lambda one: one.run("d"))
+        await pair.compare()
+        assert await flow.both[0].flow_state() == "completed"
+        assert accepted(pair) == 4
+
+    async def test_many_parents_are_decided_in_one_call(self, pair: Pair) -> None:
+        parents = "abcdefghijklmnopqrstu"
+        flow = await twins(pair, " ".join(f"{name}z" for name in parents))
+        await flow.end(parents)
+        assert await flow.deliver(*parents) == ["delivered"] * len(parents)
+        await pair.compare()
+        assert accepted(pair) == len(parents)
+        assert await flow.state("z") == WAITING
+        assert await flow.owed() == []
+
+    async def test_the_same_message_twice(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc")
+        await flow.end("ab")
+        assert sorted(await flow.deliver("a", "a")) == ["delivered", "gone"]
+        assert await flow.deliver("a") == ["gone"]
+        assert await flow.deliver("b", "a") == ["delivered", "gone"]
+        await pair.compare()
+        assert await flow.state("c") == WAITING
+        assert accepted(pair) == 2
+
+    @pytest.mark.parametrize(
+        ("policy", "parents"),
+        [
+            (AnyOfEdges(on_satisfied=LET_RUN), "a"),
+            (QuorumOfEdges(k=2, on_satisfied=LET_RUN), "ab"),
+            (QuorumOfEdges(k=4, on_satisfied=LET_RUN), "abcd"),
+            (QuorumOfEdges(k=4), "abcd"),
+            (AllOfEdges(), "abcd"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else repr(value),
+    )
+    async def test_parents_that_come_too_late_are_counted_and_decide_nothing(
+        self, pair: Pair, policy: EdgeDependencyPolicy, parents: str
+    ) -> None:
+        flow = await twins(pair, "ae be ce de", {"e": policy})
+        await flow.end("abcd")
+        for place, name in enumerate("abcd", 1):
+            await flow.deliver(name)
+            decided = place >= len(parents)
+            expected = WAITING if decided else WAITING_CHILDREN
+            assert await flow.state("e") == expected
+        assert accepted(pair) == 4
+
+    @pytest.mark.parametrize("at", ["ready", "running", "ended"])
+    async def test_a_late_parent_does_not_touch_the_child(self, pair: Pair, at: str) -> None:
+        flow = await twins(pair, "ac bc", {"c": AnyOfEdges(on_satisfied=LET_RUN)})
+        await flow.end("ab")
+        await flow.deliver("a")
+        if at == "running":
+            await flow.each(lambda one: one.bed.claim(one.ids["c"]))
+        if at == "ended":
+            await flow.each(lambda one: one.run("c"))
+        pair.clock.advance(7)
+        await flow.deliver("b")
+        await pair.compare()
+        assert accepted(pair) == (3 if at == "ended" else 2)
+
+    async def test_failed_parents_that_a_join_can_do_without(self, pair: Pair) -> None:
+        flow = await twins(pair, "ad bd cd", {"d": QuorumOfEdges(k=1, on_satisfied=LET_RUN)})
+        await flow.end("abc", failing="ab")
+        await flow.deliver("a", "b")
+        assert await flow.state("d") == WAITING_CHILDREN
+        await flow.deliver("c")
+        await pair.compare()
+        assert await flow.state("d") == WAITING
+        assert accepted(pair) == 3
+
+    async def test_a_parent_of_several_children_and_twice_of_one(self, pair: Pair) -> None:
+        flow = await twins(pair, "ab ac ad bd", seal=False)
+        for one in flow.both:
+            first = one.edges.pop("ad")
+            await one.stage("ad")
+            await one.apply("ad")
+            assert one.edges["ad"] != first
+        await flow.end("a")
+        await flow.deliver("a")
+        assert [await flow.state(name) for name in "bcd"] == [WAITING, WAITING, WAITING_CHILDREN]
+        assert accepted(pair) == 1
+
+    async def test_a_chain_runs_from_one_end_to_the_other(self, pair: Pair) -> None:
+        flow = await twins(pair, "ab bc cd")
+        for name in "abcd":
+            await flow.each(lambda one, name=name: one.run(name))
+            await pair.compare()
+        assert await flow.both[0].flow_state() == "completed"
+        assert accepted(pair) == 4
+
+    async def test_members_without_edges_are_counted_however_they_end(self, pair: Pair) -> None:
+        flow = await twins(pair, "", names="xyz")
+        await flow.end("xyz", failing="y")
+        await flow.deliver("x", "y", "z")
+        assert accepted(pair) == 3
+        assert await flow.both[0].flow_state() == "failed"
+
+
+class TestLeftToTheRule:
+    """What reaches further than to the child, or is rare."""
+
+    async def test_a_join_that_can_not_be_met_any_more(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc cd")
+        await flow.end("a", failing="a")
+        await flow.deliver("a")
+        assert accepted(pair) == 0
+        await pair.compare()
+        assert await flow.state("d") == PublicState.SKIPPED
+
+    @pytest.mark.parametrize("policy", [AnyOfEdges(), QuorumOfEdges(k=1)], ids=repr)
+    async def test_a_join_that_is_met_and_has_others_cancelled(
+        self, pair: Pair, policy: EdgeDependencyPolicy
+    ) -> None:
+        flow = await twins(pair, "ac bc", {"c": policy})
+        await flow.end("a")
+        await flow.deliver("a")
+        assert [message.partition("/")[2] for message in await flow.owed()] == [
+            f"unneeded/{flow.both[0].ids['c']}/0"
+        ]
+        await pair.compare()
+        assert await flow.state("b") == PublicState.CANCELLED
+        assert accepted(pair) == 0
+
+    async def test_news_that_a_member_is_not_needed_any_more(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc", {"c": AnyOfEdges()})
+        await flow.end("a")
+        await flow.deliver("a")
+        [unneeded] = await flow.owed()
+        await flow.end("b")
+        await flow.ask(DeliverMessageArgs(message_id=unneeded))
+        assert accepted(pair) == 0
+        await flow.deliver("b")
+        assert accepted(pair) == 1
+
+    async def test_a_cancelled_parent(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc", {"c": AnyOfEdges(on_satisfied=LET_RUN)})
+        for one in flow.both:
+            with one.bed.nothing_delivered():
+                await one.bed.execute(
+                    CancelExecutionArgs(execution_id=one.ids["a"], reason="r", source="operator_override")
+                )
+        await flow.deliver("a")
+        assert accepted(pair) == 0
+
+    async def test_an_edge_that_was_not_applied(self, pair: Pair) -> None:
+        flow = await twins(pair, "", names="ab", seal=False)
+        await flow.each(lambda one: one.stage("ab"))
+        await flow.end("a")
+        await flow.deliver("a")
+        await pair.compare()
+        assert accepted(pair) == 0
+
+    async def test_an_edge_that_came_in_between(self, pair: Pair) -> None:
+        flow = await twins(pair, "ab", seal=False, names="abc")
+        await flow.end("a")
+        for one in flow.both:
+            one.bed.forget()
+            await one.connect("ac", seal=False)
+        await flow.deliver("a")
+        assert await flow.state("b") == await flow.state("c") == WAITING
+        assert accepted(pair) == 1
+
+    @pytest.mark.parametrize("what", ["paused", "delayed", "claimed"])
+    async def test_a_child_that_waits_for_more_than_its_join(self, pair: Pair, what: str) -> None:
+        flow = await twins(pair, "ab", seal=False)
+        for one in flow.both:
+            child = one.ids["b"]
+            if what == "paused":
+                await one.bed.execute(PauseExecutionArgs(execution_id=child, reason="stop"))
+            elif what == "delayed":
+                delayed = await one.bed.create(delay_until=pair.clock.now_ms + 50)
+                one.ids["c"] = delayed
+                await one.add("c")
+                await one.connect("ac", seal=False)
+            else:
+                one.ids["c"] = await one.bed.create()
+                await one.add("c")
+                await one.bed.claim(one.ids["c"])
+                await one.connect("ac", seal=False)
+        await flow.end("a")
+        await flow.deliver("a")
+        await pair.compare()
+        assert accepted(pair) == 0
+
+    async def test_a_parent_that_was_replayed(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc", {"c": QuorumOfEdges(k=1, on_satisfied=LET_RUN)})
+        await flow.end("a", failing="a")
+        await flow.deliver("a")
+        assert accepted(pair) == 1
+        await flow.each(lambda one: one.bed.execute(ReplayExecutionArgs(execution_id=one.ids["a"])))
+        await pair.compare()
+        await flow.each(lambda one: one.run("a"))
+        await pair.compare()
+        assert await flow.state("c") == WAITING
+
+    async def test_a_parent_of_very_many(self, pair: Pair) -> None:
+        children = "bcdefghijklmnopqr"
+        flow = await twins(pair, " ".join(f"a{name}" for name in children))
+        await flow.end("a")
+        await flow.deliver("a")
+        assert {await flow.state(name) for name in children} == {WAITING}
+        assert accepted(pair) == 0
+
+
+class TestWhatIsStored:
+    async def test_a_child_that_was_let_go_looks_as_if_it_had_never_waited(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc")
+        await flow.end("ab")
+        for name in "ab":
+            await flow.deliver(name)
+            for member in "abc":
+                native, ruled = [await _stored(one, member) for one in flow.both]
+                assert native == ruled
+        assert accepted(pair) == 2
+
+    async def test_one_call_is_one_commit_however_many_parents_it_has(self, pair: Pair) -> None:
+        parents = "abcdefghijkl"
+        flow = await twins(pair, " ".join(f"{name}z" for name in parents))
+        await flow.end(parents)
+        before = await _commits(flow.both[0])
+        await flow.deliver(*parents)
+        assert await _commits(flow.both[0]) == before + 1
+        assert accepted(pair) == len(parents)
+
+    async def test_every_key_that_is_touched_was_declared(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc ad")
+        await flow.end("ab")
+        with monitored(server()) as calls:
+            await flow.deliver("a", "b")
+        touching = [call for call in calls if NAME in call.function]
+        assert len(touching) == 1
+        assert touching[0].touched - touching[0].declared == set()
+
+
+def _valkey(flow: Graph) -> ValkeyStore:
+    """The store that a flow is in, without what is around it."""
+    store: Any = flow.bed.store
+    valkey: ValkeyStore = getattr(store, "inner", store)
+    return valkey
+
+
+async def _stored(flow: Graph, name: str) -> dict[str, Any]:
+    """A member as it is written, with what it says besides its fields."""
+    store, key = _valkey(flow), key_for(Execution, flow.ids[name])
+    shard = store.shard_of(key)
+    [stored] = await store._client.read(shard.slot, ("GET", shard.record(key)))
+    written: dict[str, Any] = msgspec.msgpack.decode(stored.partition(b":")[2][FRAME.size :])
+    return {**USUAL, **written}
+
+
+async def _commits(flow: Graph) -> int:
+    """How many commits the shard of a flow has seen."""
+    store = _valkey(flow)
+    shard = store.shard_of(key_for(Execution, flow.ids["a"]))
+    return int((await store._client.read(shard.slot, ("HGET", shard.state, "commits")))[0])
