@@ -4,11 +4,14 @@ import asyncio
 
 import pytest
 
+from flowfabric import errors
 from flowfabric.core import indexes
+from flowfabric.engine.courier import Errand
 from flowfabric.engine.notifier import EVENTS, claimable_topic, due_topic, execution_topic
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed
 from flowfabric.testing.bed import LANE, NAMESPACE
+from flowfabric.testing.conformance.flows import graph
 from flowfabric.testing.conformance.scenarios import frame
 
 
@@ -80,3 +83,27 @@ async def test_a_waiter_sleeps_until_it_is_woken(bed):
         assert not waiting.done()
         await bed.create()
         assert await waiting
+
+
+async def end_of_a_member(bed):
+    """The end of a member, whose flow is owed the news."""
+    flow = await graph(bed, "ab")
+    await flow.connect("ab")
+    claim = await bed.claim(flow.ids["a"])
+    await bed.complete(claim)
+
+
+async def test_what_is_delivered_at_once_wakes_no_duty(bed, monkeypatch):
+    monkeypatch.setattr(bed.engine._courier, "following", lambda _batch, _now: [])
+    assert not await woken(bed, due_topic(indexes.DUE_MESSAGE), end_of_a_member(bed))
+    assert not await bed.store.read_index(indexes.DUE_MESSAGE, "")
+
+
+async def test_what_could_not_be_delivered_wakes_the_duty(bed, monkeypatch):
+    async def fails(_errand, commands, **_options):
+        return [errors.Contention(record="edge_group/x", tries=8) for _ in commands]
+
+    monkeypatch.setattr(bed.engine._courier, "following", lambda _batch, _now: [])
+    monkeypatch.setattr(Errand, "execute_unbounded", fails)
+    assert await woken(bed, due_topic(indexes.DUE_MESSAGE), end_of_a_member(bed))
+    assert await bed.store.read_index(indexes.DUE_MESSAGE, "")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowfabric.engine.batches import BATCH_MAX
 from flowfabric.engine.cycle import Cycle
 from flowfabric.engine.deliveries import deliver, news_of
+from flowfabric.engine.notifier import due_topic
 from flowfabric.engine.tickets import group_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Courier:
         observer: Observer | None = None,
     ) -> None:
         self._store = store
+        self._notifier = notifier
         self._envelope = envelope
 
         def cycle_for(deliverer: Deliverer) -> Cycle:
@@ -63,13 +65,26 @@ class Courier:
         self._cycle_for = cycle_for
 
     async def deliver(self, owed: list[Owed]) -> None:
-        """Do what a commit owes to other records, and what follows from that, up to a bound."""
+        """Do what a commit owes to other records, and what follows from that, up to a bound.
+
+        The scanners are woken for what is left.
+        """
         errand = Errand(self._store, self._cycle_for, self._envelope)
+        left = {one.index for one in owed}
+        try:
+            left = await self._deliver(errand, owed)
+        finally:
+            self._notifier.publish(map(due_topic, left))
+
+    async def _deliver(self, errand: Errand, owed: list[Owed]) -> set[str]:
+        """The same. Returns the indexes that have entries left."""
+        left: set[str] = set()
         for _ in range(DELIVERY_ROUNDS_MAX):
             if not owed:
-                return
-            await errand.run(owed[:BATCH_MAX])
+                break
+            left.update(await errand.run(owed[:BATCH_MAX]))
             owed = owed[BATCH_MAX:] + errand.take_following()
+        return left.union(one.index for one in owed)
 
     def following(self, batch: list[Ticket], now: int) -> list[Ticket]:
         """See ``Deliverer``."""
@@ -90,17 +105,19 @@ class Errand:
         self._envelope = envelope
         self._following: list[Owed] = []
 
-    async def run(self, owed: list[Owed]) -> None:
-        """See to some entries. What cannot be done now is left to the scanners."""
+    async def run(self, owed: list[Owed]) -> set[str]:
+        """See to some entries. Returns the indexes in which entries are left to the scanners."""
         ruled = [one for one in owed if one.delivery.carry_out is None]
         done = await self._run_rules([(one, one.delivery.act(one.member)) for one in ruled])
         forgetting = [
             (one, one.delivery.forget(one.member)) for one in done if one.delivery.forget is not None
         ]
-        await self._run_rules(forgetting)
+        settled = [one for one in done if one.delivery.forget is None] + await self._run_rules(forgetting)
         for one in owed:
             if one.delivery.carry_out is not None:  # one after the other: each takes several commits
                 await self._run_operation(one, one.delivery.carry_out)
+        # Of an operation a part may be left, so it is not settled.
+        return {one.index for one in {*owed} - {*settled}}
 
     async def deliver(self, owed: list[Owed]) -> None:
         """Note what a commit of this errand owes in turn."""

@@ -94,8 +94,13 @@ DELIVERIES: Final[dict[str, Delivery]] = {
 class Owed(msgspec.Struct, frozen=True, gc=False):
     """One entry, and how it is seen to."""
 
-    delivery: Delivery
+    index: str
     member: str
+
+    @property
+    def delivery(self) -> Delivery:
+        """How it is seen to."""
+        return DELIVERIES[self.index]
 
 
 def news_of(works: Iterable[Work], now: int) -> list[Message]:
@@ -108,10 +113,15 @@ def news_of(works: Iterable[Work], now: int) -> list[Message]:
     ]
 
 
+def is_owed(index: str, sort: int, now: int) -> bool:
+    """Whether a row stands for something that is seen to at once."""
+    return index in DELIVERIES and sort <= now
+
+
 def owed_by(commit: Commit) -> list[Owed]:
     """What a commit has added to these indexes and is due at once."""
     return [
-        Owed(DELIVERIES[index], member)
+        Owed(index, member)
         for index, _, sort, member in commit.rows_added
-        if index in DELIVERIES and sort <= commit.now
+        if is_owed(index, sort, commit.now)
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import ELIGIBLE, LANES, SEPARATOR
 from flowfabric.core.records import Execution, Flow, FlowProgress, key_for
+from flowfabric.engine.deliveries import is_owed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 DUE = "due/"
 EVENTS = "events"
 """The topic that every commit with events wakes."""
-
 
 _EXECUTION: Final = key_for(Execution, "")
 
@@ -56,7 +56,7 @@ def due_topic(index: str) -> str:
 
 
 def topics_of(commit: Commit) -> set[str]:
-    """Whom a commit wakes."""
+    """Whom a commit wakes. No duty for what it owes: whoever delivers that wakes them for the rest."""
     topics = {execution_topic(event.execution_id) for event in commit.events}
     topics.update(
         ended_topic(event.execution_id) for event in commit.events if event.family is Family.COMPLETION
@@ -76,12 +76,16 @@ def topics_of(commit: Commit) -> set[str]:
         if index in (ELIGIBLE, LANES):
             namespace, lane_id = scope.split(SEPARATOR)[:2]
             topics.add(claimable_topic(namespace, lane_id))
-        elif index.startswith("due_") and sort < commit.now + NEAR_MS:
+        elif _wakes_duty(index, sort, commit.now):
             topics.add(due_topic(index))
     if commit.events:
         topics.add(EVENTS)
         topics.update(feed_topic(event.family, event.namespace) for event in commit.events)
     return topics
+
+
+def _wakes_duty(index: str, sort: int, now: int) -> bool:
+    return index.startswith("due_") and sort < now + NEAR_MS and not is_owed(index, sort, now)
 
 
 class Notifier:
