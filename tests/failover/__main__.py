@@ -20,6 +20,7 @@ from tests.failover.rounds import (
     in_background,
     kill_and_return,
     move_slot,
+    place_for,
     primary_of,
     under_load,
 )
@@ -86,7 +87,8 @@ def _run_held(cluster: Cluster, rounds: int) -> int:
     refused: collections.Counter[str] = collections.Counter()
     sent = repeated = twice = wrong = 0
     for number in range(rounds):
-        store = cluster.store(f"held{number}{time.time_ns()}", shards=SHARDS, timeout_ms=5_000)
+        place = place_for(cluster, f"held{number}{time.time_ns()}", apart=number % 2 == 0)
+        store = cluster.store(place, shards=SHARDS, timeout_ms=5_000)
         stale = asyncio.run(held_back(store, cluster, HELD))
         cluster.heal()
         sent, repeated, twice = (

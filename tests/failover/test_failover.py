@@ -15,6 +15,7 @@ from tests.failover.rounds import (
     in_background,
     kill_and_return,
     move_slot,
+    place_for,
     primary_of,
     under_load,
 )
@@ -64,10 +65,12 @@ async def test_what_a_replica_confirmed_survives_the_death_of_a_primary_under_lo
     assert counts.again
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["with the log", "but for the log"])
 async def test_a_lease_that_a_failover_lost_is_refused_though_its_epoch_was_granted_again(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, apart: bool
 ) -> None:
-    stale = await held_back(store_on(cluster, tmp_path), cluster, 20)
+    place = place_for(cluster, str(tmp_path), apart=apart)
+    stale = await held_back(cluster.store(place, shards=SHARDS, timeout_ms=5_000), cluster, 20)
     assert stale.epochs_repeated == 20
     assert sum(stale.refused.values()) == stale.sent == 7 * 20
     assert stale.accepted_twice == 0

@@ -15,6 +15,7 @@ from flowfabric.contracts.executions import (
     ExecutionCompleted,
     ExecutionCreated,
     ExecutionDuplicate,
+    FailExecutionArgs,
     ReplayExecutionArgs,
     SetExecutionTagArgs,
 )
@@ -694,6 +695,13 @@ class TestKeys:
                     await pair.ask(appending(claim, retention_maxlen=1))
                     await pair.ask(appending(claim, retention_maxlen=1))
                     await pair.ask(completing(claim, result_payload=b"r"))
+                for policy in (None, RETRIES):
+                    claim = await started(pair, policy=policy)
+                    await pair.ask(
+                        FailExecutionArgs(
+                            **fenced(claim, failure_reason="it broke", failure_category="error")
+                        )
+                    )
                 member = await pair.each(_member)
                 claim = await pair.each(lambda bed: bed.claim(member))
                 budget = await pair.ask(budget_creation())

@@ -48,8 +48,11 @@ SHOWN: Final = (
     "attempt_count",
     "replay_count",
     "retry_count",
+    "retry_reason",
     "journal_generation",
     "has_result",
+    "failure_reason",
+    "failure_category",
     "flow_id",
     "started_at",
     "completed_at",
@@ -157,7 +160,6 @@ def _is_plain_unless_blocked(execution: Execution) -> bool:
         and execution.waitpoint_id is None
         and execution.cancelled_from is None
         and execution.suspended_reason is BlockingReason.NONE
-        and not (execution.retry_reason or execution.failure_reason or execution.failure_category)
         and is_unlimited(execution.policy)
     )
 

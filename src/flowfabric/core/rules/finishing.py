@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 COMPLETED: Final = "completed"
 """Why the lease of completed work was given up."""
+FAILED: Final = "failed_terminal"
+"""Why the lease of work was given up that has failed and gets no other attempt."""
+RETRIED: Final = "failed_retry_scheduled"
+"""Why the lease of work was given up that has failed and gets another attempt."""
 
 
 @rule(CompleteExecutionArgs)
@@ -82,7 +86,7 @@ def fail_execution(work: Work, args: FailExecutionArgs) -> FailExecutionResult:
             work,
             execution,
             TerminalOutcome.FAILED,
-            release_reason="failed_terminal",
+            release_reason=FAILED,
             failure_reason=args.failure_reason,
             failure_category=args.failure_category,
         )
@@ -104,7 +108,7 @@ def schedule_retry(
     reason: str,
     category: str,
     *,
-    release_reason: str = "failed_retry_scheduled",
+    release_reason: str = RETRIED,
     stream_reason: str = "attempt_failure",
 ) -> RetryScheduled:
     """End the attempt, and wait before the next one is opened at its claim."""

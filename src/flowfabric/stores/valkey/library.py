@@ -16,26 +16,32 @@ import msgspec
 
 from flowfabric.stores.valkey.words import written
 
-PARTS: Final = (
+STEPS: Final = (
     "shared",
-    "commit",
-    "log",
-    "trim",
-    "scopes",
     "packing",
     "requests",
     "rows",
     "deciding",
     "leases",
+)
+"""The files of the library from which others use something, in the order in which they need each other."""
+FUNCTIONS: Final = (
+    "commit",
+    "log",
+    "trim",
+    "scopes",
     "append_frame",
     "claim_execution",
     "complete_execution",
     "create_execution",
+    "fail_execution",
     "renew_lease",
     "report_usage",
     "resolve_dependency",
 )
-"""The files of the library, in the order in which they need each other."""
+"""The files that stand for themselves. Each is a block, since one has no more than 200 local names."""
+PARTS: Final = (*STEPS, *FUNCTIONS)
+"""All files of the library."""
 DIGEST_CHARS: Final = 12
 
 
@@ -59,8 +65,11 @@ class Library(msgspec.Struct, frozen=True):
 def library() -> Library:
     """The library of this program."""
     folder = files(__package__).joinpath("functions")
-    parts = [folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in PARTS]
-    body = "\n".join((written(), *parts))
+    steps, functions = (
+        [folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in parts]
+        for parts in (STEPS, FUNCTIONS)
+    )
+    body = "\n".join((written(), *steps, *(f"do\n{function}end" for function in functions)))
     digest = hashlib.sha256(body.encode()).hexdigest()[:DIGEST_CHARS]
     register = (
         "local function register(name, callback, flags)\n"

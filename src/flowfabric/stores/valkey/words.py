@@ -14,11 +14,13 @@ from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
+    BlockingReason,
     LifecyclePhase,
     PublicState,
     TerminalOutcome,
 )
 from flowfabric.core import indexes, layout
+from flowfabric.core.policies import NEVER_RETRIED
 from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
 from flowfabric.core.rules import joins
 from flowfabric.core.rules.streaming import SLACK_DIVISOR
@@ -64,6 +66,7 @@ WORDS: Final[dict[str, Any]] = {
     "PHASE": _named(LifecyclePhase),
     "CONTINUATION": _named(Continuation),
     "OUTCOME": _named(TerminalOutcome),
+    "BLOCKING": _named(BlockingReason),
     "LEASE": _named(LeaseState),
     "ATTEMPT": _named(AttemptLifecycle),
     "ATTEMPT_TYPE": _named(AttemptType),
@@ -72,6 +75,7 @@ WORDS: Final[dict[str, Any]] = {
     "FAMILY": _named(Family),
     "ENDED_ATTEMPT": {outcome: state for outcome, (state, _) in ENDED.items()},
     "ENDED_STREAM": {outcome: reason for outcome, (_, reason) in ENDED.items()},
+    "NEVER_RETRIED": dict.fromkeys(sorted(NEVER_RETRIED), True),
     "OWN_SCOPE": indexes.OWN_SCOPE,
     "BLOCKER": _named(BlockerKind),
     "BLOCKER_ORDER": BLOCKER_ORDER,

@@ -48,25 +48,48 @@ local function release_lease(change, reason)
   add_event(change, FAMILY.LEASE, 'released', lease_data(lease, attempt, 'reason', reason))
 end
 
-local function end_attempt(change, outcome)
+-- A text that is left out where it is empty.
+local function unless_blank(value)
+  return value ~= '' and value or nil
+end
+
+-- End the attempt. A failure has a reason and a category.
+local function end_attempt(change, outcome, failure)
   local attempt, now = change.execution.head.attempt, change.call.now
   attempt.state = ENDED_ATTEMPT[outcome]
   attempt.ended_at, attempt.stream_closed_at = now, now
   attempt.stream_closed_reason = ENDED_STREAM[outcome]
+  attempt.failure_reason, attempt.failure_category = failure.reason, failure.category
 end
 
--- End the execution. Its flow, if it has one, is owed the news.
-local function end_execution(change, item, outcome, reason)
+-- Let the execution wait for a worker, from an instant on.
+local function make_runnable(change, from_ms, reason)
+  local head, now = change.execution.head, change.call.now
+  head.phase = PHASE.RUNNABLE
+  if from_ms > now then
+    head.plain, head.only_blocked = false, true
+    head.blockers = {{
+      kind = BLOCKER.TIME, reason = reason, detail = 'delayed until ' .. text(from_ms), until_ms = from_ms}}
+  end
+  head.last_transition_at, head.last_mutation_at = now, now
+end
+
+local NO_FAILURE = {}
+
+-- End the execution. Its flow, if it has one, is owed the news. A failure has a reason and a category.
+local function end_execution(change, item, outcome, release_reason, failure)
+  failure = failure or NO_FAILURE
   local execution, now = change.execution, change.call.now
   local head = execution.head
-  release_lease(change, reason)
-  end_attempt(change, outcome)
+  release_lease(change, release_reason)
+  end_attempt(change, outcome, failure)
   head.continuation = CONTINUATION.NONE
   head.phase, head.outcome = PHASE.TERMINAL, outcome
+  head.failure_reason, head.failure_category = failure.reason, failure.category
   head.completed_at, head.retention_from = now, now
   head.last_transition_at, head.last_mutation_at = now, now
   add_event(change, FAMILY.COMPLETION, outcome, packed_map('generation', head.replay_count,
-    'failure_reason', nil, 'failure_category', nil))
+    'failure_reason', failure.reason, 'failure_category', failure.category))
   if head.flow_id then
     add_record(change, item.key.message, change.call.key['keys:message'], item.message_listed,
       item.message .. cmsgpack.pack(now))

@@ -16,6 +16,7 @@ from flowfabric.stores.valkey.native.appending import AppendFrame
 from flowfabric.stores.valkey.native.claiming import ClaimExecution
 from flowfabric.stores.valkey.native.completing import CompleteExecution
 from flowfabric.stores.valkey.native.creating import CreateExecution
+from flowfabric.stores.valkey.native.failing import FailExecution
 from flowfabric.stores.valkey.native.function import Asked, Effects
 from flowfabric.stores.valkey.native.renewing import RenewLease
 from flowfabric.stores.valkey.native.reporting import RecordSpend, ReportUsage, ReportUsageAdmin
@@ -246,6 +247,7 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
         ClaimExecution(),
         CompleteExecution(),
         CreateExecution(),
+        FailExecution(),
         RecordSpend(),
         RenewLease(),
         ReportUsage(),

@@ -102,6 +102,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _LAST_REQUEST: Final = name_of_pair("last_request")
 _RELEASED: Final = name_of_pair("released")
 _LIST_OF_3: Final = b"\x93"
+_NO_BYTES: Final = _encode(b"")
 _ZERO: Final = b"\x00"
 _LENGTH: Final = struct.Struct(">I")
 
@@ -132,6 +133,13 @@ def released_pair(asked: Asked, fence: LeaseFence, outcome: bytes) -> bytes:
         outcome=outcome,
     )
     return _RELEASED + _encode(released)
+
+
+def released_head(asked: Asked, fence: LeaseFence) -> bytes:
+    """How the fence that was given up begins, up to the outcome, if only the server knows that."""
+    pair = released_pair(asked, fence, b"")
+    assert pair.endswith(_NO_BYTES), "the outcome is not the last of what is kept"
+    return pair.removesuffix(_NO_BYTES)
 
 
 def without_zero(encoded: bytes) -> bytes:
