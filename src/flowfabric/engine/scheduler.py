@@ -4,6 +4,10 @@ Only scopes that the worker can serve are read, so work that needs other capabil
 blocks nor slows it, and lanes without work cost nothing (see ``reach``). Lanes and namespaces share
 the claims (see ``turns``). What another worker took meanwhile, or holds a grant for, is passed
 over; the search goes on behind it.
+
+A store in several places is asked first where there is work as far as it knows, and everywhere only
+if that did not give what was wanted. So no claim goes without work that is there, and those of a busy
+store ask nobody in vain.
 """
 
 from __future__ import annotations
@@ -36,10 +40,11 @@ from flowfabric.engine.reach import Reach
 from flowfabric.minting import new_attempt_id, new_lease_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
+    from flowfabric.stores.base import EligibleReads, Reads, Store
 
 log = logging.getLogger("flowfabric.engine")
 
@@ -80,9 +85,15 @@ class Search:
     """Walks over what is claimable for one worker, most urgent first and all lanes in turn."""
 
     def __init__(
-        self, engine: Engine, namespace: str | None, lanes: Iterable[LaneId], capabilities: Collection[str]
+        self,
+        engine: Engine,
+        reads: Reads,
+        namespace: str | None,
+        lanes: Iterable[LaneId],
+        capabilities: Collection[str],
     ) -> None:
         self._engine = engine
+        self._reads = reads
         self._reach = Reach(namespace, lanes, capabilities)
         self._worker = (namespace, self._reach.lanes, self._reach.capabilities)
         self._scopes: dict[str, Group] | None = None
@@ -140,9 +151,7 @@ class Search:
             passed = self._engine.turns.take_passed(scope)
             if passed is not None:
                 self._behind[scope] = passed
-        rows = await self._engine.store.read_index(
-            ELIGIBLE, scope, after=self._behind.get(scope), limit=limit
-        )
+        rows = await self._reads.read_index(ELIGIBLE, scope, after=self._behind.get(scope), limit=limit)
         return [Candidate(order, execution_id, group, scope) for order, execution_id in rows]
 
     async def _open_scopes(self) -> dict[str, Group]:
@@ -165,7 +174,7 @@ class Search:
     async def _walk_from(self, place: str | None) -> list[str]:
         found: list[str] = []
         for _ in range(SCOPE_READS_MAX):
-            page = await self._engine.store.index_scopes(
+            page = await self._reads.index_scopes(
                 ELIGIBLE, self._reach.prefix, after=place, limit=SCOPES_PER_READ
             )
             found += [scope for scope in page if self._reach.serves(scope)]
@@ -177,6 +186,18 @@ class Search:
         assert place is not None
         self._engine.turns.keep_place(self._worker, place)
         return found
+
+
+def _ways_to_look(store: Store) -> Iterator[Reads]:
+    """Ways to look for work, each for when the ones before it did not give what was wanted."""
+    reads: Callable[..., EligibleReads] | None = getattr(store, "eligible_reads", None)
+    if reads is None:
+        yield store
+        return
+    trusting = reads(trusting=True)
+    yield trusting
+    if trusting.has_trusted:
+        yield reads(trusting=False)
 
 
 def _group_of(scope: str) -> Group:
@@ -191,11 +212,10 @@ async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) 
     A fault after some were claimed ends the search and is left to the next call: what was claimed
     would otherwise wait for its lease to lapse.
     """
-    search = Search(engine, envelope.namespace, args.lanes, args.worker_capabilities)
     claims: list[ClaimedWork] = []
     try:
         with engine.pursuits.wanting(args.limit):
-            await _claim_found(engine, search, args, envelope, claims)
+            await _claim_wanted(engine, args, envelope, claims)
     except errors.FlowFabricError as error:
         if not claims:
             raise
@@ -203,14 +223,31 @@ async def claim_batch(engine: Engine, args: ClaimBatchArgs, envelope: Envelope) 
     return ClaimBatchResult(claims=tuple(claims))
 
 
-async def _claim_found(
-    engine: Engine, search: Search, args: ClaimBatchArgs, envelope: Envelope, claims: list[ClaimedWork]
+async def _claim_wanted(
+    engine: Engine, args: ClaimBatchArgs, envelope: Envelope, claims: list[ClaimedWork]
 ) -> None:
-    """Claim what the search finds, page by page, until the limit is reached or there is no more.
+    """Claim up to the limit.
 
     A damaged record keeps only its own work from being claimed. It is told if nothing else was found.
     """
-    size = args.limit
+    damaged: list[errors.StoreCorrupt] = []
+    for reads in _ways_to_look(engine.store):
+        search = Search(engine, reads, envelope.namespace, args.lanes, args.worker_capabilities)
+        damaged += await _claim_found(engine, search, args, envelope, claims)
+        if len(claims) == args.limit:
+            break
+    if damaged and not claims:
+        raise damaged[0]
+
+
+async def _claim_found(
+    engine: Engine, search: Search, args: ClaimBatchArgs, envelope: Envelope, claims: list[ClaimedWork]
+) -> list[errors.StoreCorrupt]:
+    """Claim what the search finds, page by page, until the limit is reached or there is no more.
+
+    Returns what was found damaged.
+    """
+    size = args.limit - len(claims)
     damaged: list[errors.StoreCorrupt] = []
     for _ in range(PAGES_MAX):
         page = await search.next(size)
@@ -232,8 +269,7 @@ async def _claim_found(
         size = max(args.limit - len(claims), PAGE_ROWS)
     else:
         search.give_up()
-    if damaged and not claims:
-        raise damaged[0]
+    return damaged
 
 
 async def _with_headroom(
@@ -279,16 +315,26 @@ async def claim_for_worker(
     engine: Engine, args: ClaimForWorkerArgs, envelope: Envelope
 ) -> ClaimForWorkerOutcome:
     """Reserve the most urgent execution of a lane that this worker can run."""
-    search = Search(engine, envelope.namespace, (args.lane_id,), args.worker_capabilities)
-    for _ in range(PAGES_MAX):
-        candidates = await search.next(PAGE_ROWS)
-        for candidate in candidates:
-            if await _grant(engine, candidate, args, envelope):
-                return WorkGranted(grant=await _grant_of(engine, candidate.execution_id))
-        if search.is_over:
-            return NoWork()
-    search.give_up()
+    for reads in _ways_to_look(engine.store):
+        search = Search(engine, reads, envelope.namespace, (args.lane_id,), args.worker_capabilities)
+        granted = await _grant_found(engine, search, args, envelope)
+        if granted is not None:
+            return WorkGranted(grant=await _grant_of(engine, granted))
     return NoWork()
+
+
+async def _grant_found(
+    engine: Engine, search: Search, args: ClaimForWorkerArgs, envelope: Envelope
+) -> ExecutionId | None:
+    """Reserve what the search finds first and nobody else has, if there is anything."""
+    for _ in range(PAGES_MAX):
+        for candidate in await search.next(PAGE_ROWS):
+            if await _grant(engine, candidate, args, envelope):
+                return candidate.execution_id
+        if search.is_over:
+            return None
+    search.give_up()
+    return None
 
 
 async def _grant(engine: Engine, candidate: Candidate, args: ClaimForWorkerArgs, envelope: Envelope) -> bool:

@@ -104,6 +104,31 @@ class Decided(msgspec.Struct):
     """What was committed, as far as it wakes somebody or is owed to somebody."""
 
 
+class Reads(Protocol):
+    """The two ways of reading an index that finding work needs."""
+
+    async def read_index(
+        self, index: str, scope: str, *, after: tuple[int, str] | None = None, limit: int = 100
+    ) -> list[tuple[int, str]]:
+        """See ``Store.read_index``."""
+
+    async def index_scopes(
+        self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000
+    ) -> list[str]:
+        """See ``Store.index_scopes``."""
+
+
+class EligibleReads(Reads, Protocol):
+    """Reads of the eligible index of a store in several places, for one search.
+
+    A store that has them returns them from ``eligible_reads(trusting=...)``. Trusting ones ask only the
+    places that can have rows, as far as is known, so they may miss what was put anywhere a moment ago.
+    """
+
+    has_trusted: bool
+    """Whether a place was not asked because of what is known of it. Then there may be more."""
+
+
 class Native(Protocol):
     """Decides common commands inside the store, in one step and without conflicts.
 

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowfabric.stores.valkey.faults import connection_error
+from flowfabric.stores.valkey.telling import note_told, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from flowfabric.stores.valkey.client import Client
     from flowfabric.stores.valkey.connection import Connection
     from flowfabric.stores.valkey.keys import Keys
+    from flowfabric.stores.valkey.sightings import Sightings
 
 DEAF_AFTER: Final = 3
 """After how many commits in a row that the counter told of and the listener did not, another one listens."""
@@ -35,14 +37,18 @@ class Changes:
         client: the way to the servers.
         home: the shard whose server is listened to.
         commits: reads how many commits there are.
+        sightings: told of the work that others make claimable.
     """
 
-    def __init__(self, client: Client, home: Keys, commits: Callable[[], Awaitable[int]]) -> None:
+    def __init__(
+        self, client: Client, home: Keys, commits: Callable[[], Awaitable[int]], sightings: Sightings
+    ) -> None:
         self.origin = secrets.token_hex(8)
         """What the commits of this process are published under."""
         self._client = client
         self._home = home
         self._read_commits = commits
+        self._sightings = sightings
         self._own = 0
         self._foreign = 0
         self._unheard = 0
@@ -84,6 +90,7 @@ class Changes:
             return True
         changed = await self._counted()
         if changed:
+            self._sightings.forget_all()
             self._doubt_listener()
         return changed
 
@@ -117,7 +124,10 @@ class Changes:
             )
         except OSError as fault:
             raise connection_error(fault, settings.place) from fault
+        self._sightings.forget_all()  # nobody has listened since the last one was lost
 
-    def _hear(self, origin: bytes) -> None:
-        if origin.decode() != self.origin:
+    def _hear(self, told: bytes) -> None:
+        # One of our own may be of a commit whose answer nobody has waited for.
+        note_told(told, self._sightings)
+        if origin_of(told) != self.origin:
             self._heard.set()

@@ -65,7 +65,7 @@ class Client:
         Raises:
             StoreError: the server refused one of them, or cannot be reached.
         """
-        return checked(await self._ask(slot, commands, writing=False), self.settings.place)
+        return checked(await self._ask_with_library(slot, commands, writing=False), self.settings.place)
 
     async def read_each(self, asked: Sequence[tuple[int, Command]]) -> list[Any]:
         """Read something in each of some slots, together where they are on one server.
@@ -126,12 +126,7 @@ class Client:
             StoreError: as for ``write``.
         """
         call = ("FCALL", library().function(function), len(keys), *keys, *arguments)
-        replies = await self._ask(slot, (call, *then), writing=True)
-        if _misses_function(replies[0]):
-            self.reloads += 1
-            await self.load_library()
-            replies = await self._ask(slot, (call, *then), writing=True)
-        return checked(replies, self.settings.place)
+        return checked(await self._ask_with_library(slot, (call, *then), writing=True), self.settings.place)
 
     async def read_everywhere(self, *commands: Command) -> list[tuple[str, list[Any]]]:
         """Ask every primary the same. Returns how errors name each of them, and its answers.
@@ -203,6 +198,15 @@ class Client:
             connection.close()
             raise
         return connection
+
+    async def _ask_with_library(self, slot: int, commands: Sequence[Command], *, writing: bool) -> list[Any]:
+        """Send commands of which only the first may write, and send them again if a function was missing."""
+        replies = await self._ask(slot, commands, writing=writing)
+        if any(map(_misses_function, replies)):
+            self.reloads += 1
+            await self.load_library()
+            replies = await self._ask(slot, commands, writing=writing)
+        return replies
 
     async def _ask(self, slot: int, commands: Sequence[Command], *, writing: bool) -> list[Any]:
         """Send commands to the server that has the slot, and follow where it points."""

@@ -10,11 +10,15 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from flowfabric.stores.valkey.words import written
+
+if TYPE_CHECKING:
+    from flowfabric.stores.valkey.connection import Command
+    from flowfabric.stores.valkey.keys import Range
 
 STEPS: Final = (
     "shared",
@@ -59,6 +63,11 @@ class Library(msgspec.Struct, frozen=True):
     def function(self, name: str) -> str:
         """The name under which the server knows a function of this library."""
         return f"ff_{name}_{self.digest}"
+
+
+def list_scopes(index: str, wanted: Range, limit: int) -> Command:
+    """The command that lists the scopes of an index whose rows are in a range."""
+    return ("FCALL_RO", library().function("list_scopes"), 1, index, wanted.start, wanted.end, limit)
 
 
 @cache

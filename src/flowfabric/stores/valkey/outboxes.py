@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from flowfabric import errors
 from flowfabric.stores.valkey.confirming import require_confirmed, waiting
 from flowfabric.stores.valkey.records import log_call
+from flowfabric.stores.valkey.telling import teller
 
 if TYPE_CHECKING:
     from flowfabric.stores.valkey.client import Client
@@ -99,7 +100,7 @@ class Outboxes:
         if not entries:
             return False
         settings = self._client.settings
-        call = log_call(home, keys.shard, entries, settings, self._origin)
+        call = log_call(home, keys.shard, entries, settings, teller(self._origin, home.shard))
         # What goes from the outbox must be as safe in the log as it was there.
         [taken, *confirmed] = await self._client.invoke(home.slot, "log", *call, *waiting(settings))
         require_confirmed(confirmed, settings)

@@ -178,12 +178,21 @@ def _first(member: tuple[str, Argument]) -> str:
 
 
 def commit_call(
-    commit: Commit, keys: Keys, settings: Settings, clock: StoreClock, origin: str, *, logs: bool
+    commit: Commit, keys: Keys, settings: Settings, clock: StoreClock, announcement: bytes, *, logs: bool
 ) -> tuple[str, list[str], list[Argument]]:
-    """The function to call for a commit, its keys and its arguments; see ``Call``."""
+    """The function to call for a commit, its keys and its arguments; see ``Call``.
+
+    Args:
+        commit: what to commit.
+        keys: the shard.
+        settings: where the commit is told of.
+        clock: the clock to live by.
+        announcement: the message with which the commit is published, see ``telling``.
+        logs: whether the log is in this shard.
+    """
     given_ms = clock.given_ms()
     call = Call(keys, logs=logs)
-    call.arguments += ["" if given_ms is None else given_ms, STEP_BACK_MS_MAX, settings.channel, origin]
+    call.arguments += ["" if given_ms is None else given_ms, STEP_BACK_MS_MAX, settings.channel, announcement]
     call.add_commit(commit)
     return "commit_when_full" if frees_memory(commit) else "commit", call.keys, call.arguments
 
@@ -201,7 +210,11 @@ def frees_memory(commit: Commit) -> bool:
 
 
 def log_call(
-    keys: Keys, shard: int, entries: Sequence[tuple[bytes, list[bytes]]], settings: Settings, origin: str
+    keys: Keys,
+    shard: int,
+    entries: Sequence[tuple[bytes, list[bytes]]],
+    settings: Settings,
+    announcement: str,
 ) -> tuple[list[str], list[Argument]]:
     """The keys and arguments of ``log``: what an outbox holds goes into the log.
 
@@ -210,10 +223,10 @@ def log_call(
         shard: whose outbox it is.
         entries: what the outbox holds, from its beginning.
         settings: where the log is told of.
-        origin: who tells.
+        announcement: the message with which it is published.
     """
     numbers: dict[str, int] = {keys.state: 1}
-    arguments: list[Argument] = [shard, settings.channel, origin, len(entries)]
+    arguments: list[Argument] = [shard, settings.channel, announcement, len(entries)]
     for entry, (_, family, _, execution_id, _, namespace, _, data) in entries:
         kept = Family(family.decode())
         told = (

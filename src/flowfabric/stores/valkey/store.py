@@ -30,12 +30,15 @@ from flowfabric.stores.valkey import records
 from flowfabric.stores.valkey.changes import Changes
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.confirming import require_confirmed, waiting
+from flowfabric.stores.valkey.eligible import EligibleReads
 from flowfabric.stores.valkey.keys import Shards, row_of, row_range, scope_range, scopes_range, text_range
-from flowfabric.stores.valkey.library import library
+from flowfabric.stores.valkey.library import list_scopes
 from flowfabric.stores.valkey.native.decisions import Decisions
 from flowfabric.stores.valkey.native.decisions import Statistics as NativeStatistics
 from flowfabric.stores.valkey.opening import attest, prepare, warn_of_risks
 from flowfabric.stores.valkey.outboxes import Outboxes
+from flowfabric.stores.valkey.sightings import Sightings
+from flowfabric.stores.valkey.telling import claimable_scopes, message, teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -81,6 +84,7 @@ class ValkeyStore:
         self.native = Decisions(self)
         self._allow_clock_offset = allow_clock_offset
         self._shards = Shards(settings.prefix, 1)
+        self._sightings = Sightings(1)
         self._client = Client(settings)
         self._changes: Changes | None = None
         self._outboxes: Outboxes | None = None
@@ -108,7 +112,8 @@ class ValkeyStore:
         durability = await attest(self._client, self.settings.durability)
         warn_of_risks(self.settings, durability.settings["valkey_version"])
         self._shards = await prepare(self._client, allow_clock_offset=self._allow_clock_offset)
-        changes = Changes(self._client, self._shards.home, self._commits)
+        self._sightings = Sightings(len(self._shards.all))
+        changes = Changes(self._client, self._shards.home, self._commits, self._sightings)
         await changes.open()
         self.statistics = Statistics()
         self.native.statistics = NativeStatistics()
@@ -205,12 +210,14 @@ class ValkeyStore:
         self, index: str, prefix: str, *, after: str | None = None, limit: int = 1_000
     ) -> list[str]:
         wanted = scopes_range(prefix, after)
-        function = library().function("list_scopes")
         found = await self._read_each(
-            self._shards.within(prefix),
-            lambda shard: ("FCALL_RO", function, 1, shard.index(index), wanted.start, wanted.end, limit),
+            self._shards.within(prefix), lambda shard: list_scopes(shard.index(index), wanted, limit)
         )
         return [scope.decode() for scope in sorted({scope for part in found for scope in part})[:limit]]
+
+    def eligible_reads(self, *, trusting: bool) -> EligibleReads:
+        """Reads for one search for work; see ``stores.base.EligibleReads``."""
+        return EligibleReads(self._client, self._shards, self._sightings, trusting=trusting)
 
     async def list_keys(self, prefix: Key, *, after: Key | None = None, limit: int = 100) -> list[Key]:
         kinds = (
@@ -354,18 +361,18 @@ class ValkeyStore:
         shard = self._shard_of(commit)
         commit = await self._compare_elsewhere(shard, commit)
         home = len(self._shards.all) == 1
+        announcement = message(changes.origin, shard.shard, commit)
         function, keys, arguments = records.commit_call(
-            commit, shard, self.settings, self.clock, changes.origin, logs=home
+            commit, shard, self.settings, self.clock, announcement, logs=home
         )
-        [done, *answer], *confirmed = await self._client.invoke(
-            shard.slot, function, keys, arguments, *waiting(self.settings)
-        )
+        [done, *answer], *confirmed = await self._invoke(shard, function, keys, arguments)
         if not done:
             self.statistics.conflicts += 1
             changed = {keys[number - 1] for number in answer}
             raise Conflict(frozenset(key for key in _compared(commit) if shard.record(key) in changed))
         self.statistics.commits += 1
         changes.committed()
+        self._sightings.put(shard.shard, claimable_scopes(commit))
         mark_ms, offset_ms, clock_ms, version = (int(number) for number in answer)
         self._mark_ms = self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)
         if commit.events:
@@ -375,13 +382,23 @@ class ValkeyStore:
         # what is decided about one shard has to follow the clock of that one.
         return version if home else None
 
+    async def _invoke(
+        self, shard: Keys, function: str, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> list[Any]:
+        """Call a function that may put work into a shard. Whether it has may stay unknown."""
+        try:
+            return await self._client.invoke(shard.slot, function, keys, arguments, *waiting(self.settings))
+        except BaseException:
+            self._sightings.forget(shard.shard)
+            raise
+
     # What the functions that decide commands need, see ``native``
 
     def shard_of(self, key: Key) -> Keys:
         """The shard in which a record lives."""
         return self._shards.of_record(key)
 
-    def call_arguments(self) -> tuple[Argument, ...]:
+    def call_arguments(self, shard: Keys) -> tuple[Argument, ...]:
         """What every call of such a function says first: see ``native.signatures.CALL_ARGUMENTS``."""
         given_ms = self.clock.given_ms()
         logs = len(self._shards.all) == 1
@@ -389,7 +406,7 @@ class ValkeyStore:
             "" if given_ms is None else given_ms,
             STEP_BACK_MS_MAX,
             self.settings.channel,
-            self._open_changes().origin,
+            teller(self._open_changes().origin, shard.shard),
             int(logs),
         )
 
@@ -402,14 +419,15 @@ class ValkeyStore:
             StoreError: the server failed. The outcome is unknown if it cannot be reached.
         """
         changes = self._open_changes()
-        [[mark_ms, offset_ms, clock_ms, *replies], *confirmed] = await self._client.invoke(
-            shard.slot, function, keys, arguments, *waiting(self.settings)
+        [[mark_ms, offset_ms, clock_ms, put, *replies], *confirmed] = await self._invoke(
+            shard, function, keys, arguments
         )
         now = self.clock.read(int(mark_ms), int(offset_ms), server_ms=int(clock_ms))
         if any(replies):
             self._mark_ms = now
             self.statistics.commits += 1
             changes.committed()
+            self._sightings.put(shard.shard, [scope.decode() for scope in put])
             self._open_outboxes().note(shard)
             require_confirmed(confirmed, self.settings)
         return now, replies

@@ -3,7 +3,7 @@
 -- KEYS  the state, then every other key that is read or written. Arguments name keys by number.
 -- ARGV  1 what the given clock reads, or '' to read the server's
 --       2 by how many milliseconds the clock may lag behind the mark
---       3 the channel to tell of the commit   4 who commits
+--       3 the channel to tell of the commit   4 what to tell
 --       then sections, each a count followed by so many entries:
 --         versions   key, version                   what the change rests on; version 0: no record
 --         places     key, milliseconds, number      a stream's first new frame, behind its last one

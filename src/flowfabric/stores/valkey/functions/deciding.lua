@@ -6,8 +6,9 @@
 -- about one record are decided in their order, so what comes behind one that was declined is declined too.
 --
 -- KEYS and ARGV  what the signature of the function says: see native/signatures.py
--- Reply the mark as it was before, the clock's offset and the clock, then for each command its reply,
---       '' if it was declined, or '!' and why it could not be decided, which must not happen.
+-- Reply the mark as it was before, the clock's offset and the clock, then a list of the scopes in which there
+--       is work to claim now, and for each command its reply, '' if it was declined, or '!' and why it could
+--       not be decided, which must not happen.
 
 -- Some values by their names, in a table that is used again for every command.
 local function named(found, names, values, first)
@@ -311,7 +312,22 @@ local function write_sets(call)
   end
 end
 
+-- The scopes of the eligible index in which the call has put rows.
+local function claimable_scopes(call)
+  local scopes, known = {}, {}
+  for row, put in pairs(call.sets[call.key[INDEX.ELIGIBLE]] or {}) do
+    local scope = put and string.match(row, '^([^%z]*)%z')
+    if scope and not known[scope] then
+      known[scope] = true
+      scopes[#scopes + 1] = scope
+    end
+  end
+  return scopes
+end
+
+-- Write what is written once in a call, and tell of it. Returns the scopes in which there is work to claim.
 local function finish(call)
+  local scopes = claimable_scopes(call)
   for key in pairs(call.edited) do
     server.call('SET', key, call.version .. ':' .. packed_record(call.records[key]))
   end
@@ -325,7 +341,8 @@ local function finish(call)
   end
   server.call('HSET', call.key.state, 'commits', call.version, 'events', text(call.last),
     'put_out', text(call.put_out), 'mark_ms', text(call.now))
-  server.call('PUBLISH', call.channel, call.origin)
+  server.call('PUBLISH', call.channel, table.concat({call.origin, unpack(scopes)}, SCOPE_END))
+  return scopes
 end
 
 -- Decide a command and write what it changes. Returns its reply.
@@ -359,7 +376,7 @@ local function register_native(name, decide, flags)
     local call = {key = {}}
     name_next(call, call.key, signature.keys, signature.arguments)
     begin(call)
-    local reply = {text(call.mark), text(call.offset), text(call.clock)}
+    local reply = {text(call.mark), text(call.offset), text(call.clock), {}}
     local item, left = {key = {}}, {}
     for _ = 1, tonumber(call.count) do
       name_next(item, item.key, signature.item_keys, signature.item_arguments)
@@ -377,7 +394,7 @@ local function register_native(name, decide, flags)
       end
     end
     if call.written then
-      finish(call)
+      reply[4] = finish(call)
     end
     return reply
   end

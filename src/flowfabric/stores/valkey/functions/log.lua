@@ -1,7 +1,7 @@
 -- Put events that another shard has put out into the log, each of them once.
 --
 -- KEYS  the home shard's state, then logs and the places that are kept for executions
--- ARGV  1 the shard that has put them out   2 the channel to tell of them   3 who does
+-- ARGV  1 the shard that has put them out   2 the channel to tell of them   3 what to tell
 --       4 how many there are, then for each: its number, log key, execution key,
 --       namespace key, family, data
 -- Reply the number of the last event that is in the log now.

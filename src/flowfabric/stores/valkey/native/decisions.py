@@ -200,7 +200,7 @@ class Decisions:
         """The keys and arguments of a call, in the order of the function's signature."""
         signature, first = SIGNATURES[function.name], asked[0]
         keys = list(shard.named(signature, first.namespace))
-        arguments: list[Argument] = [*self._store.call_arguments(), first.namespace, len(asked)]
+        arguments: list[Argument] = [*self._store.call_arguments(shard), first.namespace, len(asked)]
         relied_on = function.relied_on(first)
         if relied_on is not None:
             # What lives in another shard was compared right before the call.
