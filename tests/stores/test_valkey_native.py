@@ -10,6 +10,7 @@ import pytest
 from flowfabric import errors
 from flowfabric.contracts.base import Outcome
 from flowfabric.contracts.blocking import PauseExecutionArgs
+from flowfabric.contracts.conditions import Composite, Count, CountKind
 from flowfabric.contracts.executions import (
     CompleteExecutionArgs,
     ExecutionCompleted,
@@ -31,6 +32,7 @@ from flowfabric.contracts.policy import (
     TimeoutPolicy,
 )
 from flowfabric.contracts.retention import TrimRetentionArgs
+from flowfabric.contracts.signals import DeliverSignalArgs
 from flowfabric.contracts.states import LaneState
 from flowfabric.contracts.streams import (
     AppendFrameArgs,
@@ -39,7 +41,11 @@ from flowfabric.contracts.streams import (
     FrameAppended,
     SummaryMode,
 )
-from flowfabric.contracts.suspensions import CreatePendingWaitpointArgs
+from flowfabric.contracts.suspensions import (
+    CreatePendingWaitpointArgs,
+    FreshWaitpoint,
+    SuspendExecutionArgs,
+)
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 from flowfabric.testing import differences
@@ -708,10 +714,44 @@ class TestKeys:
                 for _ in range(2):
                     await pair.ask(reporting(budget.budget_id, claim, 1))
                 await pair.ask(completing(claim))
+                await _resumed_by_signals(pair)
                 await pair.compare()
         assert {call.function.rpartition("_")[0] for call in calls} >= {f"ff_{name}" for name in SIGNATURES}
         undeclared = {key for call in calls for key in call.touched - call.declared}
         assert undeclared == set()
+
+
+async def _resumed_by_signals(pair: Pair) -> None:
+    """Work that waits until two signals have come."""
+    await pair.ask(SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="1f" * 32))
+    claim = await started(pair)
+    condition = Composite(body=Count(n=2, count_kind=CountKind.DISTINCT_SIGNALS, waitpoints=("w",)))
+    waitpoint_id, *ids = [await pair.each(_new_id) for _ in range(4)]
+    suspension = SuspendExecutionArgs(
+        **fenced(claim),
+        suspension_id=ids.pop(),
+        waitpoints=(FreshWaitpoint(waitpoint_id=waitpoint_id, waitpoint_key="w"),),
+        resume_condition=condition,
+        timeout_at=pair.clock.now_ms + TTL_MS,
+    )
+    suspended = await pair.ask(suspension)
+    for signal_id in ids:
+        signal = DeliverSignalArgs(
+            execution_id=claim.execution_id,
+            waitpoint_id=waitpoint_id,
+            waitpoint_token=suspended.details.waitpoint_token,
+            signal_id=signal_id,
+            signal_name="go",
+            signal_category="",
+            source_type="tests",
+            source_identity="ana",
+            idempotency_key=signal_id,
+        )
+        await pair.ask(signal)
+
+
+async def _new_id(bed: Bed) -> str:
+    return bed.new_id()
 
 
 class TestRetention:

@@ -40,7 +40,7 @@ OPERATOR_ONLY_NAME: Final = "__operator_only__"
 TIMEOUT_ONLY_NAME: Final = "__timeout_only__"
 """Shown to people where a condition that takes no signals is listed; never compared with a name."""
 
-_SOURCE_SEPARATOR: Final = "\x1f"
+SOURCE_SEPARATOR: Final = "\x1f"
 """Control characters are refused in both parts of a source, so two sources never look the same."""
 
 
@@ -192,4 +192,4 @@ def _counted(kind: CountKind, arrival: Arrival) -> str:
         return arrival.waitpoint_id
     if kind is CountKind.DISTINCT_SIGNALS:
         return arrival.signal_id
-    return f"{arrival.source_type}{_SOURCE_SEPARATOR}{arrival.source_identity}"
+    return f"{arrival.source_type}{SOURCE_SEPARATOR}{arrival.source_identity}"

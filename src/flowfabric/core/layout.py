@@ -57,6 +57,12 @@ SHOWN: Final = (
     "started_at",
     "completed_at",
     "retention_from",
+    "signal_count",
+    "suspended_reason",
+    "suspension_id",
+    "waitpoint_id",
+    "open_waitpoint_ids",
+    "resumed_suspension_id",
     "deadline_at",
     "keyed_until",
     "payload_encoding",
@@ -74,6 +80,10 @@ class Facts(msgspec.Struct, frozen=True):
 
     plain: bool = True
     """See ``is_plain``."""
+    free: bool = True
+    """See ``is_free``."""
+    unlimited: bool = True
+    """See ``is_unlimited``."""
     steady: bool = True
     """Plain as far as the lease is concerned: it is held, and no earlier answer has to be kept."""
     only_blocked: bool = False
@@ -151,16 +161,26 @@ def is_blocked(execution: Execution) -> bool:
 
 def _is_plain_unless_blocked(execution: Execution) -> bool:
     return (
-        is_steady(execution)
+        is_free(execution)
+        and is_unlimited(execution.policy)
         and not execution.open_waitpoint_ids
+        and execution.suspension_id is None
+        and execution.waitpoint_id is None
+        and execution.suspended_reason is BlockingReason.NONE
+    )
+
+
+def is_free(execution: Execution) -> bool:
+    """Whether what the head shows says all about an execution but for the limits of others.
+
+    Nothing reserves it, no operator has a wish for it, and it is steady.
+    """
+    return (
+        is_steady(execution)
         and execution.grant is None
         and execution.admitted_round is None
         and execution.pause_reason is None
-        and execution.suspension_id is None
-        and execution.waitpoint_id is None
         and execution.cancelled_from is None
-        and execution.suspended_reason is BlockingReason.NONE
-        and is_unlimited(execution.policy)
     )
 
 
@@ -179,6 +199,8 @@ def _facts(execution: Execution) -> tuple[Any, ...]:
     required = SEPARATOR.join(("", *execution.required_capabilities, ""))
     return (
         is_plain(execution),
+        is_free(execution),
+        is_unlimited(execution.policy),
         is_steady(execution),
         is_only_blocked(execution),
         required,

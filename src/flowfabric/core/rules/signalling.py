@@ -19,6 +19,7 @@ import msgspec
 from flowfabric import errors
 from flowfabric.contracts.ids import SignalId
 from flowfabric.contracts.limits import (
+    SAFE_INTEGER_MAX,
     SIGNAL_DEDUP_TTL_MS,
     SIGNAL_STREAM_LENGTH,
     SIGNALS_PER_EXECUTION_MAX,
@@ -55,7 +56,7 @@ from flowfabric.core.registry import no_subject, rule
 from flowfabric.core.rules.acting import log_act
 from flowfabric.core.rules.fencing import check_lease
 from flowfabric.core.rules.journal import satisfying_signals
-from flowfabric.core.rules.remembered import content_digest, recall, remember
+from flowfabric.core.rules.remembered import content_digest, recall
 from flowfabric.core.rules.suspending import (
     RESUMED,
     apply_to_suspension,
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
 
 APPROVAL_CATEGORY: Final = "approval"
 APPROVAL_SOURCE: Final = "operator"
+BY_SIGNAL: Final = "signal"
+"""What has resumed an execution that signals have resumed."""
 
 _SIGNAL_NAMESPACE: Final = uuid.UUID("6f1d2a53-3c0e-5b5e-9a7e-3f2b8a4d9c10")
 """Under which ids of signals are made that their sender did not name."""
@@ -127,7 +130,12 @@ def deliver_signal(work: Work, args: DeliverSignalArgs) -> DeliverSignalResult:
         SignalLimitExceeded: the execution, or the waitpoint's buffer, has its maximum.
     """
     execution, waitpoint = _authenticated(work, args.execution_id, args.waitpoint_id, args.waitpoint_token)
-    incoming = Incoming(
+    return receive_signal(work, execution, waitpoint, incoming_of(args))
+
+
+def incoming_of(args: DeliverSignalArgs) -> Incoming:
+    """The signal that a command brings."""
+    return Incoming(
         signal_id=args.signal_id,
         signal_name=args.signal_name,
         signal_category=args.signal_category,
@@ -144,7 +152,6 @@ def deliver_signal(work: Work, args: DeliverSignalArgs) -> DeliverSignalResult:
         max_signals_per_execution=args.max_signals_per_execution,
         signal_maxlen=args.signal_maxlen,
     )
-    return receive_signal(work, execution, waitpoint, incoming)
 
 
 @rule(BufferSignalArgs, reads=_signal_keys)
@@ -269,7 +276,9 @@ def receive_signal(
     waitpoint.last_signal_at = work.now
     effect = _evaluate_or_keep(work, execution, waitpoint, _essence(sequence, incoming))
     record_signal(work, execution, waitpoint, incoming, sequence=sequence, effect=effect)
-    _remember_received(work, waitpoint, incoming)
+    for received in (received_by_id(waitpoint, incoming), received_by_key(waitpoint, incoming, work.now)):
+        if received is not None:
+            work.add(received)
     if effect is SignalEffect.RESUME_CONDITION_SATISFIED:
         _resume(work, execution, incoming)
     return SignalAccepted(signal_id=incoming.signal_id, effect=effect)
@@ -285,14 +294,33 @@ def _received_before(work: Work, waitpoint: Waitpoint, incoming: Incoming) -> Si
     return None if value is None else value.decode()
 
 
-def _remember_received(work: Work, waitpoint: Waitpoint, incoming: Incoming) -> None:
-    value = incoming.signal_id.encode()
-    remember(work, _id_scope(waitpoint.execution_id), incoming.signal_id, value, FOREVER - work.now)
+def received_by_id(waitpoint: Waitpoint, incoming: Incoming) -> Dedup:
+    """What is remembered of a signal for ever: its id."""
+    return Dedup(
+        scope=_id_scope(waitpoint.execution_id),
+        dedup_key=incoming.signal_id,
+        digest=b"",
+        value=incoming.signal_id.encode(),
+        expires_at=FOREVER,
+    )
+
+
+def received_by_key(waitpoint: Waitpoint, incoming: Incoming, now: int) -> Dedup | None:
+    """What is remembered of a signal for some time: the key of its sender, if there is one."""
     if not incoming.idempotency_key:
-        return
-    window_ms = SIGNAL_DEDUP_TTL_MS if incoming.dedup_ttl_ms is None else incoming.dedup_ttl_ms
-    digest = _content_digest(incoming)
-    remember(work, _key_scope(waitpoint.identity), incoming.idempotency_key, value, window_ms, digest=digest)
+        return None
+    return Dedup(
+        scope=_key_scope(waitpoint.identity),
+        dedup_key=incoming.idempotency_key,
+        digest=_content_digest(incoming),
+        value=incoming.signal_id.encode(),
+        expires_at=min(now + key_window_ms(incoming), SAFE_INTEGER_MAX),
+    )
+
+
+def key_window_ms(incoming: Incoming) -> int:
+    """For how long the key of a sender is remembered."""
+    return SIGNAL_DEDUP_TTL_MS if incoming.dedup_ttl_ms is None else incoming.dedup_ttl_ms
 
 
 def _id_scope(execution_id: str) -> str:
@@ -388,7 +416,32 @@ def _resume(work: Work, execution: Execution, incoming: Incoming) -> None:
     delay_ms = incoming.resume_delay_ms
     if delay_ms is None:
         delay_ms = resume_policy(suspension).resume_delay_ms or 0
-    resume(work, execution, RESUMED, cause="signal", delay_ms=delay_ms, closer_signal_id=incoming.signal_id)
+    resume(work, execution, RESUMED, cause=BY_SIGNAL, delay_ms=delay_ms, closer_signal_id=incoming.signal_id)
+
+
+def signal_of(
+    waitpoint: Waitpoint, incoming: Incoming, *, sequence: int, accepted_at: int, effect: SignalEffect
+) -> Signal:
+    """What is on record of a signal."""
+    return Signal(
+        execution_id=waitpoint.execution_id,
+        sequence=sequence,
+        signal_id=incoming.signal_id,
+        waitpoint_id=waitpoint.waitpoint_id,
+        waitpoint_key=waitpoint.waitpoint_key,
+        signal_name=incoming.signal_name,
+        signal_category=incoming.signal_category,
+        source_type=incoming.source_type,
+        source_identity=incoming.source_identity,
+        target_scope=incoming.target_scope,
+        accepted_at=accepted_at,
+        effect=effect,
+        payload=incoming.payload,
+        payload_encoding=incoming.payload_encoding,
+        correlation_id=incoming.correlation_id,
+        idempotency_key=incoming.idempotency_key,
+        created_at=incoming.created_at,
+    )
 
 
 def record_signal(
@@ -401,27 +454,7 @@ def record_signal(
     effect: SignalEffect,
 ) -> None:
     """Put a signal on record and tell about it."""
-    work.add(
-        Signal(
-            execution_id=execution.execution_id,
-            sequence=sequence,
-            signal_id=incoming.signal_id,
-            waitpoint_id=waitpoint.waitpoint_id,
-            waitpoint_key=waitpoint.waitpoint_key,
-            signal_name=incoming.signal_name,
-            signal_category=incoming.signal_category,
-            source_type=incoming.source_type,
-            source_identity=incoming.source_identity,
-            target_scope=incoming.target_scope,
-            accepted_at=work.now,
-            effect=effect,
-            payload=incoming.payload,
-            payload_encoding=incoming.payload_encoding,
-            correlation_id=incoming.correlation_id,
-            idempotency_key=incoming.idempotency_key,
-            created_at=incoming.created_at,
-        )
-    )
+    work.add(signal_of(waitpoint, incoming, sequence=sequence, accepted_at=work.now, effect=effect))
     execution.last_mutation_at = work.now
     publish(
         work,

@@ -38,6 +38,7 @@ FUNCTIONS: Final = (
     "claim_execution",
     "complete_execution",
     "create_execution",
+    "deliver_signal",
     "fail_execution",
     "renew_lease",
     "report_usage",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from flowfabric.contracts.conditions import ByName, Composite, Count, CountKind, Single
 from flowfabric.contracts.events import Family
 from flowfabric.contracts.flows import AllOfEdges, EdgeGroupState, OnSatisfied, QuorumOfEdges
 from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
+from flowfabric.contracts.signals import SignalEffect
 from flowfabric.contracts.states import (
     AttemptLifecycle,
     AttemptType,
@@ -18,8 +20,9 @@ from flowfabric.contracts.states import (
     LifecyclePhase,
     PublicState,
     TerminalOutcome,
+    WaitpointState,
 )
-from flowfabric.core import indexes, layout
+from flowfabric.core import conditions, indexes, layout
 from flowfabric.core.policies import NEVER_RETRIED
 from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
 from flowfabric.core.rules import joins
@@ -28,7 +31,7 @@ from flowfabric.core.rules.transitions import CHANGED, DEPENDENCIES_UNRESOLVED, 
 from flowfabric.core.state import BLOCKER_ORDER, PUBLIC_OF_OUTCOME
 from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 from flowfabric.stores.valkey.keys import BEHIND_SCOPE, SCOPE_END
-from flowfabric.stores.valkey.native.signatures import SIGNATURES
+from flowfabric.stores.valkey.native.signatures import SIGNAL_KEYS, SIGNATURES
 
 if TYPE_CHECKING:
     from enum import StrEnum
@@ -55,6 +58,7 @@ WORDS: Final[dict[str, Any]] = {
     "BEHIND_SCOPE": BEHIND_SCOPE.decode(),
     "SEPARATOR": indexes.SEPARATOR,
     "SAFE_INTEGER_MAX": SAFE_INTEGER_MAX,
+    "FOREVER": indexes.FOREVER,
     "DIMENSIONS_MAX": DIMENSIONS_MAX,
     "EARLIER_REQUESTS_MAX": EARLIER_REQUESTS_MAX,
     "ACTING_ANEW": dict.fromkeys(sorted(ACTING_ANEW), True),
@@ -73,6 +77,20 @@ WORDS: Final[dict[str, Any]] = {
     "PUBLIC": _named(PublicState),
     "PUBLIC_OF_OUTCOME": PUBLIC_OF_OUTCOME,
     "FAMILY": _named(Family),
+    "WAITPOINT": _named(WaitpointState),
+    "EFFECT": _named(SignalEffect),
+    "COUNT_KIND": _named(CountKind),
+    "CONDITION": {
+        name: str(node.__struct_config__.tag)
+        for name, node in (
+            ("SINGLE", Single),
+            ("COMPOSITE", Composite),
+            ("COUNT", Count),
+            ("BY_NAME", ByName),
+        )
+    },
+    "SOURCE_SEPARATOR": conditions.SOURCE_SEPARATOR,
+    "SIGNAL_KEYS": SIGNAL_KEYS,
     "ENDED_ATTEMPT": {outcome: state for outcome, (state, _) in ENDED.items()},
     "ENDED_STREAM": {outcome: reason for outcome, (_, reason) in ENDED.items()},
     "NEVER_RETRIED": dict.fromkeys(sorted(NEVER_RETRIED), True),

@@ -58,7 +58,7 @@ local function is_behind_all(key, ms, sequence)
 end
 
 local function new_stream(call, item)
-  return {earlier = {}, fields = {
+  return {earlier = {}, bytes = {}, fields = {
     execution_id = item.execution_id, attempt_index = tonumber(item.attempt_index), created_at = call.now}}
 end
 

@@ -225,10 +225,15 @@ local function write_to_outbox(call, change)
   end
 end
 
+-- Whether there is an execution to write, and it is not written at the end of the call.
+local function is_written_now(call, execution)
+  return execution and not call.changed[execution]
+end
+
 -- The execution and what is made with it, in one go.
 local function write_made(call, change)
   local execution, records = change.execution, {}
-  if execution then
+  if is_written_now(call, execution) then
     records[1], records[2] = execution.key, packed_execution(change)
   end
   for _, made in ipairs(change.made) do
@@ -258,8 +263,11 @@ local function write_removed(call, change)
 end
 
 local function write(call, item, change)
+  for _, execution in ipairs(change.changed) do
+    call.changed[execution] = true
+  end
   write_made(call, change)
-  if change.execution then
+  if is_written_now(call, change.execution) then
     write_execution_rows(call, change.execution, change.before)
   end
   if change.listed then
@@ -267,9 +275,6 @@ local function write(call, item, change)
   end
   for _, key in ipairs(change.edited) do
     call.edited[key] = true
-  end
-  for _, execution in ipairs(change.changed) do
-    call.changed[execution] = true
   end
   write_removed(call, change)
   if change.entry then

@@ -1,9 +1,10 @@
 -- Records that a function reads as a whole, and the answers that they keep: see engine/commits.py.
 --
--- Such a record is one map, of numbers, texts and maps of these but for the answers. These hold bytes, which cmsgpack
--- cannot read, so they are told apart by their lengths and only copied.
+-- Such a record is one map, of numbers, texts, and maps and lists of these, but for the answers and for fields
+-- of bytes. Bytes cmsgpack cannot read, so these are told apart by their lengths and only copied.
 
 local FIXED_MAP, FIXED_LIST, FIXED_TEXT, FIXED_TEXT_END = 0x80, 0x90, 0xa0, 0xc0
+local BYTES_FIRST, BYTES_LAST = 0xc4, 0xc6
 -- How the length of bytes, or of a longer text, is packed behind its first byte.
 local LENGTHS = {[0xc4] = '>B', [0xc5] = '>I2', [0xc6] = '>I4', [0xd9] = '>B', [0xda] = '>I2', [0xdb] = '>I4'}
 
@@ -19,6 +20,18 @@ local function place_behind(packed, place)
   end
   local length, start = struct.unpack(LENGTHS[first], packed, place + 1)
   return start + length
+end
+
+-- Whether there are bytes at a place, or something that cmsgpack can read.
+local function are_bytes_at(packed, place)
+  local first = string.byte(packed, place)
+  return first >= BYTES_FIRST and first <= BYTES_LAST
+end
+
+-- The bytes that are packed as such.
+local function unpacked_bytes(packed)
+  local _, start = struct.unpack(LENGTHS[string.byte(packed)], packed, 2)
+  return string.sub(packed, start)
 end
 
 -- A request with its answer, which stay packed, and the place behind them.
@@ -47,7 +60,7 @@ local function record_of(stored, start)
   else
     count = count - FIXED_MAP
   end
-  local record = {fields = {}, earlier = {}}
+  local record = {fields = {}, bytes = {}, earlier = {}}
   for _ = 1, count do
     -- cmsgpack counts places from 0.
     local behind, name = cmsgpack.unpack_one(stored, place - 1)
@@ -55,6 +68,9 @@ local function record_of(stored, start)
       record.last, place = request_at(stored, behind + 1)
     elseif name == 'earlier_requests' then
       record.earlier, place = requests_at(stored, behind + 1)
+    elseif are_bytes_at(stored, behind + 1) then
+      place = place_behind(stored, behind + 1)
+      record.bytes[name] = string.sub(stored, behind + 1, place - 1)
     else
       behind, record.fields[name] = cmsgpack.unpack_one(stored, behind)
       place = behind + 1
@@ -98,13 +114,19 @@ end
 local function packed_record(record)
   local count, fields = pairs_of(cmsgpack.pack(record.fields))
   local parts = {fields}
-  if record.last then
+  local function add(name, packed)
     count = count + 1
-    parts[2], parts[3] = packed_name('last_request'), record.last.packed
+    parts[#parts + 1] = packed_name(name)
+    parts[#parts + 1] = packed
+  end
+  for name, packed in pairs(record.bytes) do
+    add(name, packed)
+  end
+  if record.last then
+    add('last_request', record.last.packed)
   end
   if #record.earlier > 0 then
-    count = count + 1
-    parts[#parts + 1] = packed_name('earlier_requests') .. string.char(FIXED_LIST + #record.earlier)
+    add('earlier_requests', string.char(FIXED_LIST + #record.earlier))
     for _, request in ipairs(record.earlier) do
       parts[#parts + 1] = request.packed
     end

@@ -90,9 +90,14 @@ local function terminal_rows(head, lane, rows)
   end
 end
 
+-- The suspension knows the timeout, and has the rows.
+local function suspended_rows()
+end
+
 local rows_in_phase = {
   [PHASE.RUNNABLE] = runnable_rows,
   [PHASE.ACTIVE] = active_rows,
+  [PHASE.SUSPENDED] = suspended_rows,
   [PHASE.TERMINAL] = terminal_rows,
 }
 

@@ -21,6 +21,7 @@ from flowfabric.stores.valkey.native.function import Asked, Effects
 from flowfabric.stores.valkey.native.renewing import RenewLease
 from flowfabric.stores.valkey.native.reporting import RecordSpend, ReportUsage, ReportUsageAdmin
 from flowfabric.stores.valkey.native.resolving import ResolveDependency
+from flowfabric.stores.valkey.native.signalling import DeliverSignal
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class Decisions:
                 left.add(subject)
             else:
                 shard = self._store.shard_of(subject)
-                calls.setdefault((function.name, shard.shard, sharing), []).append((place, one))
+                alike = calls.setdefault((function.name, shard.shard, sharing), [])
+                alike.append((place, msgspec.structs.replace(one, place=len(alike)) if alike else one))
         await asyncio.gather(*(self._calls(alike, remembered, decided) for alike in calls.values()))
         return decided
 
@@ -152,7 +154,10 @@ class Decisions:
         relied_on = FUNCTIONS[type(asked.command)].relied_on(asked)
         if relied_on is None or not self._is_elsewhere(relied_on, asked.command):
             return True
-        known, found = remembered.recall(relied_on), asked.seen.get(relied_on)
+        found = asked.seen.get(relied_on)
+        if kind_of(relied_on) in SIGNATURES[FUNCTIONS[type(asked.command)].name].observes:
+            return found is not None
+        known = remembered.recall(relied_on)
         return known is not None and found is not None and known[0] == found[0]
 
     async def _calls(self, alike: list[tuple[int, Asked]], remembered: Remembered, decided: Decided) -> None:
@@ -229,8 +234,9 @@ def _namespace_of(
 
 def _observed(command: Command[Any]) -> list[Key]:
     """What the function of a command observes, of what its rule is sure to read."""
-    kinds = SIGNATURES[FUNCTIONS[type(command)].name].observes
-    return [key for key in RULES[type(command)].reads(command) if kind_of(key) in kinds] if kinds else []
+    kinds, rule = SIGNATURES[FUNCTIONS[type(command)].name].observes, RULES[type(command)]
+    sure = (rule.subject(command), *rule.reads(command)) if kinds else ()
+    return [key for key in sure if key is not None and kind_of(key) in kinds]
 
 
 def _version(asked: Asked, key: Key, remembered: Remembered) -> str:
@@ -247,6 +253,7 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
         ClaimExecution(),
         CompleteExecution(),
         CreateExecution(),
+        DeliverSignal(),
         FailExecution(),
         RecordSpend(),
         RenewLease(),

@@ -35,6 +35,8 @@ class Asked(msgspec.Struct, frozen=True):
     """The caller's namespace; for a caller without bounds that of what the command is about."""
     seen: Mapping[Key, tuple[int, Record | None]] = {}
     """Versions and records as they were right before the call, as far as it was looked."""
+    place: int = 0
+    """How many commands are before it in its call, where these have an order."""
 
 
 class Effects(msgspec.Struct):

@@ -20,9 +20,12 @@ from flowfabric.core.records import (
     Execution,
     ExecutionResult,
     FlowNode,
+    Keyring,
     Message,
     Payload,
+    Signal,
     StreamMeta,
+    Waitpoint,
 )
 
 if TYPE_CHECKING:
@@ -109,6 +112,10 @@ _ACTIVE: Final = (
 )
 _FENCE: Final = ("lease_id", "lease_epoch", "attempt_id", "attempt_index")
 
+SIGNAL_KEYS: Final = 8
+"""For how many numbers of signals each command of a call declares keys: see ``deliver_signal``. As many
+signals less one may come from others between a look at the execution and the call."""
+
 SIGNATURES: Final[dict[str, Signature]] = {
     "append_frame": Signature(
         indexes=(),
@@ -182,6 +189,64 @@ SIGNATURES: Final[dict[str, Signature]] = {
             "listed",
             "payload",
             "payload_listed",
+        ),
+    ),
+    "deliver_signal": Signature(
+        indexes=(
+            indexes.ELIGIBLE,
+            indexes.DELAYED,
+            indexes.DUE_DELAY,
+            indexes.DUE_DEADLINE,
+            indexes.SUSPENDED,
+            indexes.DUE_SUSPENSION,
+            indexes.DUE_DEDUP,
+        ),
+        kinds=(Signal.KIND, Dedup.KIND),
+        families=(Family.SIGNAL, Family.EXECUTION),
+        rests=True,
+        observes=(Keyring.KIND, Execution.KIND, Waitpoint.KIND),
+        in_order=True,
+        shared_arguments=(
+            "first_sequence",
+            "signal_listed_head",
+            "signal_listed_tail",
+            "resumed",
+            "cause",
+            "operation",
+        ),
+        item_keys=(
+            "execution",
+            "told",
+            "waitpoint",
+            "suspension",
+            "by_id",
+            "by_key",
+            *(f"signal_{place}" for place in range(SIGNAL_KEYS)),
+        ),
+        item_arguments=(
+            "execution_id",
+            "waitpoint_id",
+            "suspension_id",
+            "token_kid",
+            "token_digest",
+            "token_until",
+            "signal_cap",
+            "resume_delay_ms",
+            "asked",
+            "accepted",
+            "signal_id",
+            "signal_name",
+            "source_type",
+            "source_identity",
+            "signals",
+            "signal",
+            "by_id",
+            "by_id_id",
+            "by_id_listed",
+            "by_key",
+            "by_key_id",
+            "by_key_listed",
+            "by_key_ms",
         ),
     ),
     "fail_execution": Signature(
