@@ -1,5 +1,7 @@
 """What an engine remembers of what it has written: never an answer, only the way to one."""
 
+from contextlib import contextmanager
+
 import pytest
 from msgspec.structs import replace
 
@@ -10,11 +12,12 @@ from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.core.records import Execution, Payload, key_for
 from flowfabric.engine import recent as recent_module
 from flowfabric.engine.recent import DATA_BYTES_MAX, RecentRecords
-from flowfabric.stores.base import Change, Commit
+from flowfabric.stores.base import Change, Commit, Conflict
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, ManualClock, RecordingStore
 from flowfabric.testing.bed import NAMESPACE
 from flowfabric.testing.conformance.budgets import new_budget, reporting, status
+from flowfabric.testing.conformance.situations import bring, seed_key, signal
 from tests.core.harness import new_execution_id
 
 
@@ -146,6 +149,37 @@ async def test_a_query_that_finds_a_newer_record_tells_it(beds):
     await other.renew(claim)
     await bed.execute(ReadExecutionInfoArgs(execution_id=claim.execution_id))
     assert bed.engine._recent.recall(key_for(Execution, claim.execution_id)) is None
+
+
+async def test_a_wait_that_another_engine_has_ended_is_no_conflict(beds):
+    """Its suspension is not what it was either, and is loaded before anything rests on it."""
+    bed, other = beds
+    await seed_key(bed)
+    [place] = await bring(bed, "suspended", 1)
+    await other.execute(signal(other, place))
+    before = len(bed.store.commits)
+    with counted_conflicts(bed.store) as conflicts:
+        assert (await bed.claim(place.execution_id)).resumed
+    assert len(bed.store.commits) == before + 1
+    assert not conflicts
+
+
+@contextmanager
+def counted_conflicts(store):
+    """The keys of all conflicts in the block."""
+    found: list[str] = []
+    commit = store.commit
+
+    async def counting(asked):
+        try:
+            return await commit(asked)
+        except Conflict as conflict:
+            found.extend(conflict.keys)
+            raise
+
+    store.commit = counting
+    yield found
+    del store.commit
 
 
 def commit_of(*records):

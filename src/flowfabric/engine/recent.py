@@ -11,6 +11,7 @@ The rules this module keeps:
 - Whatever commits nothing, a refusal above all, is never decided by what is remembered (see
   ``deciding``): nothing would notice that it is outdated.
 - Records that others write too are not remembered for a while, or each command would be a conflict.
+- What an execution waits for is forgotten with it: whoever has ended a wait has changed its records too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from flowfabric.core.records import Execution, Suspension, Waitpoint, key_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +72,15 @@ class RecentRecords:
     def forget(self, keys: Iterable[Key]) -> None:
         """Take note that these records may not be what they were."""
         for key in keys:
-            self._records.pop(key, None)
+            self._drop(key)
+
+    def _drop(self, key: Key) -> bool:
+        """Forget a record, and with an execution its wait. Returns whether it was remembered."""
+        found = self._records.pop(key, None)
+        if found is not None and isinstance(found[1], Execution):
+            for part in _wait_of(found[1]):
+                self._records.pop(part, None)
+        return found is not None
 
     def share(self, keys: Iterable[Key]) -> None:
         """Take note that somebody else has changed these records, and may do so again."""
@@ -77,7 +88,7 @@ class RecentRecords:
         if len(self._shared) > RECORDS_MAX:
             self._shared = {key: until for key, until in self._shared.items() if until > now}
         for key in keys:
-            if self._records.pop(key, None) is not None:
+            if self._drop(key):
                 self._shared[key] = now + SHARED_S
 
     def learn(self, rows: Iterable[tuple[Key, int, Record | None]]) -> None:
@@ -87,12 +98,22 @@ class RecentRecords:
             found = records.get(key)
             if found is not None and found[0] < version:
                 # Not taken for a sign of others: it may be a commit of our own that is not answered yet.
-                del records[key]
+                self._drop(key)
 
     def clear(self) -> None:
         """Forget everything."""
         self._records.clear()
         self._shared.clear()
+
+
+def _wait_of(execution: Execution) -> list[Key]:
+    """The records of what an execution waits for."""
+    waitpoints = [
+        key_for(Waitpoint, f"{execution.execution_id}/{found}") for found in execution.open_waitpoint_ids
+    ]
+    if execution.suspension_id is None:
+        return waitpoints
+    return [key_for(Suspension, f"{execution.execution_id}/{execution.suspension_id}"), *waitpoints]
 
 
 def _detached(record: Record) -> Record:
