@@ -436,10 +436,7 @@ class TestClaim:
         await pair.compare()
 
     async def test_what_is_unusual_is_left_to_the_rule(self, pair: Pair) -> None:
-        failed = await started(pair, policy=RETRIES)
-        await pair.each(lambda bed: bed.fail(failed))
-        await pair.each(lambda bed: bed.advance(600_000))
-        member = await pair.each(_member)
+        running = await started(pair)
         granted, delayed = await created(pair), await created(pair, delay_until=pair.clock.now_ms + 5)
         await pair.ask(
             IssueClaimGrantArgs(
@@ -452,11 +449,9 @@ class TestClaim:
         )
         before = dict(pair.accepted)
         for execution_id, expected in (
-            (failed.execution_id, CandidateClaimed),
-            (member, CandidateClaimed),
             (granted, errors.GrantAlreadyExists),
             (delayed, errors.ExecutionNotEligible),
-            (failed.execution_id, errors.ExecutionNotReclaimable),
+            (running.execution_id, errors.ExecutionNotReclaimable),
         ):
             assert isinstance(await pair.ask(_claiming(pair, execution_id)), expected)
         elsewhere = _claiming(pair, await created(pair, lane_id="elsewhere"))
@@ -708,6 +703,8 @@ class TestKeys:
                             **fenced(claim, failure_reason="it broke", failure_category="error")
                         )
                     )
+                await pair.each(lambda bed: bed.advance(60_000))
+                assert isinstance(await pair.ask(_claiming(pair, claim.execution_id)), CandidateClaimed)
                 member = await pair.each(_member)
                 claim = await pair.each(lambda bed: bed.claim(member))
                 budget = await pair.ask(budget_creation())

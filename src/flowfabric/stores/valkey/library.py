@@ -27,6 +27,7 @@ STEPS: Final = (
     "rows",
     "deciding",
     "leases",
+    "claiming",
 )
 """The files of the library from which others use something, in the order in which they need each other."""
 FUNCTIONS: Final = (
@@ -36,6 +37,7 @@ FUNCTIONS: Final = (
     "scopes",
     "append_frame",
     "claim_execution",
+    "claim_related_execution",
     "complete_execution",
     "create_execution",
     "deliver_signal",

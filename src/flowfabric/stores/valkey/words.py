@@ -15,7 +15,6 @@ from flowfabric.contracts.limits import DIMENSIONS_MAX, SAFE_INTEGER_MAX
 from flowfabric.contracts.signals import SignalEffect
 from flowfabric.contracts.states import (
     AttemptLifecycle,
-    AttemptType,
     BlockingReason,
     LifecyclePhase,
     PublicState,
@@ -26,6 +25,7 @@ from flowfabric.core import conditions, indexes, layout
 from flowfabric.core.policies import NEVER_RETRIED
 from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
 from flowfabric.core.rules import joins
+from flowfabric.core.rules.claiming import ATTEMPT_TYPE_OF
 from flowfabric.core.rules.streaming import SLACK_DIVISOR
 from flowfabric.core.rules.transitions import CHANGED, DEPENDENCIES_UNRESOLVED, ENDED
 from flowfabric.core.state import BLOCKER_ORDER, PUBLIC_OF_OUTCOME
@@ -73,7 +73,7 @@ WORDS: Final[dict[str, Any]] = {
     "BLOCKING": _named(BlockingReason),
     "LEASE": _named(LeaseState),
     "ATTEMPT": _named(AttemptLifecycle),
-    "ATTEMPT_TYPE": _named(AttemptType),
+    "ATTEMPT_TYPE_OF": ATTEMPT_TYPE_OF,
     "PUBLIC": _named(PublicState),
     "PUBLIC_OF_OUTCOME": PUBLIC_OF_OUTCOME,
     "FAMILY": _named(Family),

@@ -7,8 +7,8 @@
 --
 -- KEYS and ARGV  what the signature of the function says: see native/signatures.py
 -- Reply the mark as it was before, the clock's offset and the clock, then a list of the scopes in which there
---       is work to claim now, and for each command its reply, '' if it was declined, or '!' and why it could
---       not be decided, which must not happen.
+--       is work to claim now, and for each command its reply, '' if it was declined, '?' and what else has to
+--       be named if the caller shall ask again, or '!' and why it could not be decided, which must not happen.
 
 -- Some values by their names, in a table that is used again for every command.
 local function named(found, names, values, first)
@@ -125,6 +125,12 @@ end
 -- The same, of a row that is there and is not wanted any more.
 local function remove_row(change, index, scope, sort, member)
   change.rows[#change.rows + 1] = {index = index, member = row_in(scope, sort) .. member, removed = true}
+end
+
+-- What a function returns that needs keys which the caller has not named: nothing is changed, and the caller
+-- is told what they are about.
+local function ask_for(wanted)
+  return nil, '?' .. wanted
 end
 
 local function exists(...)
@@ -356,7 +362,7 @@ local function decide_one(call, item, decide)
   if not sound then
     return '!' .. (type(change) == 'table' and change.err or tostring(change))
   elseif not change then
-    return ''
+    return answer or ''
   end
   write(call, item, change)
   return answer
@@ -373,7 +379,8 @@ local function naming(keys, arguments)
   end
 end
 
--- Register a function that decides commands, given how it decides one: it returns the change and the reply.
+-- Register a function that decides commands, given how it decides one: it returns the change and the reply;
+-- no change, and maybe a reply, if it changes nothing.
 local function register_native(name, decide, flags)
   local signature = SIGNATURES[name]
   local function run(keys, arguments)

@@ -11,8 +11,18 @@ from flowfabric.core.commands import CandidateClaimed, CandidateHeld, ClaimCandi
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import DUE_ATTEMPT, DUE_LEASE, SEPARATOR
 from flowfabric.core.layout import ALONE, facts_of, is_unlimited, name_of_pair
-from flowfabric.core.records import Execution, Lane, Payload, key_for, lane_identity
+from flowfabric.core.records import (
+    Execution,
+    Flow,
+    Lane,
+    PastAttempt,
+    Payload,
+    flow_identity,
+    key_for,
+    lane_identity,
+)
 from flowfabric.core.rules.claiming import claimed_work
+from flowfabric.stores.keys import stored_key
 from flowfabric.stores.valkey.native.function import asked_pair, last_request_pair, packed_list
 from flowfabric.stores.valkey.records import loaded_row
 
@@ -28,12 +38,13 @@ if TYPE_CHECKING:
 _encode: Final = msgspec.msgpack.Encoder().encode
 _POLICY: Final = name_of_pair(ALONE[0])
 _HELD: Final = _encode(CandidateHeld(resumed=False))
+_RESUMED: Final = _encode(CandidateHeld(resumed=True))
 
 
 class ClaimExecution:
     """Stands in for the rule of ``ClaimCandidateArgs``."""
 
-    name: Final = "claim_execution"
+    name: str = "claim_execution"
     command_type: Final = ClaimCandidateArgs
     serves: Final = (ClaimBatchArgs,)
 
@@ -71,6 +82,8 @@ class ClaimExecution:
             SEPARATOR.join(("", *args.worker_capabilities, "")),
             args.lease_ttl_ms,
             packed_list(part for kind, policy in args.policies.items() for part in _offer(kind, policy)),
+            _RESUMED,
+            type(args).__name__,
         )
 
     def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
@@ -92,12 +105,30 @@ class ClaimExecution:
         stored_execution, stored_payload = reply
         _, _, execution = loaded_row(key_for(Execution, execution_id), stored_execution)
         _, _, payload = loaded_row(key_for(Payload, execution_id), stored_payload)
-        work = claimed_work(execution, payload, resumed=False)
+        work = claimed_work(execution, payload, resumed=execution.attempt.resumed_at is not None)
         effects.tell(asked, Family.LEASE, "acquired")
         effects.rows.append((DUE_LEASE, "", work.lease_expires_at, work.execution_id))
         if work.attempt_timeout_at is not None:
             effects.rows.append((DUE_ATTEMPT, "", work.attempt_timeout_at, work.execution_id))
         return CandidateClaimed(work=work)
+
+
+class ClaimRelatedExecution(ClaimExecution):
+    """The same for those with which other records have to be looked at, once it is known which."""
+
+    name = "claim_related_execution"
+
+    def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
+        item_keys, item_arguments = super().item(keys, asked)
+        execution_id: str = asked.command.execution_id
+        past_index, flow_id = asked.wanted.decode().split(" ")
+        past_attempt = key_for(PastAttempt, f"{execution_id}/{past_index}")
+        return (
+            *item_keys,
+            # What is not related to the execution has a key that no function looks at.
+            keys.record(past_attempt) if past_index else item_keys[0],
+            keys.record(key_for(Flow, flow_identity(flow_id))) if flow_id else item_keys[0],
+        ), (*item_arguments, asked.wanted, stored_key(past_attempt))
 
 
 def _offer(kind: str, policy: ExecutionPolicy) -> tuple[bytes, ...]:

@@ -7,13 +7,14 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.core.records import kind_of
 from flowfabric.core.registry import RULES
 from flowfabric.stores.base import DECLINED, Commit, Decided
 from flowfabric.stores.valkey.native.appending import AppendFrame
-from flowfabric.stores.valkey.native.claiming import ClaimExecution
+from flowfabric.stores.valkey.native.claiming import ClaimExecution, ClaimRelatedExecution
 from flowfabric.stores.valkey.native.completing import CompleteExecution
 from flowfabric.stores.valkey.native.creating import CreateExecution
 from flowfabric.stores.valkey.native.failing import FailExecution
@@ -38,6 +39,8 @@ COMMANDS_MAX: Final = 64
 """How many commands one call decides, unless they have an order. The server does nothing else meanwhile, for
 about a millisecond."""
 
+ASKS: Final = b"?"
+"""What the reply begins with to a command for which a function needs more keys."""
 FAILED: Final = b"!"
 """What the reply begins with to a command that a function could not decide."""
 
@@ -86,10 +89,22 @@ class Decisions:
                 trims=[],
             ),
         )
+        prepared = await self._prepared(asked, remembered)
+        further = await self._round(list(enumerate(prepared)), remembered, decided)
+        if further:
+            seen = await self._look(self._relied_on_elsewhere([one for _, one in further], remembered))
+            further = [(place, replace(one, seen=seen)) for place, one in further]
+            await self._round(further, remembered, decided)
+        return decided
+
+    async def _round(
+        self, asked: Sequence[tuple[int, Asked]], remembered: Remembered, decided: Decided
+    ) -> list[tuple[int, Asked]]:
+        """Decide what can be decided. Returns what may be decided when it is asked again, with more keys."""
         calls: dict[tuple[Any, ...], list[tuple[int, Asked]]] = {}
         left: set[Key] = set()
-        for place, one in enumerate(await self._prepared(asked, remembered)):
-            function = FUNCTIONS[type(one.command)]
+        for place, one in asked:
+            function = _function_of(one)
             subject = function.subject(one.command)
             sharing = function.sharing(one, remembered) if one.namespace else None
             if sharing is None or subject in left or not self._is_current(one, remembered):
@@ -98,9 +113,9 @@ class Decisions:
             else:
                 shard = self._store.shard_of(subject)
                 alike = calls.setdefault((function.name, shard.shard, sharing), [])
-                alike.append((place, msgspec.structs.replace(one, place=len(alike)) if alike else one))
-        await asyncio.gather(*(self._calls(alike, remembered, decided) for alike in calls.values()))
-        return decided
+                alike.append((place, one if one.place == len(alike) else replace(one, place=len(alike))))
+        further = await asyncio.gather(*(self._calls(alike, remembered, decided) for alike in calls.values()))
+        return [one for found in further for one in found]
 
     def orders(self, command: Command[Any]) -> bool:
         """Whether commands like this one are decided in their order if they are about one record."""
@@ -160,16 +175,21 @@ class Decisions:
         known = remembered.recall(relied_on)
         return known is not None and found is not None and known[0] == found[0]
 
-    async def _calls(self, alike: list[tuple[int, Asked]], remembered: Remembered, decided: Decided) -> None:
+    async def _calls(
+        self, alike: list[tuple[int, Asked]], remembered: Remembered, decided: Decided
+    ) -> list[tuple[int, Asked]]:
         """Decide commands that may share calls. Those with an order share one, as they would a commit."""
         size = len(alike) if self.orders(alike[0][1].command) else COMMANDS_MAX
         parts = [alike[start : start + size] for start in range(0, len(alike), size)]
-        await asyncio.gather(*(self._call(part, remembered, decided) for part in parts))
+        further = await asyncio.gather(*(self._call(part, remembered, decided) for part in parts))
+        return [one for found in further for one in found]
 
-    async def _call(self, part: list[tuple[int, Asked]], remembered: Remembered, decided: Decided) -> None:
+    async def _call(
+        self, part: list[tuple[int, Asked]], remembered: Remembered, decided: Decided
+    ) -> list[tuple[int, Asked]]:
         """Decide some commands that share a call. A fault is the answer to each of them."""
         places, asked = [place for place, _ in part], [one for _, one in part]
-        function = FUNCTIONS[type(asked[0].command)]
+        function = _function_of(asked[0])
         shard = self._store.shard_of(function.subject(asked[0].command))
         keys, arguments = self._written(function, shard, asked, remembered)
         try:
@@ -177,7 +197,7 @@ class Decisions:
         except errors.FlowFabricError as error:
             for place in places:
                 decided.answers[place] = error
-            return
+            return []
         effects = Effects(
             now=now,
             events=decided.effects.events,
@@ -186,9 +206,13 @@ class Decisions:
             changes=decided.effects.changes,
         )
         decided.effects.now = max(decided.effects.now, now)
+        further: list[tuple[int, Asked]] = []
         for place, one, reply in zip(places, asked, replies, strict=True):
-            if self._is_accepted(function.name, reply):
+            if _asks_for_more(one, reply):
+                further.append((place, replace(one, wanted=reply.removeprefix(ASKS))))
+            elif self._is_accepted(function.name, reply):
                 decided.answers[place] = function.answer(one, reply, effects)
+        return further
 
     def _is_accepted(self, name: str, reply: Any) -> bool:
         statistics = self.statistics
@@ -196,8 +220,9 @@ class Decisions:
             statistics.count(statistics.failed, name)
             log.warning("%s could not decide a command, the rule does: %s", name, reply[1:].decode())
             return False
-        statistics.count(statistics.accepted if reply else statistics.declined, name)
-        return bool(reply)
+        accepted = bool(reply) and not _asks(reply)
+        statistics.count(statistics.accepted if accepted else statistics.declined, name)
+        return accepted
 
     def _written(
         self, function: Function, shard: Keys, asked: list[Asked], remembered: Remembered
@@ -219,6 +244,21 @@ class Decisions:
             keys += item_keys
             arguments += item_arguments
         return keys, arguments
+
+
+def _asks(reply: Any) -> bool:
+    """Whether a function has decided nothing, but said what it needs."""
+    return isinstance(reply, bytes) and reply.startswith(ASKS)
+
+
+def _asks_for_more(asked: Asked, reply: Any) -> bool:
+    """Whether it can be given what it needs. Who has asked twice meets something that changes."""
+    return _asks(reply) and not asked.wanted
+
+
+def _function_of(asked: Asked) -> Function:
+    functions = FURTHER if asked.wanted else FUNCTIONS
+    return functions[type(asked.command)]
 
 
 def _namespace_of(
@@ -263,3 +303,7 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
     )
 }
 """The functions by the commands that they decide."""
+FURTHER: Final[dict[type[Command[Any]], Function]] = {
+    function.command_type: function for function in (ClaimRelatedExecution(),)
+}
+"""Those that go on where the first one has asked for more keys."""

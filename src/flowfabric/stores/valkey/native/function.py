@@ -37,6 +37,8 @@ class Asked(msgspec.Struct, frozen=True):
     """Versions and records as they were right before the call, as far as it was looked."""
     place: int = 0
     """How many commands are before it in its call, where these have an order."""
+    wanted: bytes = b""
+    """What else a function has asked for, when it was asked first."""
 
 
 class Effects(msgspec.Struct):

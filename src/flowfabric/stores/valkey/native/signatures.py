@@ -22,6 +22,7 @@ from flowfabric.core.records import (
     FlowNode,
     Keyring,
     Message,
+    PastAttempt,
     Payload,
     Signal,
     StreamMeta,
@@ -110,6 +111,17 @@ _ACTIVE: Final = (
     indexes.DUE_ATTEMPT,
     indexes.DUE_DEADLINE,
 )
+_CLAIM: Final = (
+    "lane_id",
+    "worker_id",
+    "worker_instance_id",
+    "capabilities",
+    "lease_ttl_ms",
+    "policies",
+    "resumed",
+    "operation",
+)
+_CLAIM_ITEM: Final = ("execution_id", "lease_id", "attempt_id", "asked", "last_request")
 _FENCE: Final = ("lease_id", "lease_epoch", "attempt_id", "attempt_index")
 
 SIGNAL_KEYS: Final = 8
@@ -140,16 +152,18 @@ SIGNATURES: Final[dict[str, Signature]] = {
         indexes=(*_ACTIVE, indexes.ELIGIBLE),
         families=(Family.LEASE,),
         rests=True,
-        shared_arguments=(
-            "lane_id",
-            "worker_id",
-            "worker_instance_id",
-            "capabilities",
-            "lease_ttl_ms",
-            "policies",
-        ),
+        shared_arguments=_CLAIM,
         item_keys=("execution", "told", "payload"),
-        item_arguments=("execution_id", "lease_id", "attempt_id", "asked", "last_request"),
+        item_arguments=_CLAIM_ITEM,
+    ),
+    "claim_related_execution": Signature(
+        indexes=(*_ACTIVE, indexes.ELIGIBLE),
+        kinds=(PastAttempt.KIND,),
+        families=(Family.LEASE,),
+        rests=True,
+        shared_arguments=_CLAIM,
+        item_keys=("execution", "told", "payload", "past_attempt", "flow"),
+        item_arguments=(*_CLAIM_ITEM, "related", "past_attempt_listed"),
     ),
     "complete_execution": Signature(
         indexes=(*_ACTIVE, indexes.TERMINAL, indexes.RETENTION, indexes.DUE_MESSAGE),
