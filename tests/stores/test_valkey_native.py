@@ -31,6 +31,7 @@ from flowfabric.contracts.policy import (
     StreamPolicy,
     TimeoutPolicy,
 )
+from flowfabric.contracts.quotas import CheckAdmissionArgs
 from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.contracts.signals import DeliverSignalArgs
 from flowfabric.contracts.states import LaneState
@@ -50,6 +51,7 @@ from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 from flowfabric.testing import differences
 from flowfabric.testing.bed import KIND, LANE, NAMESPACE, TTL_MS, Bed
+from flowfabric.testing.conformance.admission import quota_creation
 from flowfabric.testing.conformance.budgets import budget_creation, reporting
 from flowfabric.testing.conformance.flows import graph
 from tests.stores.monitor import monitored
@@ -712,6 +714,11 @@ class TestKeys:
                     await pair.ask(reporting(budget.budget_id, claim, 1))
                 await pair.ask(completing(claim))
                 await _resumed_by_signals(pair)
+                quota = await pair.ask(quota_creation(cap=2, rate=200))
+                for execution_id in [await created(pair) for _ in range(3)]:
+                    await pair.ask(
+                        CheckAdmissionArgs(quota_policy_id=quota.quota_policy_id, execution_id=execution_id)
+                    )
                 await pair.compare()
         assert {call.function.rpartition("_")[0] for call in calls} >= {f"ff_{name}" for name in SIGNATURES}
         undeclared = {key for call in calls for key in call.touched - call.declared}

@@ -234,9 +234,7 @@ def check_admission(work: Work, args: CheckAdmissionArgs) -> CheckAdmissionResul
     """
     quota = the_quota(work, args.quota_policy_id)
     _refuse_other_limits(quota, args)
-    execution = _execution_of(work, quota, args.execution_id)
-    _require_claimable(execution)
-    claim_round = _round_of(execution)
+    claim_round = round_to_admit(work, quota, args.execution_id)
     identity = admission_identity(args.quota_policy_id, args.execution_id)
     admission = work.read(Admission, identity)
     if admission is not None and admission.round == claim_round:
@@ -280,6 +278,18 @@ def _refuse_other_limits(quota: QuotaPolicy, args: CheckAdmissionArgs) -> None:
             )
 
 
+def round_to_admit(work: Work, quota: QuotaPolicy, execution_id: str) -> int:
+    """Which claim of an execution is asked for: the next one, or the one that it runs under.
+
+    Raises:
+        ExecutionNotFound: there is no such execution in the namespace of the policy.
+        ExecutionNotEligible: it cannot be claimed now.
+    """
+    execution = _execution_of(work, quota, execution_id)
+    _require_claimable(execution)
+    return execution.lease_epoch + 1 if execution.admitted_round is None else execution.admitted_round
+
+
 def _execution_of(work: Work, quota: QuotaPolicy, execution_id: str, *, observed: bool = False) -> Execution:
     """The execution, which has to be in the namespace of the policy.
 
@@ -303,11 +313,6 @@ def _require_claimable(execution: Execution) -> None:
         raise errors.ExecutionNotEligible(
             execution_id=execution.execution_id, lifecycle_phase=execution.phase
         )
-
-
-def _round_of(execution: Execution) -> int:
-    """Which claim is asked for: the next one, or the one that the execution runs under."""
-    return execution.lease_epoch + 1 if execution.admitted_round is None else execution.admitted_round
 
 
 def _expect_waiting(work: Work, quota: QuotaPolicy, frees_at: int | None) -> None:

@@ -45,10 +45,12 @@ class Keys:
     Args:
         prefix: what sets this store apart from others in the same database.
         shard: the shard's number.
+        count: how many shards there are.
     """
 
-    def __init__(self, prefix: str, shard: int) -> None:
+    def __init__(self, prefix: str, shard: int, count: int = 1) -> None:
         self.shard: Final = shard
+        self._count = count
         hashed = f"{prefix}:{shard}"
         self.slot: Final = binascii.crc_hqx(hashed.encode(), 0) % SLOTS
         """The slot of all these keys."""
@@ -65,6 +67,10 @@ class Keys:
         self._frames = f"{tag}frames:"
         self.outbox: Final = f"{tag}outbox"
         """A stream: the events of this shard that are not in the log yet, where there are several shards."""
+
+    def has(self, key: Key) -> bool:
+        """Whether a record lives in this shard."""
+        return _shard_of(_identity_of(key), self._count) == self.shard
 
     def record(self, key: Key) -> str:
         """A string: the record's version, a colon, the record."""
@@ -113,24 +119,33 @@ class Shards:
     """
 
     def __init__(self, prefix: str, count: int) -> None:
-        self.all: Final = [Keys(prefix, shard) for shard in range(count)]
+        self.all: Final = [Keys(prefix, shard, count) for shard in range(count)]
         self.home: Final = self.all[0]
 
     def of(self, name: str) -> Keys:
         """The shard of what has this name: an identity, or a stream, that begins with a partition."""
-        if len(self.all) == 1:
-            return self.home
-        partition = _PARTITION.match(name)
-        number = int(partition[1]) if partition else zlib.crc32(name.encode())
-        return self.all[number % len(self.all)]
+        return self.all[_shard_of(name, len(self.all))]
 
     def of_record(self, key: Key) -> Keys:
         """The shard of a record."""
-        return self.of(key.partition("/")[2])
+        return self.of(_identity_of(key))
 
     def within(self, prefix: str) -> list[Keys]:
         """The shards that may hold names that begin with this: one if the partition is among it."""
         return [self.of(prefix)] if _PARTITION.match(prefix) else self.all
+
+
+def _shard_of(name: str, count: int) -> int:
+    """The number of the shard, of so many, of an identity, or a stream, that begins with a partition."""
+    if count == 1:
+        return 0
+    partition = _PARTITION.match(name)
+    number = int(partition[1]) if partition else zlib.crc32(name.encode())
+    return number % count
+
+
+def _identity_of(key: Key) -> str:
+    return key.partition("/")[2]
 
 
 def row_member(scope: str, sort: int, member: str) -> bytes:

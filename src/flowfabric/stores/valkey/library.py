@@ -36,6 +36,7 @@ FUNCTIONS: Final = (
     "trim",
     "scopes",
     "append_frame",
+    "check_admission_and_record",
     "claim_execution",
     "claim_related_execution",
     "complete_execution",

@@ -26,6 +26,7 @@ from flowfabric.core.policies import NEVER_RETRIED
 from flowfabric.core.registry import ACTING_ANEW, EARLIER_REQUESTS_MAX
 from flowfabric.core.rules import joins
 from flowfabric.core.rules.claiming import ATTEMPT_TYPE_OF
+from flowfabric.core.rules.quotas import INSTANTS_PER_PIECE
 from flowfabric.core.rules.streaming import SLACK_DIVISOR
 from flowfabric.core.rules.transitions import CHANGED, DEPENDENCIES_UNRESOLVED, ENDED
 from flowfabric.core.state import BLOCKER_ORDER, PUBLIC_OF_OUTCOME
@@ -104,6 +105,7 @@ WORDS: Final[dict[str, Any]] = {
     "JOIN": {"ALL_OF": _tag(AllOfEdges), "QUORUM": _tag(QuorumOfEdges)},
     "LET_RUN": OnSatisfied.LET_RUN,
     "STREAM_SLACK_DIVISOR": SLACK_DIVISOR,
+    "INSTANTS_PER_PIECE": INSTANTS_PER_PIECE,
 }
 
 

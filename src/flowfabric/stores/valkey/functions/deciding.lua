@@ -117,6 +117,9 @@ local function add_frame(change, key, id, data, kept)
   change.frame = {key = key, id = id, data = data, kept = kept}
 end
 
+-- The change of a command that has an answer and changes nothing.
+local UNCHANGED = {}
+
 -- A row of a record that is not an execution.
 local function add_row(change, index, scope, sort, member)
   change.rows[#change.rows + 1] = {index = index, member = row_in(scope, sort) .. member}
@@ -364,7 +367,9 @@ local function decide_one(call, item, decide)
   elseif not change then
     return answer or ''
   end
-  write(call, item, change)
+  if change ~= UNCHANGED then
+    write(call, item, change)
+  end
   return answer
 end
 

@@ -13,6 +13,7 @@ from flowfabric import errors
 from flowfabric.core.records import kind_of
 from flowfabric.core.registry import RULES
 from flowfabric.stores.base import DECLINED, Commit, Decided
+from flowfabric.stores.valkey.native.admitting import CheckAdmission
 from flowfabric.stores.valkey.native.appending import AppendFrame
 from flowfabric.stores.valkey.native.claiming import ClaimExecution, ClaimRelatedExecution
 from flowfabric.stores.valkey.native.completing import CompleteExecution
@@ -194,6 +195,8 @@ class Decisions:
         keys, arguments = self._written(function, shard, asked, remembered)
         try:
             now, replies = await self._store.invoke_native(shard, function.name, keys, arguments)
+        except errors.StoreFull:
+            return  # nothing was changed, and the rules know what still goes through
         except errors.FlowFabricError as error:
             for place in places:
                 decided.answers[place] = error
@@ -290,6 +293,7 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
     function.command_type: function
     for function in (
         AppendFrame(),
+        CheckAdmission(),
         ClaimExecution(),
         CompleteExecution(),
         CreateExecution(),

@@ -10,6 +10,7 @@ import msgspec
 from flowfabric.core.events import Event
 from flowfabric.core.layout import name_of_pair
 from flowfabric.core.records import LastRequest, ReleasedLease
+from flowfabric.core.work import Work, WorkingSet
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -109,6 +110,16 @@ _LIST_OF_3: Final = b"\x93"
 _NO_BYTES: Final = _encode(b"")
 _ZERO: Final = b"\x00"
 _LENGTH: Final = struct.Struct(">I")
+
+
+def seen_by(asked: Asked, *keys: Key) -> Work:
+    """What a rule sees of records that were read before the call.
+
+    It is at an instant before every expiry: the server tells the time.
+    """
+    working_set = WorkingSet()
+    working_set.put_loaded(0, [(key, *asked.seen[key]) for key in keys])
+    return Work(working_set, asked.envelope)
 
 
 def asked_pair(request_id: str) -> bytes:

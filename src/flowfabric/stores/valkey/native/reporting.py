@@ -28,9 +28,8 @@ from flowfabric.core.registry import execution_subject
 from flowfabric.core.rules.budgets import budget_subject, usage_subject
 from flowfabric.core.rules.fencing import check_lease
 from flowfabric.core.rules.spending import APPLIED, digest_of, remembered_as, summed
-from flowfabric.core.work import Work, WorkingSet
 from flowfabric.stores.keys import stored_key
-from flowfabric.stores.valkey.native.function import asked_list, without_zero
+from flowfabric.stores.valkey.native.function import asked_list, seen_by, without_zero
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -137,7 +136,7 @@ class ReportUsage:
 
     def _allowed_until(self, asked: Asked) -> int:
         """Until when the caller may report: while it holds the lease. 0 if it does not."""
-        work = _seen_by(asked)
+        work = seen_by(asked, execution_subject(asked.command))
         try:
             execution = work.execution(asked.command.execution_id, observed=True)
             lease, _ = check_lease(work, execution, asked.command.fence)
@@ -179,7 +178,8 @@ class RecordSpend(ReportUsage):
     def _allowed_until(self, asked: Asked) -> int:
         """At any time, if there is such an execution."""
         try:
-            _seen_by(asked).execution(asked.command.execution_id, observed=True)
+            work = seen_by(asked, execution_subject(asked.command))
+            work.execution(asked.command.execution_id, observed=True)
         except errors.FlowFabricError:
             return 0
         return SAFE_INTEGER_MAX
@@ -191,14 +191,6 @@ class RecordSpend(ReportUsage):
     def _dedup_key(self, command: Any) -> str | None:
         key: str | None = command.idempotency_key
         return key
-
-
-def _seen_by(asked: Asked) -> Work:
-    """What a rule sees of the execution, at an instant before every expiry: the server tells the time."""
-    key = execution_subject(asked.command)
-    working_set = WorkingSet()
-    working_set.put_loaded(0, [(key, *asked.seen[key])])
-    return Work(working_set, asked.envelope)
 
 
 def ceilings(budget: Budget) -> dict[str, int]:

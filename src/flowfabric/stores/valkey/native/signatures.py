@@ -14,6 +14,7 @@ import msgspec
 from flowfabric.core import indexes
 from flowfabric.core.events import Family
 from flowfabric.core.records import (
+    Admission,
     Budget,
     BudgetLedger,
     Dedup,
@@ -24,6 +25,8 @@ from flowfabric.core.records import (
     Message,
     PastAttempt,
     Payload,
+    QuotaPolicy,
+    QuotaWindow,
     Signal,
     StreamMeta,
     Waitpoint,
@@ -46,7 +49,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """Whether all commands of a call rest on one record, the key ``relied_on``. It must have the version
     that the argument ``relied_on_version`` says, unless that is empty."""
     observes: tuple[str, ...] = ()
-    """The kinds of records, of those that the rule is sure to read, that are read before the call."""
+    """The kinds of records, of those that the rule is sure to read, the one that the command is about among
+    them, that are read before the call."""
     in_order: bool = False
     """Whether a call may have several commands about one record, the key that a command names first. They
     are decided one after the other, and what comes behind one that was declined is declined too."""
@@ -146,6 +150,38 @@ SIGNATURES: Final[dict[str, Signature]] = {
             "told_at",
             "frame_head",
             "frame_tail",
+        ),
+    ),
+    "check_admission_and_record": Signature(
+        indexes=(indexes.DUE_ADMISSION, indexes.DUE_HEADROOM),
+        kinds=(Admission.KIND, QuotaWindow.KIND),
+        families=(),
+        observes=(QuotaPolicy.KIND, Execution.KIND),
+        in_order=True,
+        shared_arguments=(
+            "quota_key",
+            "piece",
+            "window",
+            "window_listed",
+            "next_piece",
+            "next_window",
+            "next_window_listed",
+            "grace_ms",
+            "admitted",
+            "already_admitted",
+            "rate_exceeded",
+            "concurrency_exceeded",
+            "operation",
+        ),
+        item_keys=("quota", "admission", "execution", "window", "next_window"),
+        item_arguments=(
+            "asked",
+            "execution_version",
+            "round",
+            "spread_ms",
+            "admission",
+            "admission_id",
+            "admission_listed",
         ),
     ),
     "claim_execution": Signature(
