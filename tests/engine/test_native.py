@@ -3,8 +3,8 @@
 from typing import Any
 
 from flowfabric.contracts.blocking import PauseExecutionArgs
-from flowfabric.contracts.budgets import ReportUsageAdminArgs
-from flowfabric.contracts.ids import budget_id_of
+from flowfabric.contracts.budgets import ReportUsageAdminArgs, ReportUsageArgs
+from flowfabric.contracts.ids import LeaseFence, budget_id_of
 from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.states import LaneState
 from flowfabric.core.work import Envelope
@@ -18,10 +18,13 @@ class Reports:
     """A store that decides reports of usage and pauses, and keeps the order of reports only."""
 
     def takes(self, command: Any) -> bool:
-        return isinstance(command, ReportUsageAdminArgs | PauseExecutionArgs)
+        return isinstance(command, ReportUsageArgs | ReportUsageAdminArgs | PauseExecutionArgs)
+
+    def looks_at(self, command: Any) -> list[str]:
+        return [f"execution/{command.execution_id}"] if isinstance(command, ReportUsageArgs) else []
 
     def orders(self, command: Any) -> bool:
-        return isinstance(command, ReportUsageAdminArgs)
+        return isinstance(command, ReportUsageArgs | ReportUsageAdminArgs)
 
     async def decide(self, asked: Any, remembered: Any) -> Any:
         raise AssertionError("nothing is decided here")
@@ -29,6 +32,19 @@ class Reports:
 
 def report(name: str) -> ReportUsageAdminArgs:
     return ReportUsageAdminArgs(budget_id=budget_id_of("default", name), dimensions=("tokens",), deltas=(1,))
+
+
+def report_of(number: int, name: str) -> ReportUsageArgs:
+    """A report of work that runs: the store looks at its execution before it decides."""
+    execution_id = f"{EXECUTION}{number}"
+    fence = LeaseFence(lease_id=EXECUTION[7:] + "8", lease_epoch=1, attempt_id=EXECUTION[7:] + "9")
+    return ReportUsageArgs(
+        budget_id=budget_id_of("default", name),
+        execution_id=execution_id,
+        fence=fence,
+        dimensions=("tokens",),
+        deltas=(1,),
+    )
 
 
 def pause(number: int) -> PauseExecutionArgs:
@@ -56,3 +72,9 @@ def test_commands_about_one_record_are_taken_if_their_order_is_kept() -> None:
 def test_what_is_left_to_the_rules_stays_in_its_order_whatever_it_is_about() -> None:
     left = [pause(1), lane("paused"), pause(1), lane("active")]
     assert chosen(left[0], report("a"), *left[1:3], report("a"), left[3]) == ([report("a")] * 2, left)
+
+
+def test_what_is_looked_at_for_others_is_left_to_the_rules_with_these() -> None:
+    batch = (pause(1), report_of(1, "a"), report_of(2, "a"), report_of(2, "b"), pause(3))
+    assert chosen(*batch) == ([report_of(2, "b"), pause(3)], [pause(1), report_of(1, "a"), report_of(2, "a")])
+    assert chosen(lane("paused"), report_of(1, "a")) == ([report_of(1, "a")], [lane("paused")])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flowfabric import errors
+from flowfabric.contracts.executions import CompleteExecutionArgs
 from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.contracts.quotas import (
     AdmissionConcurrencyExceeded,
@@ -19,7 +20,7 @@ from flowfabric.contracts.quotas import (
 from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS, INSTANTS_PER_PIECE
 from flowfabric.testing.bed import TTL_MS, Bed
 from flowfabric.testing.conformance.admission import POLICY_NAME, WINDOW_MS, quota_creation
-from tests.stores.pair import Pair
+from tests.stores.pair import Pair, fenced
 from tests.valkey import Server, server
 
 
@@ -246,6 +247,20 @@ async def test_what_is_refused_or_unusual_is_left_to_the_rule(pair: Pair) -> Non
     assert isinstance(foreign, errors.QuotaPolicyNotFound)
     await pair.compare()
     assert counted.since == 0
+
+
+async def test_what_becomes_of_the_work_in_the_same_batch_counts(tmp_path: Path) -> None:
+    async with Pair(server(), tmp_path) as pair:
+        quota_id = await quota(pair)
+        claim = await pair.each(lambda bed: bed.start())
+        question = asking(quota_id, claim.execution_id)
+        ended = CompleteExecutionArgs(**fenced(claim, source="lease_holder"))
+        before, _, behind = await pair.ask(question, ended, question)
+        assert (before.details["lifecycle_phase"], behind.details["lifecycle_phase"]) == (
+            "active",
+            "terminal",
+        )
+        await pair.compare()
 
 
 async def test_a_caller_without_bounds(pair: Pair) -> None:

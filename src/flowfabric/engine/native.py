@@ -30,13 +30,25 @@ def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[
     """The tickets that the store may decide, and the others.
 
     Commands about one record belong together: they are decided in their order, by the store if it keeps
-    that for commands of their kind.
+    that for commands of their kind. Those that the store would look at such a record for belong with them,
+    and only the rules keep an order among all of these.
     """
     about: dict[Key | Ticket, list[Ticket]] = {}
     for ticket in batch:
         # What is about no record is idempotent, so it has no place in an order either.
         about.setdefault(ticket.subject() or ticket, []).append(ticket)
-    theirs = {ticket for tickets in about.values() if _may_be_taken(native, tickets) for ticket in tickets}
+    looked_at = {
+        subject: {key for ticket in tickets for key in native.looks_at(ticket.command)}
+        for subject, tickets in about.items()
+        if _may_be_taken(native, tickets)
+    }
+    both = about.keys() & {key for keys in looked_at.values() for key in keys}
+    theirs = {
+        ticket
+        for subject, keys in looked_at.items()
+        if subject not in both and keys.isdisjoint(both)
+        for ticket in about[subject]
+    }
     taken = [ticket for ticket in batch if ticket in theirs]
     others = [ticket for ticket in batch if ticket not in theirs]
     return taken, others

@@ -139,6 +139,9 @@ class Native(Protocol):
     def takes(self, command: Command[Any]) -> bool:
         """Whether it knows the command. It may still decline it."""
 
+    def looks_at(self, command: Command[Any]) -> Sequence[Key]:
+        """What it reads before it decides a command that it knows, besides what the command is about."""
+
     def orders(self, command: Command[Any]) -> bool:
         """Whether several of these commands may be about one record. They are decided in their order."""
 

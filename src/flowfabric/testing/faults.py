@@ -139,6 +139,9 @@ class BreakingNative:
     def takes(self, command: Command[Any]) -> bool:
         return self._inner.takes(command)
 
+    def looks_at(self, command: Command[Any]) -> Sequence[Key]:
+        return self._inner.looks_at(command)
+
     def orders(self, command: Command[Any]) -> bool:
         return self._inner.orders(command)
 

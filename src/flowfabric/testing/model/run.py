@@ -15,6 +15,7 @@ from flowfabric.core.records import Execution, Flow, flow_identity
 from flowfabric.core.registry import RULES
 from flowfabric.engine.layers import operation_name
 from flowfabric.engine.operations import operation_for
+from flowfabric.engine.tickets import first_reads
 from flowfabric.testing.bed import NAMESPACE, TTL_MS
 from flowfabric.testing.model import generators as _generators  # noqa: F401 - registers them
 from flowfabric.testing.model.coverage import Coverage
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from flowfabric.contracts.base import Command
+    from flowfabric.core.records import Key
     from flowfabric.testing.clock import ClockedStore
 
 MakeStore: TypeAlias = "Callable[[Path], ClockedStore]"
@@ -140,7 +142,8 @@ class Case:
         """The command in one batch with some that were sent before, and so are sent again.
 
         What takes several commits shares no batch, and what changes something shares none with what
-        only reads: in which order they meet is a matter of chance.
+        only reads: in which order they meet is a matter of chance. So it is for what writes in one
+        partition and reads what another command is about that writes in another one.
         """
         kind = _batched_as(send.command)
         if send.namespace is None or kind is None:
@@ -150,7 +153,11 @@ class Case:
             for one in self._sent
             if one.namespace == send.namespace and one is not send and _batched_as(one.command) == kind
         ]
-        return Together(sends=(send, *(self.draw.some(alike, 3) if alike else ())))
+        sends = [send]
+        for other in self.draw.some(alike, 3) if alike else ():
+            if all(_keep_an_order(one.command, other.command) for one in sends):
+                sends.append(other)
+        return Together(sends=tuple(sends))
 
 
 def _batched_as(command: Command[Any]) -> str | None:
@@ -158,6 +165,19 @@ def _batched_as(command: Command[Any]) -> str | None:
     if operation_for(command) is not None:
         return None
     return "reads" if RULES[type(command)].is_query else "changes"
+
+
+def _keep_an_order(one: Command[Any], other: Command[Any]) -> bool:
+    """Whether every store decides these in their order if they are sent together, or the order is all one."""
+    first, second = (first_reads(RULES[type(command)], command) for command in (one, other))
+    if not (first and second) or _partition_of(first[0]) == _partition_of(second[0]):
+        return True
+    return set(first).isdisjoint(second)
+
+
+def _partition_of(key: Key) -> str:
+    """What the identity begins with, up to the end of its hash tag."""
+    return key.partition("/")[2].partition("}")[0]
 
 
 async def run_case(

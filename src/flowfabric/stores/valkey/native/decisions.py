@@ -118,6 +118,11 @@ class Decisions:
         further = await asyncio.gather(*(self._calls(alike, remembered, decided) for alike in calls.values()))
         return [one for found in further for one in found]
 
+    def looks_at(self, command: Command[Any]) -> Sequence[Key]:
+        """What is observed for a command, besides what it is about."""
+        function = FUNCTIONS[type(command)]
+        return [key for key in _observed(command) if key != function.subject(command)]
+
     def orders(self, command: Command[Any]) -> bool:
         """Whether commands like this one are decided in their order if they are about one record."""
         function = FUNCTIONS.get(type(command))
@@ -196,7 +201,7 @@ class Decisions:
         try:
             now, replies = await self._store.invoke_native(shard, function.name, keys, arguments)
         except errors.StoreFull:
-            return  # nothing was changed, and the rules know what still goes through
+            return []  # nothing was changed, and the rules know what still goes through
         except errors.FlowFabricError as error:
             for place in places:
                 decided.answers[place] = error
