@@ -88,8 +88,7 @@ async def test_whoever_waits_for_a_commit_that_is_cancelled_is_told_that_nothing
         waiting = [asyncio.create_task(bed.execute(bed.creation())) for _ in range(2)]
         for _ in range(3):
             await asyncio.sleep(0)
-        pump = bed.engine._batches.pump
-        assert pump is not None
+        [pump] = bed.engine._batches.pumps
         pump.cancel()
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(answer) for answer in answers] == [errors.Unavailable] * 2

@@ -17,7 +17,7 @@ from flowfabric.contracts.handles import BackendTag
 from flowfabric.core.records import AnyRecord, Execution, Key, Record, key_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from flowfabric.core.events import Event
 
@@ -77,11 +77,28 @@ class Remembered(Protocol):
 class WorkingSet:
     """The records of one batch: what was loaded, and what its commands have made of it."""
 
-    __slots__ = ("_lanes", "_recent", "_wary", "current", "doubtful", "loaded", "now", "versions")
+    __slots__ = (
+        "_lanes",
+        "_recent",
+        "_under_way",
+        "_wary",
+        "current",
+        "doubtful",
+        "loaded",
+        "now",
+        "versions",
+    )
 
-    def __init__(self, lanes: Remembered | None = None, recent: Remembered | None = None) -> None:
+    def __init__(
+        self,
+        lanes: Remembered | None = None,
+        recent: Remembered | None = None,
+        under_way: Container[Key] = (),
+    ) -> None:
         self._lanes = lanes
         self._recent = recent
+        self._under_way = under_way
+        """Records that others are just writing. What is remembered of them is about to be outdated."""
         self._wary = recent is None
         self.now = 0
         self.doubtful: set[Key] = set()
@@ -109,7 +126,7 @@ class WorkingSet:
             Missing: it has to be loaded.
         """
         if not self.has(key):
-            found = None if self._lanes is None else self._lanes.recall(key)
+            found = None if self._lanes is None or key in self._under_way else self._lanes.recall(key)
             if found is None:
                 raise Missing(key)
             self.versions[key], self.loaded[key] = found
@@ -119,7 +136,7 @@ class WorkingSet:
         """Whether the record was loaded, or was written so recently that it need not be."""
         if key in self.loaded:
             return True
-        found = None if self._recent is None else self._recent.recall(key)
+        found = None if self._recent is None or key in self._under_way else self._recent.recall(key)
         if found is None:
             return False
         self.versions[key], self.loaded[key] = found
@@ -129,9 +146,10 @@ class WorkingSet:
     def expect_none(self, key: Key) -> None:
         """Go on as if there were no such record, unless it is known; the commit finds out.
 
-        Where nothing is remembered, and after a conflict, nothing is taken for granted.
+        Where nothing is remembered, after a conflict, and of what is just being written, nothing is taken
+        for granted.
         """
-        if not self._wary and not self.has(key):
+        if not self._wary and key not in self._under_way and not self.has(key):
             self.versions[key], self.loaded[key] = 0, None
             self.doubtful.add(key)
 

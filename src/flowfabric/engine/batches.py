@@ -1,4 +1,4 @@
-"""Write combining: while one batch of commands is in flight, the next one fills."""
+"""Write combining: while some batches of commands are in flight, the next one fills."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from flowfabric.engine.native import subjects_of
 from flowfabric.engine.tickets import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flowfabric.contracts.base import Command
+    from flowfabric.core.records import Key
     from flowfabric.core.work import Envelope
     from flowfabric.engine.cycle import Cycle
     from flowfabric.engine.tickets import Ticket
@@ -23,20 +25,35 @@ BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
 """How many bytes of payloads go into one batch; one command may have more. All others wait while a
 store writes them, and a commit of all the largest payloads would outlast the store's patience."""
 
+LOOKED_AT_MAX: Final = 4 * BATCH_MAX
+"""How many of the commands that wait are looked at to find those of the next batch."""
+
 
 class Batches:
-    """Gathers commands into batches, and runs one batch after the other."""
+    """Gathers commands into batches, and runs them.
 
-    def __init__(self, cycle: Cycle) -> None:
+    Args:
+        cycle: gives the commands of a batch their answers.
+        at_once: how many batches are under way at the same time.
+    """
+
+    def __init__(self, cycle: Cycle, *, at_once: int) -> None:
         self._cycle = cycle
+        self._at_once = at_once
         self._queue: list[Ticket] = []
-        self.pump: asyncio.Task[None] | None = None
+        self._held: list[Ticket] = []
+        """What waits for a batch under way, because that is about the same record; ahead of the queue."""
+        self._subjects: set[Key] = set()
+        """What the batches under way are about."""
+        self._gathering: asyncio.Task[None] | None = None
+        """The pump that takes a batch at the next turn of the event loop."""
+        self.pumps: set[asyncio.Task[None]] = set()
         """What runs the batches, as long as there are any."""
 
     @property
     def waiting(self) -> int:
         """How many commands wait for the next batch."""
-        return len(self._queue)
+        return len(self._held) + len(self._queue)
 
     async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]]) -> list[Any]:
         """Have the rules of some commands decide them, in one batch as far as possible.
@@ -46,28 +63,65 @@ class Batches:
         """
         if not asked:
             return []
-        loop = asyncio.get_running_loop()
-        answers: asyncio.Future[list[Any]] = loop.create_future()
+        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         waiting = group_of(asked, answers).start()
         if waiting:
             self._queue.extend(waiting)
-            if self.pump is None:
-                self.pump = loop.create_task(self._run())
+            self._gather()
         return await answers
 
     async def drain(self) -> None:
         """Wait until every command has its answer."""
-        if self.pump is not None:
-            await asyncio.wait([self.pump])  # unlike a plain await, it never cancels the pump
+        while running := [pump for pump in self.pumps if not pump.done()]:
+            await asyncio.wait(running)  # unlike a plain await, it never cancels the pumps
+
+    def _gather(self) -> None:
+        """Have what waits taken at the next turn of the event loop, with what comes up until then."""
+        if not self._queue or len(self.pumps) >= self._at_once:
+            return
+        if self._gathering is None or self._gathering.done():
+            self._gathering = pump = asyncio.get_running_loop().create_task(self._run())
+            self.pumps.add(pump)
+            pump.add_done_callback(self.pumps.discard)
 
     async def _run(self) -> None:
+        """Run one batch after the other, until nothing waits but for other batches."""
+        pump, self._gathering = self._gathering, None
         try:
-            while self._queue:
-                size = _batch_size(self._queue)
-                batch, self._queue = self._queue[:size], self._queue[size:]
-                await self._cycle.run(batch)
+            while batch := self._take():
+                self._gather()
+                await self._run_one(batch)
         finally:
-            self.pump = None
+            if pump is not None:
+                # Not only when it is done, a turn later: whoever asks until then needs a new one.
+                self.pumps.discard(pump)
+
+    async def _run_one(self, batch: list[Ticket]) -> None:
+        subjects = subjects_of(batch)
+        self._subjects |= subjects
+        try:
+            await self._cycle.run(batch)
+        finally:
+            self._subjects -= subjects
+            self._queue, self._held = self._held + self._queue, []
+
+    def _take(self) -> list[Ticket]:
+        """The next batch. What is about a record that a batch under way is about is held back."""
+        looked_at, behind = self._queue[:LOOKED_AT_MAX], self._queue[LOOKED_AT_MAX:]
+        free, held = _part(looked_at, self._subjects) if self._subjects else (looked_at, [])
+        size = _batch_size(free)
+        self._queue = free[size:] + behind
+        self._held += held
+        return free[:size]
+
+
+def _part(queue: list[Ticket], busy: set[Key]) -> tuple[list[Ticket], list[Ticket]]:
+    """The tickets that are about none of these records, and the others, each in their order."""
+    free: list[Ticket] = []
+    held: list[Ticket] = []
+    for ticket in queue:
+        (held if ticket.subject() in busy else free).append(ticket)
+    return free, held
 
 
 def _batch_size(queue: list[Ticket]) -> int:

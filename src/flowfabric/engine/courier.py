@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Envelope
     from flowfabric.engine.cycle import Deliverer
     from flowfabric.engine.deliveries import CarryOutAside, Owed
-    from flowfabric.engine.lanes import KnownLanes
+    from flowfabric.engine.known import Known
     from flowfabric.engine.notifier import Notifier
     from flowfabric.engine.observing import Observer
-    from flowfabric.engine.recent import RecentRecords
     from flowfabric.engine.tickets import Ticket
     from flowfabric.stores.base import Store
 
@@ -41,15 +40,14 @@ class Courier:
     """Delivers what commits owe.
 
     Args:
-        store, lanes, recent, notifier, observer: see ``Cycle``.
+        store, known, notifier, observer: see ``Cycle``.
         envelope: makes what travels with a command that may concern any namespace, for an actor.
     """
 
     def __init__(
         self,
         store: Store,
-        lanes: KnownLanes,
-        recent: RecentRecords,
+        known: Known,
         notifier: Notifier,
         envelope: Callable[[str], Envelope],
         *,
@@ -60,7 +58,7 @@ class Courier:
         self._envelope = envelope
 
         def cycle_for(deliverer: Deliverer) -> Cycle:
-            return Cycle(store, lanes, recent, notifier, deliverer, observer=observer)
+            return Cycle(store, known, notifier, deliverer, observer=observer)
 
         self._cycle_for = cycle_for
 

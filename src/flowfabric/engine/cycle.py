@@ -17,7 +17,6 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flowfabric import errors
-from flowfabric.core.work import WorkingSet
 from flowfabric.engine.commits import affected_by, build_commit
 from flowfabric.engine.deciding import decide_batch, decide_following
 from flowfabric.engine.deliveries import owed_by
@@ -26,12 +25,13 @@ from flowfabric.engine.notifier import topics_of
 from flowfabric.stores.base import Conflict
 
 if TYPE_CHECKING:
+    from flowfabric.core.work import WorkingSet
     from flowfabric.engine.deliveries import Owed
-    from flowfabric.engine.lanes import KnownLanes
+    from flowfabric.engine.known import Known
     from flowfabric.engine.notifier import Notifier
     from flowfabric.engine.observing import Observer
-    from flowfabric.engine.recent import RecentRecords
     from flowfabric.engine.tickets import Ticket
+    from flowfabric.engine.underway import Writing
     from flowfabric.stores.base import Commit, Store
 
 CONFLICTS_MAX: Final = 8
@@ -52,8 +52,7 @@ class Cycle:
 
     Args:
         store: what is loaded from and committed to.
-        lanes: the lanes that need not be loaded.
-        recent: the records that need not be loaded, because they have just been written here.
+        known: what need not be loaded, and what is just being written.
         notifier: is told what every commit has changed.
         deliverer: is told what every commit owes.
         observer: is told how every commit went.
@@ -62,16 +61,14 @@ class Cycle:
     def __init__(
         self,
         store: Store,
-        lanes: KnownLanes,
-        recent: RecentRecords,
+        known: Known,
         notifier: Notifier,
         deliverer: Deliverer,
         *,
         observer: Observer | None = None,
     ) -> None:
         self._store = store
-        self._lanes = lanes
-        self._recent = recent
+        self._known = known
         self._notifier = notifier
         self._deliverer = deliverer
         self._observer = observer
@@ -101,12 +98,7 @@ class Cycle:
         began = time.perf_counter()
         try:
             declined = await decide_natively(
-                self._native,
-                batch,
-                self._lanes,
-                recent=self._recent,
-                notifier=self._notifier,
-                deliverer=self._deliverer,
+                self._native, batch, self._known, self._notifier, self._deliverer
             )
         except BaseException as error:
             _settle_all(batch, error)
@@ -121,27 +113,47 @@ class Cycle:
         """Have the rules decide, those of each place together."""
         parts = _by_place(batch, self._store)
         if len(parts) == 1:
-            await self._run_part(batch)
+            await self._run_part(*parts.popitem())
         elif parts:
-            await asyncio.gather(*(self._run_part(part) for part in parts))
+            await asyncio.gather(*(self._run_part(place, part) for place, part in parts.items()))
 
-    async def _run_part(self, batch: list[Ticket]) -> None:
+    async def _run_part(self, place: int, batch: list[Ticket]) -> None:
         """Load, decide and commit until every ticket has its answer."""
-        working_set = WorkingSet(self._lanes, self._recent)
+        working_set = self._known.working_set()
         try:
             while batch:
-                await decide_batch(self._store, batch, working_set)
-                batch = await self._commit(await self._and_following(batch, working_set), working_set)
+                whole, writing = await self._decide(place, batch, working_set)
+                with writing:
+                    commit, done, again = await self._commit(whole, working_set)
+                # Not while it is writing: what it owes may have to be written to the same records.
+                await self._answer(commit, done)
+                batch = again
+                if batch:
+                    working_set.clear()
+                    await _pause(batch)
         except errors.StoreCorrupt as error:
-            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
+            await self._run_apart(place, [ticket for ticket in batch if not ticket.settled], error)
         except errors.FlowFabricError as error:
             for ticket in batch:
                 ticket.settle(error)
         except Exception as error:  # noqa: BLE001 - a value that cannot be stored, or a fault of ours
-            await self._run_apart([ticket for ticket in batch if not ticket.settled], error)
+            await self._run_apart(place, [ticket for ticket in batch if not ticket.settled], error)
         except asyncio.CancelledError as error:
             _settle_all(batch, error)
             raise
+
+    async def _decide(
+        self, place: int, batch: list[Ticket], working_set: WorkingSet
+    ) -> tuple[list[Ticket], Writing]:
+        """Run the rules of a batch, while no other one of this place decides.
+
+        Returns:
+            The batch with what follows from it, and what keeps others from deciding by what it writes.
+        """
+        async with self._known.under_way.deciding(place):
+            await decide_batch(self._store, batch, working_set, self._known.under_way)
+            whole = await self._and_following(batch, working_set)
+            return whole, self._known.under_way.begin(key for ticket in whole for key in ticket.work.writes)
 
     async def _and_following(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
         """The batch, with what it owes in the same place and need not be a commit of its own.
@@ -152,64 +164,78 @@ class Cycle:
         following = self._deliverer.following(batch, working_set.now)
         if not following:
             return batch
-        return batch + await decide_following(self._store, following, working_set)
+        return batch + await decide_following(self._store, following, working_set, self._known.under_way)
 
-    async def _run_apart(self, batch: list[Ticket], error: Exception) -> None:
+    async def _run_apart(self, place: int, batch: list[Ticket], error: Exception) -> None:
         """Run each ticket alone, so that what is damaged fails only the one that needs it."""
         if len(batch) == 1:
             batch[0].settle(error)
             return
         for ticket in batch:
-            await self._run_part([ticket])
+            await self._run_part(place, [ticket])
 
-    async def _commit(self, batch: list[Ticket], working_set: WorkingSet) -> list[Ticket]:
-        """Commit what the batch changed, settle it, and return the tickets that must run again."""
-        commit = build_commit([ticket.work for ticket in batch], working_set)
-        if commit is not None:
+    async def _commit(
+        self, batch: list[Ticket], working_set: WorkingSet
+    ) -> tuple[Commit | None, list[Ticket], list[Ticket]]:
+        """Commit what the batch changed, without the tickets that a conflict touches.
+
+        Returns:
+            What was committed, the tickets that it answers, and those that must run again.
+        """
+        again: list[Ticket] = []
+        while (commit := build_commit([ticket.work for ticket in batch], working_set)) is not None:
             try:
                 await self._apply(commit, len(batch))
+                break
             except Conflict as conflict:
-                return await self._retry(batch, working_set, conflict)
+                batch, touched = self._divide(batch, conflict)
+                again += touched
+        return commit, batch, again
+
+    async def _answer(self, commit: Commit | None, batch: list[Ticket]) -> None:
+        """Wake who waits for what was committed, deliver what it owes, and settle the tickets."""
+        if commit is not None:
             self._notifier.publish(topics_of(commit))
             if owed := owed_by(commit):
                 await self._deliverer.deliver(owed)
         for ticket in batch:
             ticket.settle()
-        return []
 
     async def _apply(self, commit: Commit, commands: int) -> None:
         """Commit, remember what was written, and tell the observer how that went."""
         if self._observer is None:
-            self._recent.keep(commit, await self._store.commit(commit))
+            self._known.recent.keep(commit, await self._store.commit(commit))
             return
         began = time.perf_counter()
         try:
-            self._recent.keep(commit, await self._store.commit(commit))
+            self._known.recent.keep(commit, await self._store.commit(commit))
         except Conflict:
             self._observer.conflicted(commands, time.perf_counter() - began)
             raise
         self._observer.committed(commands, time.perf_counter() - began)
 
-    async def _retry(self, batch: list[Ticket], working_set: WorkingSet, conflict: Conflict) -> list[Ticket]:
-        """Commit the tickets that the conflict did not touch; return the others, to run again."""
-        self._lanes.forget(conflict.keys)
-        self._recent.share(conflict.keys)
+    def _divide(self, batch: list[Ticket], conflict: Conflict) -> tuple[list[Ticket], list[Ticket]]:
+        """The tickets that the conflict did not touch, and those of the others that run again."""
+        self._known.lanes.forget(conflict.keys)
+        self._known.recent.share(conflict.keys)
         affected = affected_by(conflict.keys, [ticket.work for ticket in batch])
-        again = [ticket for ticket, touched in zip(batch, affected, strict=True) if touched]
-        rest = [ticket for ticket, touched in zip(batch, affected, strict=True) if not touched]
-        for ticket in again:
+        touched = [ticket for ticket, is_touched in zip(batch, affected, strict=True) if is_touched]
+        rest = [ticket for ticket, is_touched in zip(batch, affected, strict=True) if not is_touched]
+        for ticket in touched:
             ticket.conflicts += 1
             if ticket.conflicts >= CONFLICTS_MAX:
                 ticket.settle(errors.Contention(record=min(conflict.keys), tries=CONFLICTS_MAX))
         # What follows comes up again by itself, or with the commit of what it follows from.
-        again = [ticket for ticket in again if ticket.conflicts < CONFLICTS_MAX and not ticket.follows]
-        if rest:
-            again += await self._commit(rest, working_set)
-        working_set.clear()
-        # Doubled each time: several engines that want the same record would else keep meeting again.
-        patience_ms = 2 ** max((ticket.conflicts for ticket in again), default=0)
-        await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
-        return again
+        return rest, [ticket for ticket in touched if ticket.conflicts < CONFLICTS_MAX and not ticket.follows]
+
+
+async def _pause(batch: list[Ticket]) -> None:
+    """Wait a moment before tickets run again, each time longer.
+
+    Several engines that want the same record would else keep meeting again.
+    """
+    patience_ms = 2 ** max(ticket.conflicts for ticket in batch)
+    await asyncio.sleep(random.random() * patience_ms / 1_000)  # noqa: S311 - spreads retries
 
 
 def _settle_all(batch: list[Ticket], error: BaseException) -> None:
@@ -220,10 +246,10 @@ def _settle_all(batch: list[Ticket], error: BaseException) -> None:
         ticket.settle(error)
 
 
-def _by_place(batch: list[Ticket], store: Store) -> list[list[Ticket]]:
+def _by_place(batch: list[Ticket], store: Store) -> dict[int, list[Ticket]]:
     """The tickets by the place in which their commands write: that of the first record they read."""
     parts: dict[int, list[Ticket]] = {}
     for ticket in batch:
         key = next(iter(ticket.first_reads()), "")
         parts.setdefault(store.place_of(key), []).append(ticket)
-    return list(parts.values())
+    return parts

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flowfabric.core.records import Key
     from flowfabric.core.work import WorkingSet
     from flowfabric.engine.tickets import Ticket
+    from flowfabric.engine.underway import UnderWay
     from flowfabric.stores.base import Ledger
 
 ROUNDS_MAX: Final = 1_100
@@ -23,13 +24,20 @@ FOLLOWING_ROUNDS_MAX: Final = 16
 """The same for what follows from a batch. What asks more often is left to a commit of its own."""
 
 
-async def decide_batch(store: Ledger, batch: Sequence[Ticket], working_set: WorkingSet) -> None:
-    """Run the rules of the batch, loading whatever they turn out to need."""
+async def decide_batch(
+    store: Ledger, batch: Sequence[Ticket], working_set: WorkingSet, under_way: UnderWay | None = None
+) -> None:
+    """Run the rules of the batch, loading whatever they turn out to need.
+
+    Args:
+        store: what is loaded from.
+        batch: whose rules are run.
+        working_set: gets what is loaded.
+        under_way: what others are just writing, which is waited for where it is needed.
+    """
     wanted = _first_reads(batch, working_set)
     for _ in range(ROUNDS_MAX):
-        if wanted or not working_set.now:
-            loaded = await store.load(wanted)
-            working_set.put_loaded(loaded.now, loaded.rows)
+        await _load(store, wanted, working_set, under_way)
         working_set.current.clear()
         wanted = {key for ticket in batch for key in _decide_one(ticket, working_set)}
         if not wanted:
@@ -37,8 +45,10 @@ async def decide_batch(store: Ledger, batch: Sequence[Ticket], working_set: Work
     raise AssertionError(f"rules still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
 
 
-async def decide_following(store: Ledger, tickets: Sequence[Ticket], working_set: WorkingSet) -> list[Ticket]:
-    """Run the rules of commands that follow from those of a batch, behind them.
+async def decide_following(
+    store: Ledger, tickets: Sequence[Ticket], working_set: WorkingSet, under_way: UnderWay | None = None
+) -> list[Ticket]:
+    """Run the rules of commands that follow from those of a batch, behind them. See ``decide_batch``.
 
     Returns:
         The tickets that change something. All others are left out: a commit does not need them.
@@ -52,9 +62,21 @@ async def decide_following(store: Ledger, tickets: Sequence[Ticket], working_set
         waiting = [ticket for ticket in waiting if missing[ticket] - working_set.loaded.keys()]
         if not waiting:
             break
-        loaded = await store.load({key for ticket in waiting for key in missing[ticket]})
-        working_set.put_loaded(loaded.now, loaded.rows)
+        await _load(store, {key for ticket in waiting for key in missing[ticket]}, working_set, under_way)
     return changing
+
+
+async def _load(store: Ledger, wanted: set[Key], working_set: WorkingSet, under_way: UnderWay | None) -> None:
+    """Load records, and the time if it is not known yet; but no record that one's own commit is changing.
+
+    That commit is waited for, and what it has written need not be loaded then.
+    """
+    if under_way is not None and not under_way.isdisjoint(wanted):
+        await under_way.wait_for(wanted)
+        wanted = {key for key in wanted if key in working_set.doubtful or not working_set.has(key)}
+    if wanted or not working_set.now:
+        loaded = await store.load(wanted)
+        working_set.put_loaded(loaded.now, loaded.rows)
 
 
 def _first_reads(batch: Sequence[Ticket], working_set: WorkingSet) -> set[Key]:

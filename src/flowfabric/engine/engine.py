@@ -26,6 +26,7 @@ from flowfabric.engine.batches import Batches
 from flowfabric.engine.courier import Courier
 from flowfabric.engine.cycle import Cycle
 from flowfabric.engine.feeds import Subscribing
+from flowfabric.engine.known import Known
 from flowfabric.engine.lanes import KnownLanes
 from flowfabric.engine.notifier import Notifier
 from flowfabric.engine.operations import operation_for
@@ -33,6 +34,7 @@ from flowfabric.engine.pursuits import Pursuits
 from flowfabric.engine.questions import Questions
 from flowfabric.engine.recent import RecentRecords
 from flowfabric.engine.turns import Turns
+from flowfabric.engine.underway import UnderWay
 from flowfabric.engine.watches import watch_durability, watch_store
 
 if TYPE_CHECKING:
@@ -117,14 +119,15 @@ class Engine(Subscribing):
         self.pursuits = Pursuits()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
-        self._recent = recent = RecentRecords()
-        self._courier = Courier(
-            store, self.lanes, recent, self.notifier, self._unbounded_envelope, observer=observer
-        )
+        self._recent = RecentRecords()
+        self._under_way = UnderWay()
+        known = Known(self.lanes, self._recent, self._under_way)
+        self._courier = Courier(store, known, self.notifier, self._unbounded_envelope, observer=observer)
         self._batches = Batches(
-            Cycle(store, self.lanes, recent, self.notifier, self._courier, observer=observer)
+            Cycle(store, known, self.notifier, self._courier, observer=observer),
+            at_once=store.batches_at_once,
         )
-        self._questions = Questions(store, recent)
+        self._questions = Questions(store, self._recent)
         self._watches: list[asyncio.Task[None]] = []
         self._closing = False
         self._request_prefix = ""
@@ -138,6 +141,7 @@ class Engine(Subscribing):
         self._backend = _BACKENDS.get(self.durability.store, BackendTag.MEMORY)
         self._closing = False
         self._recent.clear()
+        self._under_way.clear()
         # Not before: engines that were made before a fork would mint the same ids, and one
         # process would be given the answers of another, leases among them.
         self._request_prefix = secrets.token_hex(8)

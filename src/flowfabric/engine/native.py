@@ -9,13 +9,12 @@ from flowfabric.engine.notifier import topics_of
 from flowfabric.stores.base import DECLINED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from flowfabric.core.records import Key
-    from flowfabric.core.work import Remembered
     from flowfabric.engine.cycle import Deliverer
+    from flowfabric.engine.known import Known
     from flowfabric.engine.notifier import Notifier
-    from flowfabric.engine.recent import RecentRecords
     from flowfabric.engine.tickets import Ticket
     from flowfabric.stores.base import Native, Store
 
@@ -63,20 +62,25 @@ def _may_be_taken(native: Native, tickets: Sequence[Ticket]) -> bool:
     )
 
 
+def subjects_of(tickets: Iterable[Ticket]) -> set[Key]:
+    """The records that some tickets are about."""
+    return {subject for ticket in tickets if (subject := ticket.subject()) is not None}
+
+
 async def decide_natively(
     native: Native,
     tickets: Sequence[Ticket],
-    remembered: Remembered,
-    *,
-    recent: RecentRecords,
+    known: Known,
     notifier: Notifier,
     deliverer: Deliverer,
 ) -> list[Ticket]:
     """Have the store decide, wake and deliver as after a commit, and answer. Returns what it declined."""
+    subjects = subjects_of(tickets)
     # The store tells no versions of what it decides by itself.
-    recent.forget(subject for ticket in tickets if (subject := ticket.subject()) is not None)
-    decided = await native.decide([(ticket.command, ticket.envelope) for ticket in tickets], remembered)
-    recent.forget(change.key for change in decided.effects.changes)
+    known.recent.forget(subjects)
+    with known.under_way.begin(subjects):
+        decided = await native.decide([(ticket.command, ticket.envelope) for ticket in tickets], known.lanes)
+    known.recent.forget(change.key for change in decided.effects.changes)
     notifier.publish(topics_of(decided.effects))
     if owed := owed_by(decided.effects):
         await deliverer.deliver(owed)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from flowfabric.core.records import Key
     from flowfabric.core.registry import Rule
 
+_UNKNOWN: Final = ""
+"""In the place of a key that was not asked for yet. A command that is not well-formed may have none."""
+
 _NO_WORK: Final = Work(WorkingSet(), Envelope(request_id=""))
 
 
@@ -34,6 +37,7 @@ class Ticket:
 
     __slots__ = (
         "_reads",
+        "_subject",
         "answer",
         "command",
         "conflicts",
@@ -59,10 +63,13 @@ class Ticket:
         self.error: Exception | None = None
         self.settled = False
         self._reads: tuple[Key, ...] | None = None
+        self._subject: Key | None = _UNKNOWN
 
     def subject(self) -> Key | None:
         """The record that the command is about, if it is about one."""
-        return self.rule.subject(self.command)
+        if self._subject is _UNKNOWN:
+            self._subject = self.rule.subject(self.command)
+        return self._subject
 
     def first_reads(self) -> tuple[Key, ...]:
         """The records that the command is sure to read, the one it is about first."""

@@ -232,6 +232,13 @@ class Store(Ledger, Protocol):
         Most stores have one place for everything.
         """
 
+    @property
+    def batches_at_once(self) -> int:
+        """How many batches an engine should have under way here at the same time.
+
+        More than one where deciding would else wait for the answer of a server.
+        """
+
     async def read_index(
         self,
         index: str,

@@ -74,6 +74,10 @@ class MemoryStore:
         except msgspec.DecodeError as error:
             raise errors.StoreCorrupt(record=key, reason=error) from error
 
+    @property
+    def batches_at_once(self) -> int:
+        return 1
+
     def place_of(self, key: Key) -> int:
         return 0
 

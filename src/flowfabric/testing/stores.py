@@ -48,6 +48,10 @@ class StoreAround:
     async def load(self, keys: Iterable[Key]) -> Loaded:
         return await self.inner.load(keys)
 
+    @property
+    def batches_at_once(self) -> int:
+        return self.inner.batches_at_once
+
     def place_of(self, key: Key) -> int:
         return self.inner.place_of(key)
 

@@ -267,6 +267,10 @@ class PostgresStore:
 
     # Writing
 
+    @property
+    def batches_at_once(self) -> int:
+        return COMMITS_AT_ONCE
+
     def place_of(self, key: Key) -> int:
         return 0
 

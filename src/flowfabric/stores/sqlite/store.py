@@ -295,6 +295,10 @@ class SqliteStore:
 
     # Writing
 
+    @property
+    def batches_at_once(self) -> int:
+        return 1
+
     def place_of(self, key: Key) -> int:
         return 0
 

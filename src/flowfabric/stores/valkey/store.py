@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 LISTED_PER_READ: Final = 1_000
 """How many keys are looked at in one go where only some of them may be wanted."""
 
+BATCHES_AT_ONCE: Final = 2
+"""The server decides one while the next is on its way to it."""
+
 EVENTS_TRIMMED_AT_ONCE: Final = 500
 """The server does nothing else meanwhile."""
 
@@ -352,6 +355,10 @@ class ValkeyStore:
         return changed
 
     # Writing
+
+    @property
+    def batches_at_once(self) -> int:
+        return BATCHES_AT_ONCE
 
     def place_of(self, key: Key) -> int:
         return self._shards.of_record(key).shard
