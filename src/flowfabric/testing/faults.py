@@ -75,6 +75,11 @@ class BreakingStore(StoreAround):
         if native is not None:
             self.native = BreakingNative(native, self)
 
+    @property
+    def batches_at_once(self) -> int:
+        """One, so that every run makes the same calls: with more, which commands share a commit is a race."""
+        return 1
+
     async def call(self, name: str, call: Callable[[], Awaitable[R]]) -> R:
         """Make a call of this name, unless it is the one that fails."""
         self.calls[name] += 1
