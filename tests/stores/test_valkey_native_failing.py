@@ -10,6 +10,7 @@ import pytest
 from flowfabric import errors
 from flowfabric.contracts.blocking import PauseExecutionArgs
 from flowfabric.contracts.executions import (
+    CompleteExecutionArgs,
     FailExecutionArgs,
     ReplayExecutionArgs,
     RetryScheduled,
@@ -31,7 +32,8 @@ from flowfabric.core.indexes import DUE_DELAY
 from flowfabric.core.policies import NEVER_RETRIED
 from flowfabric.engine.notifier import claimable_topic, due_topic
 from flowfabric.testing.bed import NAMESPACE, TTL_MS, Bed
-from flowfabric.testing.conformance.budgets import budget_creation
+from flowfabric.testing.conformance.admission import ask, limited, new_quota
+from flowfabric.testing.conformance.budgets import budget_creation, reporting
 from flowfabric.testing.conformance.flows import graph
 from tests.stores.pair import Pair, fenced
 from tests.valkey import Server, server
@@ -283,15 +285,16 @@ class TestOnce:
         assert pair.accepted["fail_execution"] == 1
 
     async def test_what_is_unusual_is_left_to_the_rule(self, pair: Pair) -> None:
-        budget = await pair.ask(budget_creation())
-        limited = await started(pair, policy=ExecutionPolicy(budget_ids=(budget.budget_id,)))
+        admitted = await pair.each(_admitted)
         paused, renamed = await started(pair, policy=SOON), await started(pair, policy=SOON)
         await pair.ask(PauseExecutionArgs(execution_id=paused.execution_id, reason="stop"))
         await pair.ask(SetExecutionTagArgs(execution_id=renamed.execution_id, key="crew.team", value="red"))
-        for claim in (limited, paused, renamed):
+        for claim in (admitted, paused, renamed):
             assert not isinstance(await pair.ask(failing(claim)), Exception)
         assert not isinstance(
-            await pair.ask(msgspec.structs.replace(failing(limited), fence=None, source="operator_override")),
+            await pair.ask(
+                msgspec.structs.replace(failing(admitted), fence=None, source="operator_override")
+            ),
             RetryScheduled,
         )
         await pair.compare()
@@ -306,6 +309,13 @@ class TestOnce:
         assert await fail_until_the_end_of(pair, again) == 3
 
 
+async def _admitted(bed: Bed) -> Any:
+    """Work that was claimed under a quota policy."""
+    quota, execution_id = await new_quota(bed, cap=5), await limited(bed)
+    await ask(bed, quota, execution_id)
+    return await bed.claim(execution_id)
+
+
 async def fail_until_the_end_of(pair: Pair, claim: Any) -> int:
     """The same of work whose attempts do not begin with the first."""
     retries = 0
@@ -315,6 +325,33 @@ async def fail_until_the_end_of(pair: Pair, claim: Any) -> int:
         retries += 1
     await pair.compare()
     return retries
+
+
+class TestBudgets:
+    @pytest.mark.parametrize(
+        "fields", [{}, {"execution_deadline_at": 1_800_000_000_000}], ids=["plain", "due"]
+    )
+    async def test_what_has_ended_is_attached_to_none(self, pair: Pair, fields: dict[str, Any]) -> None:
+        budgets = [(await pair.ask(budget_creation(name=name))).budget_id for name in ("one", "other")]
+        policy = msgspec.structs.replace(WAITS, budget_ids=tuple(budgets))
+        completed, failed = [await started(pair, policy=policy, **fields) for _ in range(2)]
+        await pair.ask(CompleteExecutionArgs(**fenced(completed, result_payload=b"r")))
+        await pair.compare()
+        assert pair.accepted["complete_execution"] == 1
+        assert await fail_until_the_end(pair, failed) == 3
+        assert pair.accepted["fail_execution"] == 4
+
+    async def test_what_is_retried_at_once_has_its_headroom_looked_at_again(self, pair: Pair) -> None:
+        budget = await pair.ask(budget_creation(hard=10))
+        policy = msgspec.structs.replace(SOON, budget_ids=(budget.budget_id,))
+        claim = await started(pair, policy=policy)
+        await pair.ask(reporting(budget.budget_id, claim, 10))
+        assert isinstance(await pair.ask(failing(claim)), RetryScheduled)
+        await pair.compare()
+        refused = await pair.ask(pair.native.claiming(claim.execution_id))
+        assert isinstance(refused, errors.BudgetExceeded)
+        await pair.compare()
+        assert pair.accepted["fail_execution"] == 1
 
 
 class TestFullMemory:

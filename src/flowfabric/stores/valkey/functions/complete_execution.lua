@@ -1,11 +1,12 @@
 -- End executions well and keep their results: see core/rules/finishing.py.
 --
 -- Reply of a command 'told_flow' if its flow is owed the news, else 'done'.
--- Declines what is not plain, not held by the caller, asked for before, or was replayed.
+-- Declines what is unusual or has a quota policy, is not held by the caller, was asked for before, or was
+-- replayed.
 
 local function complete_execution(call, item)
   local execution, result = held_execution(call, item, item.key.result)
-  if not execution or not execution.head.plain or execution.head.replay_count > 0 then
+  if not execution or not is_ordinary_run(execution.head) or execution.head.replay_count > 0 then
     return nil
   end
   if result or execution.head.flow_id and exists(item.key.message) then

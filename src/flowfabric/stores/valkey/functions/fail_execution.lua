@@ -3,14 +3,14 @@
 --
 -- Reply of a command its outcome, then 'told_flow' if its flow is owed the news or '', then the scope in
 -- which it can be claimed again at once or ''.
--- Declines what is not plain, not held by the caller, or asked for before, and members that were replayed.
+-- Declines what is unusual or has a quota policy, is not held by the caller, or was asked for before; and
+-- members that were replayed.
 
 -- The retry policy on record; the caller's only where there is none.
 local function retry_policy_of(execution, item)
-  local policy = execution.policy
-  local stored = policy ~= '' and cmsgpack.unpack(string.sub(policy, #packed_name('policy') + 1)).retry_policy
-  if stored then
-    return stored
+  local policy = policy_of(execution)
+  if policy and policy.retry_policy then
+    return policy.retry_policy
   end
   return item.retry_policy ~= '' and cmsgpack.unpack(item.retry_policy) or nil
 end
@@ -85,7 +85,7 @@ end
 
 local function may_fail(execution, item)
   local head = execution.head
-  return head.plain and not (head.flow_id and (head.replay_count > 0 or exists(item.key.message)))
+  return is_ordinary_run(head) and not (head.flow_id and (head.replay_count > 0 or exists(item.key.message)))
 end
 
 local function fail_execution(call, item)

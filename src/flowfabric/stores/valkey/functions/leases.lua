@@ -37,6 +37,32 @@ local function lease_data(lease, attempt, ...)
     .. (count > 0 and cmsgpack.pack(...) or '')
 end
 
+-- Whether the head shows all that concerns the end of an execution that runs. Its budgets are no matter then.
+local function is_ordinary_run(head)
+  return head.plain or head.free
+    and #head.blockers == 0
+    and head.unresolved_dependencies == 0
+    and #head.open_waitpoint_ids == 0
+    and not head.suspension_id
+    and not head.waitpoint_id
+    and head.suspended_reason == BLOCKING.NONE
+end
+
+-- What is on record of the execution's policy; nothing if it has none.
+local function policy_of(execution)
+  local policy = execution.policy
+  return policy ~= '' and cmsgpack.unpack(string.sub(policy, #packed_name('policy') + 1)) or nil
+end
+
+-- Let no budget have the execution among those that it may have to cancel.
+local function detach_from_budgets(change)
+  local execution = change.execution
+  local head, policy = execution.head, not execution.head.unlimited and policy_of(execution)
+  for _, budget_id in ipairs(policy and policy.budget_ids or {}) do
+    remove_row(change, INDEX.ATTACHED, budget_id, head.created_at, execution.id)
+  end
+end
+
 -- Take the lease back. The time used is subtracted from the timeout.
 local function release_lease(change, reason)
   local head = change.execution.head
@@ -67,7 +93,7 @@ local function make_runnable(change, from_ms, reason)
   local head, now = change.execution.head, change.call.now
   head.phase = PHASE.RUNNABLE
   if from_ms > now then
-    head.plain, head.only_blocked = false, true
+    head.plain, head.only_blocked = false, head.plain
     head.blockers = {{
       kind = BLOCKER.TIME, reason = reason, detail = 'delayed until ' .. text(from_ms), until_ms = from_ms}}
   end
@@ -83,6 +109,7 @@ local function end_execution(change, item, outcome, release_reason, failure)
   local head = execution.head
   release_lease(change, release_reason)
   end_attempt(change, outcome, failure)
+  detach_from_budgets(change)
   head.continuation = CONTINUATION.NONE
   head.phase, head.outcome = PHASE.TERMINAL, outcome
   head.failure_reason, head.failure_category = failure.reason, failure.category

@@ -115,6 +115,7 @@ _ACTIVE: Final = (
     indexes.DUE_ATTEMPT,
     indexes.DUE_DEADLINE,
 )
+_ENDED: Final = (indexes.TERMINAL, indexes.RETENTION, indexes.DUE_MESSAGE, indexes.ATTACHED)
 _CLAIM: Final = (
     "lane_id",
     "worker_id",
@@ -202,7 +203,7 @@ SIGNATURES: Final[dict[str, Signature]] = {
         item_arguments=(*_CLAIM_ITEM, "related", "past_attempt_listed"),
     ),
     "complete_execution": Signature(
-        indexes=(*_ACTIVE, indexes.TERMINAL, indexes.RETENTION, indexes.DUE_MESSAGE),
+        indexes=(*_ACTIVE, *_ENDED),
         kinds=(ExecutionResult.KIND, Message.KIND),
         families=(Family.LEASE, Family.COMPLETION),
         shared_arguments=("release_reason",),
@@ -305,9 +306,7 @@ SIGNATURES: Final[dict[str, Signature]] = {
             indexes.ELIGIBLE,
             indexes.DELAYED,
             indexes.DUE_DELAY,
-            indexes.TERMINAL,
-            indexes.RETENTION,
-            indexes.DUE_MESSAGE,
+            *_ENDED,
         ),
         kinds=(Message.KIND,),
         families=(Family.LEASE, Family.COMPLETION),
