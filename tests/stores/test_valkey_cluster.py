@@ -19,7 +19,7 @@ from flowfabric.core.records import Keyring, PastAttempt, Reservation, key_for
 from flowfabric.core.rules.creation import RESERVATION_GRACE_MS, reservation_identity
 from flowfabric.engine.engine import Engine
 from flowfabric.stores.base import Change, Commit, Conflict
-from flowfabric.stores.valkey import ValkeyStore
+from flowfabric.stores.valkey import ValkeyStore, outboxes
 from flowfabric.stores.valkey.keys import Keys, Shards
 from flowfabric.testing.bed import Bed
 from flowfabric.testing.clock import ManualClock
@@ -195,14 +195,14 @@ class TestLog:
         assert [await store.last_event() for store in (one, *others)] == [0, 0, 0]
         assert one._outboxes is not None
         with monkeypatch.context() as patch:
-            patch.setattr(one._outboxes, "note", lambda *filled: None)
+            patch.setattr(one._outboxes, "note", lambda *noted: None)
             for number in range(8):
                 record = counter(number, tag=tagged(number))
                 await one.commit(commit(changes=[Change(record.key, 0, record)], events=[event(number)]))
         assert await one.last_event() == 0
         for store in others:
             assert store._outboxes is not None
-            store._outboxes.note(*store._shards.all)
+            store._outboxes.doubt(store._shards.all)
         assert await asyncio.gather(*(store.last_event() for store in others)) == [8, 8]
         for shard in one._shards.all:
             [left] = await one._client.read(shard.slot, ("XLEN", shard.outbox))
@@ -212,27 +212,92 @@ class TestLog:
         self, open_store: OpenStore
     ) -> None:
         store = await open_store(shards=SHARDS)
-        outboxes = store._outboxes
-        assert outboxes is not None
+        carrier = store._outboxes
+        assert carrier is not None
         await store.last_event()
         records = [counter(number, tag=tagged(number)) for number in (1, 2)]
         await store.commit(commit(changes=[Change(records[0].key, 0, records[0])], events=[event(1)]))
-        carrying = outboxes._carrying
+        carrying = carrier._carrying
         assert carrying is not None
         while not carrying.done():
             await asyncio.sleep(0)
-        assert outboxes._carrying is carrying, "its end has been noticed, which this test has to come before"
-        outboxes.note(store._shards.of_record(records[1].key))
-        assert outboxes._carrying is not carrying
+        assert carrier._carrying is carrying, "its end has been noticed, which this test has to come before"
+        carrier.doubt([store._shards.of_record(records[1].key)])
+        assert carrier._carrying is not carrying
         await store.commit(commit(changes=[Change(records[1].key, 0, records[1])], events=[event(2)]))
         assert await store.last_event() == 2
+
+    @pytest.mark.parametrize("at_once", [2, outboxes.CARRIED_AT_ONCE])
+    async def test_what_a_process_commits_is_told_in_that_order(
+        self, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, at_once: int
+    ) -> None:
+        """Whichever shards it is in, and also if much waits to be carried."""
+        store = await open_store(shards=SHARDS)
+        monkeypatch.setattr(outboxes, "CARRIED_AT_ONCE", at_once)
+        await store.last_event()
+        assert store._outboxes is not None
+        told = [event(number) for number in range(12)]
+        with monkeypatch.context() as patch:
+            patch.setattr(store._outboxes, "_start", lambda: None)
+            for number, one in enumerate(told):
+                record = counter(number, tag=tagged((0, 1, 0, 2, 2, 1)[number % 6]))
+                await store.commit(commit(changes=[Change(record.key, 0, record)], events=[one]))
+        assert [found.event for found in await store.read_events(0)] == told
+
+    async def test_who_reads_the_log_does_not_wait_for_what_is_committed_meanwhile(
+        self, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = await open_store(shards=SHARDS)
+        await store.last_event()
+        carrier = store._outboxes
+        assert carrier is not None
+        read = carrier._read
+        made = 0
+
+        async def read_while_one_more_is_committed(wanted: Any) -> Any:
+            nonlocal made
+            made += 1
+            record = counter(made, tag=tagged(made))
+            await store.commit(commit(changes=[Change(record.key, 0, record)], events=[event(made)]))
+            return await read(wanted)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(carrier, "_read", read_while_one_more_is_committed)
+            carrier.doubt(store._shards.all)
+            async with asyncio.timeout(60):
+                assert await store.last_event() <= made
+
+    async def test_an_outbox_that_cannot_be_reached_holds_up_no_other(
+        self, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = await open_store(shards=SHARDS)
+        await store.last_event()
+        read, gone = store._client.read, store._shards.all[1]
+
+        async def read_if_there(slot: int, *commands: Any) -> Any:
+            if slot == gone.slot:
+                raise errors.StoreUnreachable
+            return await read(slot, *commands)
+
+        told = [event(number) for number in range(1, 4)]
+        with monkeypatch.context() as patch:
+            patch.setattr(store._client, "read", read_if_there)
+            for number, one in enumerate(told, start=1):
+                record = counter(number, tag=tagged(number))
+                await store.commit(commit(changes=[Change(record.key, 0, record)], events=[one]))
+            async with asyncio.timeout(60):
+                while await store._read_counter("events") < 2:
+                    await asyncio.sleep(0.001)
+            with pytest.raises(errors.StoreUnreachable):
+                await store.last_event()
+        assert [found.event for found in await store.read_events(0)] == [*told[1:], told[0]]
 
     async def test_looking_for_changes_looks_into_the_outboxes(
         self, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one, two = await open_store(shards=SHARDS), await open_store()
         assert one._outboxes is not None
-        monkeypatch.setattr(one._outboxes, "note", lambda *filled: None)
+        monkeypatch.setattr(one._outboxes, "note", lambda *noted: None)
         record = counter(3, tag=tagged(3))
         await one.commit(commit(changes=[Change(record.key, 0, record)], events=[event(3)]))
         async with asyncio.timeout(60):
@@ -251,7 +316,7 @@ class TestLog:
         record = counter(1, tag=tagged(1))
         assert store._outboxes is not None
         with monkeypatch.context() as patch:
-            patch.setattr(store._outboxes, "_carry_some", broken)
+            patch.setattr(store._outboxes, "_log", broken)
             await store.commit(commit(changes=[Change(record.key, 0, record)], events=[event(1)]))
             with pytest.raises(errors.StoreUnreachable):
                 await store.read_events(0)

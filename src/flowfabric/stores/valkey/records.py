@@ -38,6 +38,8 @@ ENDING_KINDS: Final = frozenset({PastAttempt.KIND, ExecutionResult.KIND, Message
 """New records of these kinds come with the end of work, which frees memory sooner or later."""
 
 Argument = str | bytes | int
+Entry = tuple[bytes, list[bytes]]
+"""An entry of a stream: its id, and names and values by turns."""
 
 _encode_event = msgspec.msgpack.Encoder().encode
 _decode_event = msgspec.msgpack.Decoder(Event).decode
@@ -210,24 +212,20 @@ def frees_memory(commit: Commit) -> bool:
 
 
 def log_call(
-    keys: Keys,
-    shard: int,
-    entries: Sequence[tuple[bytes, list[bytes]]],
-    settings: Settings,
-    announcement: str,
+    keys: Keys, entries: Sequence[tuple[int, Entry]], settings: Settings, announcement: str
 ) -> tuple[list[str], list[Argument]]:
-    """The keys and arguments of ``log``: what an outbox holds goes into the log.
+    """The keys and arguments of ``log``: what outboxes hold goes into the log.
 
     Args:
         keys: the home shard.
-        shard: whose outbox it is.
-        entries: what the outbox holds, from its beginning.
+        entries: what outboxes hold, each with the shard; those of one shard from the beginning of its outbox.
         settings: where the log is told of.
         announcement: the message with which it is published.
     """
     numbers: dict[str, int] = {keys.state: 1}
-    arguments: list[Argument] = [shard, settings.channel, announcement, len(entries)]
-    for entry, (_, family, _, execution_id, _, namespace, _, data) in entries:
+    shards = {shard: place for place, shard in enumerate(dict(entries), start=1)}
+    arguments: list[Argument] = [settings.channel, announcement, len(shards), *shards, len(entries)]
+    for shard, (entry, (_, family, _, execution_id, _, namespace, _, data)) in entries:
         kept = Family(family.decode())
         told = (
             keys.log(kept),
@@ -235,7 +233,7 @@ def log_call(
             keys.told_in(namespace.decode(), kept),
         )
         places = [numbers.setdefault(key, len(numbers) + 1) for key in told]
-        arguments += [_place(entry)[0], *places, family, data]
+        arguments += [shards[shard], _place(entry)[0], *places, family, data]
     return list(numbers), arguments
 
 
@@ -276,6 +274,11 @@ def told_of(member: bytes) -> tuple[int, Family]:
     """A place in the log and the family of the event that is there."""
     place, _, family = member.decode().partition(" ")
     return int(place), Family(family)
+
+
+def entry_number(entry: Entry) -> int:
+    """The number of an entry of an outbox."""
+    return _place(entry[0])[0]
 
 
 def _place(entry: bytes) -> tuple[int, int]:

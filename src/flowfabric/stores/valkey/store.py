@@ -122,7 +122,7 @@ class ValkeyStore:
         self.native.statistics = NativeStatistics()
         self._mark_ms = 0
         self._outboxes = Outboxes(self._client, self._shards, changes.origin)
-        self._outboxes.note(*self._shards.all)
+        self._outboxes.doubt(self._shards.all)
         self._changes = changes
         return durability
 
@@ -351,7 +351,7 @@ class ValkeyStore:
         changed = await self._open_changes().wait(timeout_ms)
         if not changed:
             # What another process has put out and did not carry to the log before it ended.
-            self._open_outboxes().note(*self._shards.all)
+            self._open_outboxes().doubt(self._shards.all)
         return changed
 
     # Writing
@@ -380,10 +380,10 @@ class ValkeyStore:
         self.statistics.commits += 1
         changes.committed()
         self._sightings.put(shard.shard, claimable_scopes(commit))
-        mark_ms, offset_ms, clock_ms, version = (int(number) for number in answer)
+        mark_ms, offset_ms, clock_ms, version, put_out = (int(number) for number in answer)
         self._mark_ms = self.clock.read(mark_ms, offset_ms, server_ms=clock_ms)
         if commit.events:
-            self._open_outboxes().note(shard)
+            self._open_outboxes().note(shard, put_out)
         require_confirmed(confirmed, self.settings)
         # With several shards there is no version to tell: who loads nothing reads no shard's clock, and
         # what is decided about one shard has to follow the clock of that one.
@@ -426,16 +426,16 @@ class ValkeyStore:
             StoreError: the server failed. The outcome is unknown if it cannot be reached.
         """
         changes = self._open_changes()
-        [[mark_ms, offset_ms, clock_ms, put, *replies], *confirmed] = await self._invoke(
+        [[mark_ms, offset_ms, clock_ms, put, put_out, *replies], *confirmed] = await self._invoke(
             shard, function, keys, arguments
         )
         now = self.clock.read(int(mark_ms), int(offset_ms), server_ms=int(clock_ms))
-        if any(replies):
+        if put_out:
             self._mark_ms = now
             self.statistics.commits += 1
             changes.committed()
             self._sightings.put(shard.shard, [scope.decode() for scope in put])
-            self._open_outboxes().note(shard)
+            self._open_outboxes().note(shard, int(put_out))
             require_confirmed(confirmed, self.settings)
         return now, replies
 

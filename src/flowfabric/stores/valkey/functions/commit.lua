@@ -15,7 +15,8 @@
 --         outbox     outbox key, family, execution id, namespace, data    events that are yet to be logged
 --         frames     key, id, data
 --         trims      key, how many frames to keep
--- Reply {1, mark, offset, clock, version} when everything was applied, the mark as it was before,
+-- Reply {1, mark, offset, clock, version, put out} when everything was applied, the mark as it was before
+--       and the number of the last event in the outbox,
 --       {0, key number, ...} when nothing was: these records have other versions now.
 -- Error FFORDER a frame would not be behind the last one of its stream; nothing was applied.
 --
@@ -134,7 +135,7 @@ local function commit(keys, arguments)
   server.call('HSET', keys[1], 'commits', version, 'events', text(last), 'put_out', text(put_out),
     'mark_ms', text(mark_after(mark, clock + offset, tonumber(arguments[2]))))
   server.call('PUBLISH', arguments[3], arguments[4])
-  return {1, text(mark), text(offset), text(clock), version}
+  return {1, text(mark), text(offset), text(clock), version, text(put_out)}
 end
 
 register('commit', commit, {})

@@ -7,8 +7,9 @@
 --
 -- KEYS and ARGV  what the signature of the function says: see native/signatures.py
 -- Reply the mark as it was before, the clock's offset and the clock, then a list of the scopes in which there
---       is work to claim now, and for each command its reply, '' if it was declined, '?' and what else has to
---       be named if the caller shall ask again, or '!' and why it could not be decided, which must not happen.
+--       is work to claim now, the number of the last event in the outbox, or '' if nothing was written, and for
+--       each command its reply, '' if it was declined, '?' and what else has to be named if the caller shall
+--       ask again, or '!' and why it could not be decided, which must not happen.
 
 -- Some values by their names, in a table that is used again for every command.
 local function named(found, names, values, first)
@@ -393,7 +394,7 @@ local function register_native(name, decide, flags)
     local call = {key = {}}
     name_next(call, call.key, signature.keys, signature.arguments)
     begin(call)
-    local reply = {text(call.mark), text(call.offset), text(call.clock), {}}
+    local reply = {text(call.mark), text(call.offset), text(call.clock), {}, ''}
     local item, left = {key = {}}, {}
     for _ = 1, tonumber(call.count) do
       name_next(item, item.key, signature.item_keys, signature.item_arguments)
@@ -411,7 +412,7 @@ local function register_native(name, decide, flags)
       end
     end
     if call.written then
-      reply[4] = finish(call)
+      reply[4], reply[5] = finish(call), text(call.put_out)
     end
     return reply
   end
