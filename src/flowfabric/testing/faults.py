@@ -277,12 +277,13 @@ def comparable(held: Dump) -> Dump:
     events: dict[str, list[Any]] = {}
     for event in held["events"]:
         events.setdefault(str(event["event"]["execution_id"]), []).append(event["event"])
-    return {**held, "records": _unnumbered(held["records"]), "events": events}
+    return {**held, "records": unnumbered(held["records"]), "events": events}
 
 
-def _unnumbered(value: Any) -> Any:
+def unnumbered(value: Any) -> Any:
+    """Builtins without the numbers of requests that an engine has made for itself."""
     if isinstance(value, str):
         return _MINTED.sub("request", value)
     if isinstance(value, dict):
-        return {name: _unnumbered(part) for name, part in value.items()}
-    return [_unnumbered(part) for part in value] if isinstance(value, (list, tuple)) else value
+        return {name: unnumbered(part) for name, part in value.items()}
+    return [unnumbered(part) for part in value] if isinstance(value, (list, tuple)) else value

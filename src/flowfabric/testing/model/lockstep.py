@@ -7,7 +7,7 @@ that both hold is compared, and audited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from random import Random
@@ -19,10 +19,12 @@ import msgspec
 from flowfabric import errors, minting
 from flowfabric.contracts.backend import BackendCapabilities
 from flowfabric.core.records import Record
+from flowfabric.core.registry import RULES
 from flowfabric.engine.operations import operation_for
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing.bed import NAMESPACE, Bed
 from flowfabric.testing.dump import differences, dump
+from flowfabric.testing.faults import unnumbered
 from flowfabric.testing.model.steps import Pass, Restart, Send, Step, Together, sends_of
 from flowfabric.testing.stores import RecordingStore
 
@@ -58,8 +60,6 @@ class Side:
             await self.bed.advance(step.milliseconds)
         elif isinstance(step, Pass):
             self.bed.clock.advance(step.milliseconds)
-        elif isinstance(step, Together):
-            return await self._send_together(step)
         elif isinstance(step, Send):
             return [await self._send(step)]
         return []
@@ -82,12 +82,12 @@ class Side:
         except Exception as refusal:  # noqa: BLE001 - it is what the other side has to answer as well
             return refusal
 
-    async def _send_together(self, step: Together) -> list[Any]:
+    async def send_together(self, sends: Sequence[Send]) -> list[Any]:
         """Send commands of one caller at once."""
         return await self.bed.engine.execute_many(
-            [send.command for send in step.sends],
-            request_ids=[send.request_id for send in step.sends],
-            namespace=step.sends[0].namespace,
+            [send.command for send in sends],
+            request_ids=[send.request_id for send in sends],
+            namespace=sends[0].namespace,
             actor="model",
         )
 
@@ -100,7 +100,9 @@ class Side:
         """What the store holds of what was touched, and the events that are new."""
         loaded = await self.store.load(sorted(touched.keys)) if touched.keys else None
         return {
-            "records": {key: _plain(record) for key, _, record in (loaded.rows if loaded else ())},
+            "records": unnumbered(
+                {key: _plain(record) for key, _, record in (loaded.rows if loaded else ())}
+            ),
             "rows": {
                 f"{index} {scope!r}": await self.store.read_index(index, scope, limit=PAGE)
                 for index, scope in sorted(touched.scopes)
@@ -157,10 +159,9 @@ class Lockstep:
             Divergence: they differ, or an invariant is broken.
         """
         self.taken += 1
-        with same_ids(self.taken):
-            expected = await self.model.take(step)
-        with same_ids(self.taken):
-            answers = await self.subject.take(step)
+        expected, answers = await (
+            self._take_together(step) if isinstance(step, Together) else self._take_one(step)
+        )
         commits = self.model.take_commits()
         _require_same(step, expected, answers)
         _require_quiet_refusal(step, expected, commits)
@@ -168,6 +169,38 @@ class Lockstep:
         if self.taken % AUDIT_EVERY_STEPS == 0:
             await self._audit()
         return expected, commits
+
+    async def _take_one(self, step: Step) -> tuple[list[Any], list[Any]]:
+        with same_ids(self.taken):
+            expected = await self.model.take(step)
+        with same_ids(self.taken):
+            return expected, await self.subject.take(step)
+
+    async def _take_together(self, step: Together) -> tuple[list[Any], list[Any]]:
+        """Send at once what is decided in one place by the store under test, and place by place.
+
+        What is decided in several places at the same time has no order that it must have.
+        """
+        expected: dict[int, Any] = {}
+        answers: dict[int, Any] = {}
+        for part in self._by_place(step.sends):
+            sends = [step.sends[number] for number in part]
+            with same_ids(self.taken):
+                expected |= zip(part, await self.model.send_together(sends), strict=True)
+            with same_ids(self.taken):
+                answers |= zip(part, await self.subject.send_together(sends), strict=True)
+        order = range(len(step.sends))
+        return [expected[number] for number in order], [answers[number] for number in order]
+
+    def _by_place(self, sends: Sequence[Send]) -> list[list[int]]:
+        """The numbers of commands that one place of the store under test decides."""
+        if len(sends) == 1:
+            return [[0]]  # which may be several commands to the engine
+        parts: dict[int, list[int]] = {}
+        for number, send in enumerate(sends):
+            key = next(iter(RULES[type(send.command)].reads(send.command)), "")
+            parts.setdefault(self.subject.store.place_of(key), []).append(number)
+        return list(parts.values())
 
     async def finish(self) -> None:
         """Compare everything that both hold, and audit it.
@@ -180,6 +213,7 @@ class Lockstep:
         held, expected = await dump(self.subject.store), await dump(self.model.store)
         for found in (held, expected):
             found["events"] = _by_partition(found["events"])
+            found["records"] = unnumbered(found["records"])
         changed = differences(held, expected)
         if changed:
             raise Divergence("the store differs from the model:\n" + "\n".join(changed))
