@@ -44,12 +44,22 @@ class Divergence(AssertionError):
     """The store under test did not do what the memory store did, or both broke an invariant."""
 
 
+class _Watched(RecordingStore):
+    """Remembers what was committed, and lets the store decide and find work by itself where it can."""
+
+    def __init__(self, inner: ClockedStore) -> None:
+        super().__init__(inner)
+        for name in ("native", "eligible_reads"):
+            if hasattr(inner, name):
+                setattr(self, name, getattr(inner, name))
+
+
 class Side:
     """One of the two engines."""
 
     def __init__(self, open_store: OpenStore) -> None:
         self._open_store = open_store
-        self.store = RecordingStore(open_store())
+        self.store = _Watched(open_store())
         self.bed = Bed(self.store, namespace=NAMESPACE)
 
     async def take(self, step: Step) -> list[Any]:
@@ -68,7 +78,7 @@ class Side:
         """A store that only lives in memory is closed and opened again; another one is made anew."""
         durability = self.bed.engine.durability
         if durability is None or durability.level != "D0":
-            self.store = RecordingStore(self._open_store())
+            self.store = _Watched(self._open_store())
         await self.bed.restart(self.store)
 
     async def _send(self, send: Send) -> Any:
@@ -177,13 +187,10 @@ class Lockstep:
             return expected, await self.subject.take(step)
 
     async def _take_together(self, step: Together) -> tuple[list[Any], list[Any]]:
-        """Send at once what is decided in one place by the store under test, and place by place.
-
-        What is decided in several places at the same time has no order that it must have.
-        """
+        """Send commands at once, but for those that would meet in an order of chance."""
         expected: dict[int, Any] = {}
         answers: dict[int, Any] = {}
-        for part in self._by_place(step.sends):
+        for part in self._sent_at_once(step.sends):
             sends = [step.sends[number] for number in part]
             with same_ids(self.taken):
                 expected |= zip(part, await self.model.send_together(sends), strict=True)
@@ -192,14 +199,18 @@ class Lockstep:
         order = range(len(step.sends))
         return [expected[number] for number in order], [answers[number] for number in order]
 
-    def _by_place(self, sends: Sequence[Send]) -> list[list[int]]:
-        """The numbers of commands that one place of the store under test decides."""
+    def _sent_at_once(self, sends: Sequence[Send]) -> list[list[int]]:
+        """The numbers of commands whose order the store under test keeps if they are sent at once.
+
+        Those are decided in one place, and if the store decides some kinds by itself, of one kind.
+        """
         if len(sends) == 1:
             return [[0]]  # which may be several commands to the engine
-        parts: dict[int, list[int]] = {}
+        store, parts = self.subject.store, dict[tuple[int, object], list[int]]()
         for number, send in enumerate(sends):
             key = next(iter(RULES[type(send.command)].reads(send.command)), "")
-            parts.setdefault(self.subject.store.place_of(key), []).append(number)
+            kind = type(send.command) if hasattr(store, "native") else None
+            parts.setdefault((store.place_of(key), kind), []).append(number)
         return list(parts.values())
 
     async def finish(self) -> None:
