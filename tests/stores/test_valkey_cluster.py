@@ -23,7 +23,7 @@ from flowfabric.stores.valkey import ValkeyStore, outboxes
 from flowfabric.stores.valkey.keys import Keys, Shards
 from flowfabric.testing.bed import Bed
 from flowfabric.testing.clock import ManualClock
-from tests.core.requests import candidate, renew
+from tests.core.requests import candidate, complete, renew
 from tests.stores.builders import (
     commit,
     counter,
@@ -439,6 +439,46 @@ class TestChange:
                 engine.execute(asking), asyncio.to_thread(pair.move, keys.slot, owner, other)
             )
             assert renewed.expires_at > claimed.work.lease_expires_at
+            assert (await audit(engine)).violations == ()
+
+    async def test_a_function_that_cannot_reach_its_keys_leaves_it_to_the_rule(
+        self, pair: Cluster, tmp_path: Path
+    ) -> None:
+        """It names indexes without rows, too, and so would wait until the slot has moved."""
+        async with Engine(pair.store(tmp_path, shards=SHARDS), namespace="tenant") as engine:
+            store = cast("ValkeyStore", engine.store)
+            made = CreateExecutionArgs(
+                execution_id=execution_id(1, tagged(2)),
+                namespace="tenant",
+                lane_id="lane",
+                execution_kind="kind",
+                input_payload=b"",
+                priority=0,
+                creator_identity="tests",
+            )
+            await engine.execute(made)
+            claimed: Any = await engine.execute(
+                candidate(made.execution_id, lane_id="lane", lease_ttl_ms=60_000)
+            )
+            last = await store.last_event()
+            keys, owner, other = self.owners(pair, store, 2)
+            assert other.ask("CLUSTER", "SETSLOT", str(keys.slot), "IMPORTING", self.name_of(owner)) == b"+OK"
+            assert owner.ask("CLUSTER", "SETSLOT", str(keys.slot), "MIGRATING", self.name_of(other)) == b"+OK"
+            fence = claimed.work.fence
+            renewed: Any = await engine.execute(renew(made.execution_id, fence, lease_ttl_ms=120_000))
+            assert renewed.expires_at > claimed.work.lease_expires_at
+            assert store.native.statistics.declined["renew_lease"] == 1
+            completing = asyncio.create_task(
+                engine.execute(complete(made.execution_id, fence), request_id="c")
+            )
+            async with asyncio.timeout(60):
+                while not store._client.redirects:  # its result is a key that is not there yet
+                    await asyncio.sleep(0.001)
+            await asyncio.to_thread(pair.move, keys.slot, owner, other)
+            completed = await completing
+            assert await engine.execute(complete(made.execution_id, fence), request_id="c") == completed
+            told = [found.event.name for found in await store.read_events(last)]
+            assert told == ["renewed", "released", "success"]
             assert (await audit(engine)).violations == ()
 
     @pytest.mark.slow

@@ -36,6 +36,12 @@ PATIENCE_S: Final = 5.0
 """How long a command looks for the server that has its slot, while a cluster changes."""
 PAUSE_S: Final = 0.02
 """How long it waits before it asks again."""
+TRY_AGAIN: Final = "TRYAGAIN"
+"""How a server says that keys of a command are on both sides of a slot that is moving."""
+
+
+class SlotIsMoving(Exception):
+    """The server did not act: of the keys of the command, some are not there, or not any more."""
 
 
 class Client:
@@ -119,14 +125,27 @@ class Client:
         keys: Sequence[str],
         arguments: Sequence[str | bytes | int],
         *then: Command,
+        waits: bool = True,
     ) -> list[Any]:
         """Call a function of the library, and send other commands behind it.
 
+        Args:
+            slot: the slot of the keys.
+            function: the name of the function.
+            keys: all that it may touch.
+            arguments: what else it is told.
+            then: commands that follow it.
+            waits: wait if the slot is just moving key by key.
+
         Raises:
+            SlotIsMoving: it is, and this was not to wait.
             StoreError: as for ``write``.
         """
         call = ("FCALL", library().function(function), len(keys), *keys, *arguments)
-        return checked(await self._ask_with_library(slot, (call, *then), writing=True), self.settings.place)
+        replies = await self._ask_with_library(slot, (call, *then), writing=True, waits=waits)
+        if not waits and _pointed_by(replies) == TRY_AGAIN:
+            raise SlotIsMoving
+        return checked(replies, self.settings.place)
 
     async def read_everywhere(self, *commands: Command) -> list[tuple[str, list[Any]]]:
         """Ask every primary the same. Returns how errors name each of them, and its answers.
@@ -199,17 +218,24 @@ class Client:
             raise
         return connection
 
-    async def _ask_with_library(self, slot: int, commands: Sequence[Command], *, writing: bool) -> list[Any]:
+    async def _ask_with_library(
+        self, slot: int, commands: Sequence[Command], *, writing: bool, waits: bool = True
+    ) -> list[Any]:
         """Send commands of which only the first may write, and send them again if a function was missing."""
-        replies = await self._ask(slot, commands, writing=writing)
+        replies = await self._ask(slot, commands, writing=writing, waits=waits)
         if any(map(_misses_function, replies)):
             self.reloads += 1
             await self.load_library()
-            replies = await self._ask(slot, commands, writing=writing)
+            replies = await self._ask(slot, commands, writing=writing, waits=waits)
         return replies
 
-    async def _ask(self, slot: int, commands: Sequence[Command], *, writing: bool) -> list[Any]:
-        """Send commands to the server that has the slot, and follow where it points."""
+    async def _ask(
+        self, slot: int, commands: Sequence[Command], *, writing: bool, waits: bool = True
+    ) -> list[Any]:
+        """Send commands to the server that has the slot, and follow where it points.
+
+        What the server does not do because the slot is just moving is sent again, if it ``waits``.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while True:
             self._require_open()
@@ -223,7 +249,7 @@ class Client:
             except errors.StoreError:
                 self._servers.outdated = self.settings.cluster
                 raise
-            if pointer is None or time.monotonic() > deadline:
+            if pointer is None or time.monotonic() > deadline or (pointer[0] == TRY_AGAIN and not waits):
                 return replies
             self.redirects += 1
             if pointer[0] == "MOVED":
@@ -257,9 +283,15 @@ def _pointer_of(replies: list[Any]) -> list[str] | None:
     for reply in replies:
         if isinstance(reply, ReplyError):
             words = str(reply).split(" ")
-            if words[0] in ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"):
+            if words[0] in ("MOVED", "ASK", TRY_AGAIN, "CLUSTERDOWN"):
                 return words
     return None
+
+
+def _pointed_by(replies: list[Any]) -> str | None:
+    """The first of these words, if there is one."""
+    pointer = _pointer_of(replies)
+    return None if pointer is None else pointer[0]
 
 
 def _misses_function(reply: Any) -> bool:

@@ -390,11 +390,19 @@ class ValkeyStore:
         return version if home else None
 
     async def _invoke(
-        self, shard: Keys, function: str, keys: Sequence[str], arguments: Sequence[Argument]
+        self,
+        shard: Keys,
+        function: str,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        *,
+        waits: bool = True,
     ) -> list[Any]:
         """Call a function that may put work into a shard. Whether it has may stay unknown."""
         try:
-            return await self._client.invoke(shard.slot, function, keys, arguments, *waiting(self.settings))
+            return await self._client.invoke(
+                shard.slot, function, keys, arguments, *waiting(self.settings), waits=waits
+            )
         except BaseException:
             self._sightings.forget(shard.shard)
             raise
@@ -423,11 +431,12 @@ class ValkeyStore:
         """Call such a function. Returns the instant at which it has decided, and its replies.
 
         Raises:
+            SlotIsMoving: some of its keys are not on the server that has the others.
             StoreError: the server failed. The outcome is unknown if it cannot be reached.
         """
         changes = self._open_changes()
         [[mark_ms, offset_ms, clock_ms, put, put_out, *replies], *confirmed] = await self._invoke(
-            shard, function, keys, arguments
+            shard, function, keys, arguments, waits=False
         )
         now = self.clock.read(int(mark_ms), int(offset_ms), server_ms=int(clock_ms))
         if put_out:

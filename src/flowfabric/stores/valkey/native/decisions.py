@@ -13,6 +13,7 @@ from flowfabric import errors
 from flowfabric.core.records import kind_of
 from flowfabric.core.registry import RULES
 from flowfabric.stores.base import DECLINED, Commit, Decided
+from flowfabric.stores.valkey.client import SlotIsMoving
 from flowfabric.stores.valkey.native.admitting import CheckAdmission
 from flowfabric.stores.valkey.native.appending import AppendFrame
 from flowfabric.stores.valkey.native.claiming import ClaimExecution, ClaimRelatedExecution
@@ -202,6 +203,12 @@ class Decisions:
             now, replies = await self._store.invoke_native(shard, function.name, keys, arguments)
         except errors.StoreFull:
             return []  # nothing was changed, and the rules know what still goes through
+        except SlotIsMoving:
+            # A function names every key that it may touch, also some that are not there. The rule names
+            # fewer, so it may do what the function cannot until the slot has moved.
+            for _ in places:
+                self.statistics.count(self.statistics.declined, function.name)
+            return []
         except errors.FlowFabricError as error:
             for place in places:
                 decided.answers[place] = error
