@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from flowfabric.testing.clock import ClockedStore
     from flowfabric.testing.dump import Dump
 
+Sharing: TypeAlias = "Callable[[Any], str]"
+"""What events must have in common to have an order that stores must share."""
 OpenStore: TypeAlias = "Callable[[], ClockedStore]"
 """Makes an unopened store over the same data each time."""
 
@@ -106,7 +108,7 @@ class Side:
         commits, self.store.commits = self.store.commits, []
         return commits
 
-    async def view(self, touched: Touched, after_event: int) -> Dump:
+    async def view(self, touched: Touched, after_event: int, sharing: Sharing) -> Dump:
         """What the store holds of what was touched, and the events that are new."""
         loaded = await self.store.load(sorted(touched.keys)) if touched.keys else None
         return {
@@ -121,7 +123,7 @@ class Side:
                 stream: _plain(await self.store.read_frames(stream, limit=PAGE))
                 for stream in sorted(touched.streams)
             },
-            "events": _by_partition(_plain(await self.store.read_events(after_event, limit=PAGE))),
+            "events": _grouped(_plain(await self.store.read_events(after_event, limit=PAGE)), sharing),
             "log": {"trimmed": await self.store.trimmed_events(), "last": await self.store.last_event()},
         }
 
@@ -152,6 +154,8 @@ class Lockstep:
         self.subject = Side(open_store)
         self.taken = 0
         self._events = 0
+        self._decides = hasattr(self.subject.store, "native")
+        self._sharing = _execution_of if self._decides else _partition_of
 
     async def __aenter__(self) -> Self:
         await self.model.bed.__aenter__()
@@ -206,11 +210,11 @@ class Lockstep:
         """
         if len(sends) == 1:
             return [[0]]  # which may be several commands to the engine
-        store, parts = self.subject.store, dict[tuple[int, object], list[int]]()
+        parts: dict[tuple[int, object], list[int]] = {}
         for number, send in enumerate(sends):
             key = next(iter(RULES[type(send.command)].reads(send.command)), "")
-            kind = type(send.command) if hasattr(store, "native") else None
-            parts.setdefault((store.place_of(key), kind), []).append(number)
+            kind = type(send.command) if self._decides else None
+            parts.setdefault((self.subject.store.place_of(key), kind), []).append(number)
         return list(parts.values())
 
     async def finish(self) -> None:
@@ -223,7 +227,7 @@ class Lockstep:
         """
         held, expected = await dump(self.subject.store), await dump(self.model.store)
         for found in (held, expected):
-            found["events"] = _by_partition(found["events"])
+            found["events"] = _grouped(found["events"], self._sharing)
             found["records"] = unnumbered(found["records"])
         changed = differences(held, expected)
         if changed:
@@ -231,7 +235,9 @@ class Lockstep:
         await self._audit()
 
     async def _compare_touched(self, touched: Touched) -> None:
-        held, expected = [await side.view(touched, self._events) for side in (self.subject, self.model)]
+        held, expected = [
+            await side.view(touched, self._events, self._sharing) for side in (self.subject, self.model)
+        ]
         changed = differences(held, expected)
         if changed:
             raise Divergence("the store differs from the model:\n" + "\n".join(changed))
@@ -275,10 +281,18 @@ def same_ids(seed: int) -> Iterator[None]:
         yield
 
 
-def _by_partition(events: list[Any]) -> list[Any]:
-    """Events without their places: only those of one partition have an order that stores must share."""
-    told = [stored["event"] for stored in events]
-    return sorted(told, key=lambda event: str(event["execution_id"]).partition(":")[2].partition("}")[0])
+def _grouped(events: list[Any], sharing: Sharing) -> list[Any]:
+    """Events without their places, in their order as far as it must be the same."""
+    return sorted((stored["event"] for stored in events), key=sharing)
+
+
+def _partition_of(event: Any) -> str:
+    return str(event["execution_id"]).partition(":")[2].partition("}")[0]
+
+
+def _execution_of(event: Any) -> str:
+    """For stores that decide some commands of a batch by themselves, beside the others."""
+    return str(event["execution_id"])
 
 
 def _plain(value: Record | list[Any] | None) -> Any:
