@@ -1,7 +1,7 @@
 """Two beds that are driven alike: in one the server decides what it can, in the other the rules do."""
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,9 +9,12 @@ import msgspec
 
 from flowfabric import errors
 from flowfabric.contracts.base import Command
+from flowfabric.core.indexes import ELIGIBLE
 from flowfabric.core.layout import USUAL, Facts
 from flowfabric.core.records import Execution, Key, kind_of
 from flowfabric.stores.valkey import ValkeyStore
+from flowfabric.stores.valkey.keys import scopes_range
+from flowfabric.stores.valkey.library import list_scopes
 from flowfabric.stores.valkey.packing import FRAME
 from flowfabric.testing import ManualClock, differences
 from flowfabric.testing.bed import Bed
@@ -41,6 +44,7 @@ class Pair:
     async def __aenter__(self) -> Self:
         for bed in (self.native, self.ruled):
             await self._stack.enter_async_context(bed)
+        self.store._sightings._clock = lambda: 0.0  # what is known does not go out of date
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -58,15 +62,20 @@ class Pair:
 
     async def ask(self, *commands: Command[Any], **options: Any) -> Any:
         """The answer to one command, or those to several at once. Refusals are answers."""
-        return self._same(
-            [await bed.engine.execute_many(list(commands), **options) for bed in (self.native, self.ruled)]
-        )
+        async with self._telling():
+            return self._same(
+                [
+                    await bed.engine.execute_many(list(commands), **options)
+                    for bed in (self.native, self.ruled)
+                ]
+            )
 
     async def ask_unbounded(self, *commands: Command[Any]) -> Any:
         """The same as a caller without bounds, as the engine itself is one."""
-        return self._same(
-            [await bed.engine.execute_unbounded(list(commands)) for bed in (self.native, self.ruled)]
-        )
+        async with self._telling():
+            return self._same(
+                [await bed.engine.execute_unbounded(list(commands)) for bed in (self.native, self.ruled)]
+            )
 
     def _same(self, answers: list[list[Any]]) -> Any:
         native, ruled = ([_comparable(answer) for answer in found] for found in answers)
@@ -96,6 +105,17 @@ class Pair:
         for key in dumped["records"]:
             if kind_of(key) == Execution.KIND:
                 assert await _facts(self.store, key) == await _facts(self._ruled_store, key), key
+
+    @asynccontextmanager
+    async def _telling(self) -> AsyncIterator[None]:
+        """Make sure that the store learns of all work that what happens meanwhile makes claimable."""
+        await self.store.eligible_reads(trusting=False).index_scopes(ELIGIBLE, "")
+        yield
+        for shard in self.store._shards.all:
+            known = self.store._sightings.scopes(shard.shard, ("", None))
+            listing = list_scopes(shard.index(ELIGIBLE), scopes_range("", None), 1_000)
+            [scopes] = await self.store._client.read(shard.slot, listing)
+            assert known is None or known >= {scope.decode() for scope in scopes}
 
 
 async def _facts(store: ValkeyStore, key: Key) -> dict[str, Any]:

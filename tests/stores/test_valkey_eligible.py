@@ -316,8 +316,8 @@ class TestClaims:
         assert await claim(bed) == made[:1]
         invoke = store._client.invoke
 
-        async def lost(*call: Any) -> Any:
-            await invoke(*call)
+        async def lost(*call: Any, **options: Any) -> Any:
+            await invoke(*call, **options)
             raise errors.StoreUnreachable
 
         with monkeypatch.context() as patch:

@@ -342,7 +342,6 @@ end
 
 -- Write what is written once in a call, and tell of it. Returns the scopes in which there is work to claim.
 local function finish(call)
-  local scopes = claimable_scopes(call)
   for key in pairs(call.edited) do
     server.call('SET', key, call.version .. ':' .. packed_record(call.records[key]))
   end
@@ -350,6 +349,7 @@ local function finish(call)
     server.call('SET', execution.key, packed_execution({call = call, execution = execution}))
     write_execution_rows(call, execution, execution.before)
   end
+  local scopes = claimable_scopes(call)
   write_sets(call)
   for key in pairs(call.removed) do
     server.call('DEL', key)
