@@ -288,3 +288,15 @@ async def test_what_a_server_refuses_whose_memory_is_full_the_rule_decides(
         assert await pair.ask(asking(roomy, second)) == GRANTED
         await pair.compare()
         assert counted.since == 2
+
+
+async def test_an_answer_that_changes_nothing_counts_as_no_commit(pair: Pair) -> None:
+    quota_id, [execution_id] = await quota(pair, cap=2), await waiting(pair, 1)
+    assert await pair.ask(asking(quota_id, execution_id)) == GRANTED
+    changes, counted = pair.store._changes, Counted(pair)
+    assert changes is not None
+    await changes._counted()
+    assert await pair.ask(asking(quota_id, execution_id)) == AGAIN
+    assert counted.since == 1
+    # Else it would look like a commit of others that was not heard.
+    assert not await changes._counted()

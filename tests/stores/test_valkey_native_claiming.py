@@ -318,3 +318,15 @@ class TestFullMemory:
                 await claimed(pair, claim.execution_id)
             await pair.compare()
             assert decided.since == [1, 1]
+
+
+async def test_a_question_counts_as_no_commit(pair: Pair) -> None:
+    claim = await started(pair, policy=SOON)
+    await failed(pair, claim)
+    changes, decided = pair.store._changes, Decided(pair)
+    assert changes is not None
+    await changes._counted()
+    await claimed(pair, claim.execution_id)
+    assert decided.since == [0, 1]
+    # Else every claim of a retry would look like a commit of others that was not heard.
+    assert not await changes._counted()

@@ -1,5 +1,6 @@
 """Joins that the server decides are what the rules make of them: the same answers, the same records."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -16,13 +17,16 @@ from flowfabric.contracts.flows import (
     OnSatisfied,
     QuorumOfEdges,
 )
+from flowfabric.contracts.policy import ExecutionPolicy, RoutingRequirements
 from flowfabric.contracts.states import PublicState
 from flowfabric.core.commands import DeliverMessageArgs, MessageDelivered
-from flowfabric.core.indexes import DUE_MESSAGE
+from flowfabric.core.indexes import DUE_MESSAGE, ELIGIBLE
 from flowfabric.core.layout import USUAL
 from flowfabric.core.records import Execution, key_for
 from flowfabric.stores.valkey import ValkeyStore
+from flowfabric.stores.valkey.keys import SCOPE_END
 from flowfabric.stores.valkey.packing import FRAME
+from flowfabric.stores.valkey.telling import SCOPES_MAX
 from flowfabric.testing.conformance.flows import Graph, graph
 from tests.stores.monitor import monitored
 from tests.stores.pair import Pair
@@ -115,6 +119,47 @@ async def twins(pair: Pair, edges: str, *args: Any, **options: Any) -> Twins:
 def accepted(pair: Pair) -> int:
     """How many deliveries the server has decided."""
     return pair.accepted.get(NAME, 0)
+
+
+class TestTelling:
+    async def test_a_shard_is_known_to_have_what_a_join_has_let_go(self, pair: Pair) -> None:
+        async def scopes(*, trusting: bool) -> list[str]:
+            return await pair.store.eligible_reads(trusting=trusting).index_scopes(ELIGIBLE, "")
+
+        flow = await twins(pair, "ab")
+        await flow.end("a")
+        assert await scopes(trusting=False) == []
+        await flow.deliver("a")
+        assert accepted(pair) == 1
+        known = await scopes(trusting=True)
+        assert len(known) == 1
+        assert await scopes(trusting=False) == known
+
+    async def test_the_message_of_a_call_does_not_name_very_many_scopes(
+        self, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bed, parents = pair.native, "abcde"
+        flow = await graph(bed, parents)
+        children = [chr(0x4E00 + number) for number in range(SCOPES_MAX + 1)]
+        for number, name in enumerate(children):
+            capability = RoutingRequirements(required_capabilities=(f"c{number}",))
+            flow.ids[name] = await bed.create(policy=ExecutionPolicy(routing_requirements=capability))
+            await flow.add(name)
+        await flow.connect(" ".join(f"{parents[place % 5]}{name}" for place, name in enumerate(children)))
+        with bed.nothing_delivered():
+            for name in parents:
+                await flow.run(name)
+        heard: list[bytes] = []
+        monkeypatch.setattr("flowfabric.stores.valkey.changes.note_told", lambda told, _: heard.append(told))
+        messages = [DeliverMessageArgs(message_id=f"{flow.ids[name]}/ended/0/0") for name in parents]
+        await bed.engine.execute_unbounded(messages)
+        assert accepted(pair) == len(parents)
+        changes = pair.store._changes
+        assert changes is not None
+        async with asyncio.timeout(60):
+            while changes.origin.encode() not in heard:
+                assert max((told.count(SCOPE_END) for told in heard), default=0) <= SCOPES_MAX
+                await asyncio.sleep(0.001)
 
 
 class TestJoin:

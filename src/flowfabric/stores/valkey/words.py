@@ -33,6 +33,7 @@ from flowfabric.core.state import BLOCKER_ORDER, PUBLIC_OF_OUTCOME
 from flowfabric.core.vocabulary import BlockerKind, Continuation, LeaseState
 from flowfabric.stores.valkey.keys import BEHIND_SCOPE, SCOPE_END
 from flowfabric.stores.valkey.native.signatures import SIGNAL_KEYS, SIGNATURES
+from flowfabric.stores.valkey.telling import SCOPES_MAX
 
 if TYPE_CHECKING:
     from enum import StrEnum
@@ -92,6 +93,7 @@ WORDS: Final[dict[str, Any]] = {
     },
     "SOURCE_SEPARATOR": conditions.SOURCE_SEPARATOR,
     "SIGNAL_KEYS": SIGNAL_KEYS,
+    "SCOPES_MAX": SCOPES_MAX,
     "ENDED_ATTEMPT": {outcome: state for outcome, (state, _) in ENDED.items()},
     "ENDED_STREAM": {outcome: reason for outcome, (_, reason) in ENDED.items()},
     "NEVER_RETRIED": dict.fromkeys(sorted(NEVER_RETRIED), True),

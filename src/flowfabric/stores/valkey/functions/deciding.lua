@@ -340,6 +340,14 @@ local function claimable_scopes(call)
   return scopes
 end
 
+-- What the call is published with: see telling.py.
+local function message_of(call, scopes)
+  if #scopes > SCOPES_MAX then
+    return string.match(call.origin, '^%S+')
+  end
+  return table.concat({call.origin, unpack(scopes)}, SCOPE_END)
+end
+
 -- Write what is written once in a call, and tell of it. Returns the scopes in which there is work to claim.
 local function finish(call)
   for key in pairs(call.edited) do
@@ -356,7 +364,7 @@ local function finish(call)
   end
   server.call('HSET', call.key.state, 'commits', call.version, 'events', text(call.last),
     'put_out', text(call.put_out), 'mark_ms', text(call.now))
-  server.call('PUBLISH', call.channel, table.concat({call.origin, unpack(scopes)}, SCOPE_END))
+  server.call('PUBLISH', call.channel, message_of(call, scopes))
   return scopes
 end
 
