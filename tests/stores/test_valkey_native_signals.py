@@ -20,7 +20,12 @@ from flowfabric.contracts.conditions import (
     Single,
     all_of_waitpoints,
 )
-from flowfabric.contracts.executions import CancelExecutionArgs, CompleteExecutionArgs, SetExecutionTagArgs
+from flowfabric.contracts.executions import (
+    CancelExecutionArgs,
+    CompleteExecutionArgs,
+    ExecutionCompleted,
+    SetExecutionTagArgs,
+)
 from flowfabric.contracts.keyring import (
     RotateWaitpointHmacSecretArgs,
     SeedWaitpointHmacSecretArgs,
@@ -43,7 +48,7 @@ from flowfabric.contracts.suspensions import (
     SuspendOutcomeDetails,
     UsePendingWaitpoint,
 )
-from flowfabric.core.records import Execution, Key
+from flowfabric.core.records import KEYRING_ID, Execution, Key, Keyring, key_for
 from flowfabric.stores.base import Loaded
 from flowfabric.stores.valkey.native.signatures import SIGNAL_KEYS
 from flowfabric.testing import differences
@@ -484,3 +489,22 @@ class TestRefusals:
         await pair.compare()
         assert "deliver_signal" not in pair.accepted
         assert pair.declined["deliver_signal"] == 5
+
+
+async def test_a_record_that_cannot_be_looked_at_fails_no_other_command(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, wait = await pair.each(lambda bed: bed.start()), await waits(pair)
+    load = pair.store.load
+
+    async def broken(keys: Iterable[Key]) -> Loaded:
+        wanted = list(keys)
+        if key_for(Keyring, KEYRING_ID) in wanted:
+            raise errors.StoreUnreachable
+        return await load(wanted)
+
+    monkeypatch.setattr(pair.store, "load", broken)
+    completing = CompleteExecutionArgs(**fenced(claim))
+    completed, _ = await pair.native.engine.execute_many([completing, wait.signal(1)])
+    assert isinstance(completed, ExecutionCompleted)
+    assert pair.accepted.get("deliver_signal", 0) == 0

@@ -157,12 +157,16 @@ class Decisions:
         return wanted
 
     async def _look(self, wanted: set[Key]) -> dict[Key, tuple[int, Record | None]]:
-        """Versions and records. Nothing if a record is damaged: the rules find out whom that concerns."""
+        """Versions and records. Nothing if they cannot be read: the rules find out whom that concerns.
+
+        A damaged record, or a server that is down, must not fail commands that are about other records, and
+        least of all those that were decided before this look.
+        """
         if not wanted:
             return {}
         try:
             loaded = await self._store.load(wanted)
-        except errors.StoreCorrupt:
+        except errors.StoreError:
             return {}
         return {key: (version, record) for key, version, record in loaded.rows}
 
