@@ -167,24 +167,37 @@ class TestTelling:
 
 
 @pytest.fixture
-async def open_bed(tmp_path: Path) -> AsyncIterator[OpenBed]:
-    """Opens engines of their own on one store of a cluster, as processes have."""
+async def open_bed(tmp_path: Path, seconds: Seconds) -> AsyncIterator[OpenBed]:
+    """Opens engines of their own on one store of a cluster, as processes have.
+
+    What they know does not go out of date unless a test moves the clock, and they do not look by
+    themselves whether others have committed.
+    """
+
+    async def watch(timeout_ms: int) -> bool:
+        return await asyncio.Event().wait()
+
     async with AsyncExitStack() as stack:
 
         async def open_one() -> Bed:
-            return await stack.enter_async_context(Bed(cluster().store(tmp_path, shards=SHARDS)))
+            store = cluster().store(tmp_path, shards=SHARDS)
+            store.wait_for_change = watch  # type: ignore[method-assign]
+            bed = await stack.enter_async_context(Bed(store))
+            store._sightings._clock = seconds
+            return bed
 
         yield open_one
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many commands each read of an index has sent so far."""
+    """How many shards each read of the eligible index has asked so far."""
     sent: list[int] = []
     read_each = Client.read_each
 
     async def counted(self: Any, asked: Any) -> Any:
-        sent.append(len(asked))
+        if any(str(part).endswith(f"index:{ELIGIBLE}") for _, command in asked for part in command):
+            sent.append(len(asked))
         return await read_each(self, asked)
 
     monkeypatch.setattr(Client, "read_each", counted)
@@ -265,11 +278,9 @@ class TestClaims:
         assert isinstance(await two.execute(args), NoWork)
 
     async def test_urgent_work_whose_message_was_lost_waits_a_second_behind_other_work(
-        self, open_bed: OpenBed, monkeypatch: pytest.MonkeyPatch
+        self, open_bed: OpenBed, seconds: Seconds, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one, two = await open_bed(), await open_bed()
-        seconds = Seconds()
-        monkeypatch.setattr(store_of(two)._sightings, "_clock", seconds)
         made = [await create(two, number, 3) for number in range(4)]
         assert await claim(two) == made[:1]
         lose_messages(monkeypatch)
@@ -280,10 +291,9 @@ class TestClaims:
         assert await claim(two) == [urgent]
 
     async def test_urgent_work_of_another_process_comes_first_once_its_message_is_heard(
-        self, open_bed: OpenBed, monkeypatch: pytest.MonkeyPatch
+        self, open_bed: OpenBed
     ) -> None:
         one, two = await open_bed(), await open_bed()
-        monkeypatch.setattr(store_of(two)._sightings, "_clock", Seconds())  # nothing is forgotten by itself
         made = [await create(two, number, 3) for number in range(3)]
         assert await claim(two) == made[:1]
         assert not store_of(two)._sightings.may_have(5, SCOPE)
@@ -310,7 +320,6 @@ class TestClaims:
     ) -> None:
         bed = await open_bed()
         store = store_of(bed)
-        monkeypatch.setattr(store._sightings, "_clock", Seconds())
         lose_messages(monkeypatch)
         made = [await create(bed, number, 3) for number in range(2)]
         assert await claim(bed) == made[:1]
@@ -327,37 +336,32 @@ class TestClaims:
         assert await claim(bed) == [execution_id(9, "{fp:5}")]
 
     async def test_a_commit_that_was_counted_and_not_heard_makes_all_doubtful(
-        self, open_bed: OpenBed, monkeypatch: pytest.MonkeyPatch
+        self, open_bed: OpenBed
     ) -> None:
         one, two = await open_bed(), await open_bed()
         store = store_of(two)
-        changes = await knowing_and_deaf(two, monkeypatch)
+        changes = await knowing_and_deaf(two)
         await create(one, 9, 5)
         assert not store._sightings.may_have(5, SCOPE)
         async with asyncio.timeout(60):
             assert await changes.wait(1)
         assert store._sightings.may_have(5, SCOPE)
 
-    async def test_what_happened_while_nobody_listened_makes_all_doubtful(
-        self, open_bed: OpenBed, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_what_happened_while_nobody_listened_makes_all_doubtful(self, open_bed: OpenBed) -> None:
         bed = await open_bed()
-        changes = await knowing_and_deaf(bed, monkeypatch)
+        changes = await knowing_and_deaf(bed)
         assert not store_of(bed)._sightings.may_have(5, SCOPE)
         changes.close()
         await changes.wait(1)
         assert store_of(bed)._sightings.may_have(5, SCOPE)
 
 
-async def knowing_and_deaf(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> Changes:
-    """Let an engine have claimed, know of all shards for ever, and hear nothing any more."""
+async def knowing_and_deaf(bed: Bed) -> Changes:
+    """Let an engine have claimed, know of all shards, and hear nothing any more."""
     store = store_of(bed)
-    monkeypatch.setattr(store._sightings, "_clock", Seconds())
     changes = store._changes
     assert changes is not None
     assert changes._listener is not None
-    # The engine's own watch would look, too.
-    monkeypatch.setattr(store, "wait_for_change", asyncio.Event().wait)
     await changes._listener.send([("UNSUBSCRIBE", store.settings.channel)])
     await create(bed, 1, 3)
     assert len(await claim(bed)) == 1
