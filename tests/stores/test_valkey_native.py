@@ -532,7 +532,7 @@ class TestComplete:
         first, second = await pair.each(build)
         for member in (first, second):
             claim = await pair.each(lambda bed, member=member: bed.claim(member))
-            await pair.ask(completing(claim, result_payload=b"done"))
+            await pair.ask(completing(claim, result_payload=b"done"), request_ids=[f"{member}-ends"])
         await pair.compare()
         assert pair.accepted["complete_execution"] == 2
 
@@ -712,6 +712,7 @@ class TestKeys:
                 budget = await pair.ask(budget_creation())
                 for _ in range(2):
                     await pair.ask(reporting(budget.budget_id, claim, 1))
+                pair.store.native._members.clear()  # so that its flow is sent a message
                 await pair.ask(completing(claim))
                 await _resumed_by_signals(pair)
                 quota = await pair.ask(quota_creation(cap=2, rate=200))

@@ -259,7 +259,8 @@ class TestMembers:
         members, decided = await pair.each(build), Decided(pair)
         for name in "abc":
             claim = await claimed(pair, members[name])
-            await pair.ask(CompleteExecutionArgs(**fenced(claim, result_payload=b"r")))
+            completion = CompleteExecutionArgs(**fenced(claim, result_payload=b"r"))
+            await pair.ask(completion, request_ids=[f"{name}-ends"])
             await pair.compare()
         assert decided.since == [0, 3]
 

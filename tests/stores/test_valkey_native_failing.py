@@ -138,7 +138,7 @@ class TestForGood:
                 claim = await pair.each(lambda bed, member=member: bed.claim(member))
                 await pair.each(lambda bed, claim=claim: bed.complete(claim))
             else:
-                await pair.ask(failing(claim, failure_category="fatal"))
+                await pair.ask(failing(claim, failure_category="fatal"), request_ids=["at-last"])
             await pair.compare()
         assert pair.accepted["fail_execution"] == 2
 

@@ -8,12 +8,20 @@ from typing import Any, Self
 import msgspec
 import pytest
 
+from flowfabric import errors
 from flowfabric.contracts.blocking import PauseExecutionArgs
-from flowfabric.contracts.executions import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric.contracts.executions import (
+    CancelExecutionArgs,
+    CompleteExecutionArgs,
+    ExecutionCompleted,
+    ReplayExecutionArgs,
+)
 from flowfabric.contracts.flows import (
     AllOfEdges,
     AnyOfEdges,
+    CancelFlowHeaderArgs,
     EdgeDependencyPolicy,
+    FlowCancellationPolicy,
     OnSatisfied,
     QuorumOfEdges,
 )
@@ -27,9 +35,10 @@ from flowfabric.stores.valkey import ValkeyStore
 from flowfabric.stores.valkey.keys import SCOPE_END
 from flowfabric.stores.valkey.packing import FRAME
 from flowfabric.stores.valkey.telling import SCOPES_MAX
+from flowfabric.testing.bed import NAMESPACE
 from flowfabric.testing.conformance.flows import Graph, graph
 from tests.stores.monitor import monitored
-from tests.stores.pair import Pair
+from tests.stores.pair import Pair, fenced
 from tests.valkey import server
 
 LET_RUN = OnSatisfied.LET_RUN
@@ -77,11 +86,29 @@ class Twins:
             await act(flow)
 
     async def end(self, names: str, *, failing: str = "") -> None:
-        """End members one after the other, and leave to others what that is owed."""
+        """End members one after the other, in a process that does not know them; the news is owed then."""
         for flow in self.both:
             with flow.bed.nothing_delivered():
                 for name in names:
-                    await (flow.fail(name) if name in failing else flow.run(name))
+                    claim = await flow.bed.claim(flow.ids[name])
+                    self.pair.store.native._members.clear()
+                    if name in failing:
+                        await flow.bed.fail(claim, failure_category="permanent")
+                    else:
+                        await flow.bed.complete(claim)
+
+    async def run(self, *names: str) -> None:
+        """Claim members and then complete them at once, as one process does."""
+        for flow in self.both:
+            claims = [await flow.bed.claim(flow.ids[name]) for name in names]
+            answers = await flow.bed.engine.execute_many(
+                [completion(claim) for claim in claims],
+                request_ids=[f"{name}-ends" for name in names],
+                namespace=NAMESPACE,
+            )
+            assert all(isinstance(answer, ExecutionCompleted) for answer in answers), answers
+        assert not self.pair.store.native.statistics.failed
+        await self.pair.compare(settled=False)
 
     async def owed(self) -> list[str]:
         """The messages that wait to be delivered."""
@@ -110,6 +137,10 @@ class Twins:
 
     async def state(self, name: str) -> PublicState:
         return (await self.both[0].states())[name]
+
+
+def completion(claim: Any) -> CompleteExecutionArgs:
+    return CompleteExecutionArgs(**fenced(claim, source="lease_holder", result_payload=b"r"))
 
 
 async def twins(pair: Pair, edges: str, *args: Any, **options: Any) -> Twins:
@@ -148,7 +179,9 @@ class TestTelling:
         await flow.connect(" ".join(f"{parents[place % 5]}{name}" for place, name in enumerate(children)))
         with bed.nothing_delivered():
             for name in parents:
-                await flow.run(name)
+                claim = await bed.claim(flow.ids[name])
+                pair.store.native._members.clear()  # so that the flow is sent a message
+                await bed.complete(claim)
         heard: list[bytes] = []
         monkeypatch.setattr("flowfabric.stores.valkey.changes.note_told", lambda told, _: heard.append(told))
         messages = [DeliverMessageArgs(message_id=f"{flow.ids[name]}/ended/0/0") for name in parents]
@@ -176,7 +209,7 @@ class TestJoin:
         await flow.each(lambda one: one.run("d"))
         await pair.compare()
         assert await flow.both[0].flow_state() == "completed"
-        assert accepted(pair) == 4
+        assert accepted(pair) == 3
 
     async def test_many_parents_are_decided_in_one_call(self, pair: Pair) -> None:
         parents = "abcdefghijklmnopqrstu"
@@ -233,7 +266,7 @@ class TestJoin:
         pair.clock.advance(7)
         await flow.deliver("b")
         await pair.compare()
-        assert accepted(pair) == (3 if at == "ended" else 2)
+        assert accepted(pair) == 2
 
     async def test_failed_parents_that_a_join_can_do_without(self, pair: Pair) -> None:
         flow = await twins(pair, "ad bd cd", {"d": QuorumOfEdges(k=1, on_satisfied=LET_RUN)})
@@ -257,20 +290,108 @@ class TestJoin:
         assert [await flow.state(name) for name in "bcd"] == [WAITING, WAITING, WAITING_CHILDREN]
         assert accepted(pair) == 1
 
-    async def test_a_chain_runs_from_one_end_to_the_other(self, pair: Pair) -> None:
-        flow = await twins(pair, "ab bc cd")
-        for name in "abcd":
-            await flow.each(lambda one, name=name: one.run(name))
-            await pair.compare()
-        assert await flow.both[0].flow_state() == "completed"
-        assert accepted(pair) == 4
-
     async def test_members_without_edges_are_counted_however_they_end(self, pair: Pair) -> None:
         flow = await twins(pair, "", names="xyz")
         await flow.end("xyz", failing="y")
         await flow.deliver("x", "y", "z")
         assert accepted(pair) == 3
         assert await flow.both[0].flow_state() == "failed"
+
+
+class TestCompletion:
+    """A member that was claimed by the same process is told to its flow as it ends."""
+
+    async def test_a_chain_runs_from_one_end_to_the_other(self, pair: Pair) -> None:
+        flow = await twins(pair, "ab bc cd")
+        for place, name in enumerate("abcd", 1):
+            pair.clock.advance(3)
+            await flow.run(name)
+            assert pair.accepted["complete_execution"] == place
+            assert pair.accepted["claim_related_execution"] == place
+        # Only for the first of them the server had to say that it is a member.
+        assert pair.declined.get("claim_execution", 0) == 0
+        assert await flow.both[0].flow_state() == "completed"
+        assert accepted(pair) == 0
+
+    async def test_all_parents_of_a_join_end_in_one_call(self, pair: Pair) -> None:
+        parents = "abcdefghijkl"
+        flow = await twins(pair, " ".join(f"{name}z" for name in parents))
+        await flow.run(*parents)
+        assert await flow.state("z") == WAITING
+        await flow.run("z")
+        assert await flow.both[0].flow_state() == "completed"
+        assert accepted(pair) == 0
+
+    async def test_a_quorum_and_those_that_come_too_late(self, pair: Pair) -> None:
+        flow = await twins(pair, "ad bd cd", {"d": QuorumOfEdges(k=2, on_satisfied=LET_RUN)})
+        for name in "abc":
+            await flow.run(name)
+        assert await flow.state("d") == WAITING
+        assert pair.accepted["complete_execution"] == 3
+        assert accepted(pair) == 0
+
+    async def test_edges_that_came_meanwhile_are_left_to_a_message(self, pair: Pair) -> None:
+        flow = await twins(pair, "", names="abc", seal=False)
+        for one in flow.both:
+            claim = await one.bed.claim(one.ids["a"])
+            await one.connect("ab ac", seal=False)
+            await one.bed.complete(claim)
+        await pair.compare(settled=False)
+        assert accepted(pair) == 1
+        assert await flow.state("b") == await flow.state("c") == WAITING
+
+    async def test_what_reaches_further_is_left_to_a_message(self, pair: Pair) -> None:
+        flow = await twins(pair, "ac bc", {"c": AnyOfEdges()})
+        await flow.run("a")
+        assert await flow.state("b") == PublicState.CANCELLED
+        assert pair.declined[NAME] > 0
+
+    async def test_members_of_a_cancelled_flow_are_not_given_out(self, pair: Pair) -> None:
+        flow = await twins(pair, "", names="ab", seal=False)
+        await flow.run("a")
+        accepted_before = pair.accepted.get("claim_related_execution", 0)
+        cancelling = CancelFlowHeaderArgs(
+            flow_id=flow.both[0].flow_id,
+            reason="unwanted",
+            cancellation_policy=FlowCancellationPolicy.CANCEL_ALL,
+        )
+        for one in flow.both:
+            with one.bed.nothing_delivered():
+                await one.bed.execute(cancelling)
+                refusal = await one.bed.refused(one.bed.claiming(one.ids["b"]))
+                assert isinstance(refusal, errors.ExecutionNotEligible)
+        assert pair.accepted.get("claim_related_execution", 0) == accepted_before
+
+    async def test_a_claim_whose_answer_was_lost_is_given_again(self, pair: Pair) -> None:
+        flow = await twins(pair, "ab")
+        await flow.run("a")
+        claims = [one.bed.claiming(one.ids["b"]) for one in flow.both]
+        for _ in range(2):
+            answers = [
+                await one.bed.engine.execute(claim, request_id="once", namespace=NAMESPACE)
+                for one, claim in zip(flow.both, claims, strict=True)
+            ]
+            assert answers[0] == answers[1]
+        await pair.compare()
+        assert pair.accepted["claim_related_execution"] == 2
+
+    async def test_a_member_of_very_many_edges_is_claimed_and_ends(self, pair: Pair) -> None:
+        parents = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        flow = await twins(pair, " ".join(f"{name}0" for name in parents))
+        await flow.run(*parents)
+        await flow.run("0")
+        assert await flow.both[0].flow_state() == "completed"
+        assert accepted(pair) == 1
+
+    async def test_every_key_that_is_touched_was_declared(self, pair: Pair) -> None:
+        flow = await twins(pair, "ab ac bd")
+        with monitored(server()) as calls:
+            for name in "ab":
+                await flow.run(name)
+        assert {"ff_claim_related_execution", "ff_complete_execution"} <= {
+            call.function.rpartition("_")[0] for call in calls
+        }
+        assert {key for call in calls for key in call.touched - call.declared} == set()
 
 
 class TestLeftToTheRule:
@@ -385,9 +506,8 @@ class TestWhatIsStored:
         await flow.end("ab")
         for name in "ab":
             await flow.deliver(name)
-            for member in "abc":
-                native, ruled = [await _stored(one, member) for one in flow.both]
-                assert native == ruled
+            native, ruled = [await _stored(one, "c") for one in flow.both]
+            assert native == ruled
         assert accepted(pair) == 2
 
     async def test_one_call_is_one_commit_however_many_parents_it_has(self, pair: Pair) -> None:

@@ -26,14 +26,14 @@ PER_DELIVERY: Final = 100
 """How many outgoing edges, or members, one commit sees to."""
 
 
-def member_of(command: DeliverMessageArgs) -> str:
+def about(command: DeliverMessageArgs) -> str:
     """The execution that a message is about; that of a whole flow is about none that exists."""
     return command.message_id.partition("/")[0]
 
 
 def _first_reads(command: DeliverMessageArgs) -> tuple[Key, ...]:
     """The message, and what most of them need."""
-    member = member_of(command)
+    member = about(command)
     return (
         key_for(Message, command.message_id),
         key_for(Execution, member),

@@ -28,6 +28,7 @@ STEPS: Final = (
     "deciding",
     "leases",
     "claiming",
+    "joins",
 )
 """The files of the library from which others use something, in the order in which they need each other."""
 FUNCTIONS: Final = (

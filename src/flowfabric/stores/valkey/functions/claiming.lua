@@ -132,6 +132,14 @@ local function give_to_worker(change, item)
   end
 end
 
+local NODE_BYTES_MAX = 4096
+
+-- The record of a member's edges, '' if it has none; nothing if it is too long to be sent along.
+local function edges_of(item)
+  local node = server.call('GET', item.key.node) or ''
+  return #node <= NODE_BYTES_MAX and node or nil
+end
+
 local function claim(call, item)
   if not is_relied_on(call) then
     return nil
@@ -152,5 +160,5 @@ local function claim(call, item)
     return nil
   end
   give_to_worker(change, item)
-  return change, {packed_execution(change), input}
+  return change, {packed_execution(change), input, execution.head.flow_id and edges_of(item) or nil}
 end

@@ -368,13 +368,13 @@ local function finish(call)
   return scopes
 end
 
--- Decide a command and write what it changes. Returns its reply.
+-- Decide a command and write what it changes. Returns its reply, and whether it was declined.
 local function decide_one(call, item, decide)
   local sound, change, answer = pcall(decide, call, item)
   if not sound then
-    return '!' .. (type(change) == 'table' and change.err or tostring(change))
+    return '!' .. (type(change) == 'table' and change.err or tostring(change)), true
   elseif not change then
-    return answer or ''
+    return answer or '', true
   end
   if change ~= UNCHANGED then
     write(call, item, change)
@@ -406,7 +406,7 @@ local function register_native(name, decide, flags)
     local item, left = {key = {}}, {}
     for _ = 1, tonumber(call.count) do
       name_next(item, item.key, signature.item_keys, signature.item_arguments)
-      item.parts = {}
+      item.parts = item.part_count and {}
       for place = 1, tonumber(item.part_count or 0) do
         local part = {key = {}}
         item.parts[place] = name_next(part, part.key, signature.part_keys, signature.part_arguments)
@@ -415,8 +415,9 @@ local function register_native(name, decide, flags)
       if left[about] then
         reply[#reply + 1] = ''
       else
-        reply[#reply + 1] = decide_one(call, item, decide)
-        left[about] = reply[#reply] == '' or nil
+        local declined
+        reply[#reply + 1], declined = decide_one(call, item, decide)
+        left[about] = declined
       end
     end
     if call.written then

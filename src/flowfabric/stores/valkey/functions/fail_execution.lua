@@ -99,8 +99,11 @@ local function fail_execution(call, item)
   if may_retry(policy, item.failure_category, execution.head.retry_count) then
     outcome, claimable = retry(change, item, policy, failure)
   else
-    end_execution(change, item, OUTCOME.FAILED, call.failed, failure)
-    told_flow = execution.head.flow_id and 'told_flow' or ''
+    end_execution(change, OUTCOME.FAILED, call.failed, failure)
+    if execution.head.flow_id then
+      owe_news(change, item)
+      told_flow = 'told_flow'
+    end
   end
   execution.last_request = item.asked .. packed_bytes(outcome) .. cmsgpack.pack(call.operation)
   execution.released = item.released .. packed_bytes(outcome)

@@ -102,8 +102,8 @@ end
 
 local NO_FAILURE = {}
 
--- End the execution. Its flow, if it has one, is owed the news. A failure has a reason and a category.
-local function end_execution(change, item, outcome, release_reason, failure)
+-- End the execution. Its flow, if it has one, is not told yet. A failure has a reason and a category.
+local function end_execution(change, outcome, release_reason, failure)
   failure = failure or NO_FAILURE
   local execution, now = change.execution, change.call.now
   local head = execution.head
@@ -117,9 +117,12 @@ local function end_execution(change, item, outcome, release_reason, failure)
   head.last_transition_at, head.last_mutation_at = now, now
   add_event(change, FAMILY.COMPLETION, outcome, packed_map('generation', head.replay_count,
     'failure_reason', failure.reason, 'failure_category', failure.category))
-  if head.flow_id then
-    add_record(change, item.key.message, change.call.key['keys:message'], item.message_listed,
-      item.message .. cmsgpack.pack(now))
-    add_row(change, INDEX.DUE_MESSAGE, '', now, item.message_id)
-  end
+end
+
+-- Owe the flow of a member that has ended the news.
+local function owe_news(change, item)
+  local call = change.call
+  add_record(change, item.key.message, call.key['keys:message'], item.message_listed,
+    item.message .. cmsgpack.pack(call.now))
+  add_row(change, INDEX.DUE_MESSAGE, '', call.now, item.message_id)
 end

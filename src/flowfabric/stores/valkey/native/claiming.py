@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -14,6 +14,7 @@ from flowfabric.core.layout import ALONE, facts_of, is_unlimited, name_of_pair
 from flowfabric.core.records import (
     Execution,
     Flow,
+    FlowNode,
     Lane,
     PastAttempt,
     Payload,
@@ -24,6 +25,7 @@ from flowfabric.core.records import (
 from flowfabric.core.rules.claiming import claimed_work
 from flowfabric.stores.keys import stored_key
 from flowfabric.stores.valkey.native.function import asked_pair, last_request_pair, packed_list
+from flowfabric.stores.valkey.native.members import member_of
 from flowfabric.stores.valkey.records import loaded_row
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
+    from flowfabric.stores.valkey.native.members import Members
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _POLICY: Final = name_of_pair(ALONE[0])
@@ -102,7 +105,7 @@ class ClaimExecution:
 
     def answer(self, asked: Asked, reply: list[bytes], effects: Effects) -> ClaimCandidateResult:
         execution_id = asked.command.execution_id
-        stored_execution, stored_payload = reply
+        stored_execution, stored_payload, *_ = reply
         _, _, execution = loaded_row(key_for(Execution, execution_id), stored_execution)
         _, _, payload = loaded_row(key_for(Payload, execution_id), stored_payload)
         work = claimed_work(execution, payload, resumed=execution.attempt.resumed_at is not None)
@@ -125,10 +128,26 @@ class ClaimRelatedExecution(ClaimExecution):
         past_attempt = key_for(PastAttempt, f"{execution_id}/{past_index}")
         return (
             *item_keys,
+            keys.record(key_for(FlowNode, execution_id)),
             # What is not related to the execution has a key that no function looks at.
             keys.record(past_attempt) if past_index else item_keys[0],
             keys.record(key_for(Flow, flow_identity(flow_id))) if flow_id else item_keys[0],
         ), (*item_arguments, asked.wanted, stored_key(past_attempt))
+
+    def answer(self, asked: Asked, reply: list[bytes], effects: Effects) -> ClaimCandidateResult:
+        execution_id: str = asked.command.execution_id
+        stored_execution, _, *stored_nodes = reply
+        for stored_node in stored_nodes:
+            _, _, execution = loaded_row(key_for(Execution, execution_id), stored_execution)
+            _, version, node = loaded_row(key_for(FlowNode, execution_id), stored_node or None)
+            if (member := member_of(execution, version, node)) is not None:
+                asked.members.learn(execution_id, member)
+        return super().answer(asked, reply, effects)
+
+    def foreseen(self, command: Any, members: Members) -> bytes:
+        """What is related to a member that is known, if this is its first attempt; nothing to others."""
+        member = members.recall(command.execution_id)
+        return b"" if member is None else f" {member.flow_id}".encode()
 
 
 def _offer(kind: str, policy: ExecutionPolicy) -> tuple[bytes, ...]:

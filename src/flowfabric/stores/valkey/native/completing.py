@@ -20,6 +20,7 @@ from flowfabric.stores.valkey.native.function import (
     released_pair,
     without_zero,
 )
+from flowfabric.stores.valkey.native.resolving import behind, has_few_edges, note_resolved
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
+    from flowfabric.stores.valkey.native.members import Member
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -72,11 +74,13 @@ class CompleteExecution:
             encoding=args.result_encoding,
         )
         message = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0)
+        member_keys, member_arguments = self._behind(keys, asked)
         return (
             keys.record(self.subject(args)),
             keys.told(args.execution_id),
             keys.record(result.key),
             keys.record(message.key),
+            *member_keys,
         ), (
             args.execution_id,
             fence.lease_id,
@@ -91,16 +95,33 @@ class CompleteExecution:
             without_zero(encode_record(message)),
             message.identity,
             stored_key(message.key),
+            *member_arguments,
         )
 
-    def answer(self, asked: Asked, reply: bytes, effects: Effects) -> ExecutionCompleted:
+    def _behind(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
+        """What is behind a member, if that is known. If not, other keys have the places of its records."""
+        member = _known(asked)
+        if member is None:
+            return (keys.state,) * 3, ("", 0)
+        return behind(keys, asked.command.execution_id, member)
+
+    def answer(self, asked: Asked, reply: bytes | list[bytes], effects: Effects) -> ExecutionCompleted:
         args: CompleteExecutionArgs = asked.command
         effects.tell(asked, Family.LEASE, "released")
         effects.tell(asked, Family.COMPLETION, TerminalOutcome.SUCCESS)
         if reply == TOLD_FLOW:
             member = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0).identity
             effects.rows.append((DUE_MESSAGE, "", effects.now, member))
+        elif isinstance(reply, list) and (known := _known(asked)) is not None:
+            note_resolved(asked, known, reply[1:], effects)
         return _outcome(args)
+
+
+def _known(asked: Asked) -> Member | None:
+    """The member that ends, if its place and its edges are known and a function may resolve these."""
+    member = asked.members.recall(asked.command.execution_id)
+    usual = member is not None and member.position is not None and has_few_edges(member)
+    return member if usual else None
 
 
 def _outcome(args: CompleteExecutionArgs) -> ExecutionCompleted:

@@ -21,6 +21,7 @@ from flowfabric.stores.valkey.native.completing import CompleteExecution
 from flowfabric.stores.valkey.native.creating import CreateExecution
 from flowfabric.stores.valkey.native.failing import FailExecution
 from flowfabric.stores.valkey.native.function import Asked, Effects
+from flowfabric.stores.valkey.native.members import Members
 from flowfabric.stores.valkey.native.renewing import RenewLease
 from flowfabric.stores.valkey.native.reporting import RecordSpend, ReportUsage, ReportUsageAdmin
 from flowfabric.stores.valkey.native.resolving import ResolveDependency
@@ -49,6 +50,11 @@ FAILED: Final = b"!"
 log = logging.getLogger("flowfabric.stores")
 
 
+def is_decided(reply: Any) -> bool:
+    """Whether a function has decided a command: it has neither declined nor failed, and asks for nothing."""
+    return bool(reply) and not (isinstance(reply, bytes) and reply.startswith((ASKS, FAILED)))
+
+
 class Statistics(msgspec.Struct):
     """Counters since the store was opened, by the names of the functions."""
 
@@ -70,6 +76,7 @@ class Decisions:
 
     def __init__(self, store: ValkeyStore) -> None:
         self._store = store
+        self._members = Members()
         self.statistics = Statistics()
 
     def takes(self, command: Command[Any]) -> bool:
@@ -96,7 +103,8 @@ class Decisions:
         if further:
             seen = await self._look(self._relied_on_elsewhere([one for _, one in further], remembered))
             further = [(place, replace(one, seen=seen)) for place, one in further]
-            await self._round(further, remembered, decided)
+            for _, one in await self._round(further, remembered, decided):  # something changes meanwhile
+                self.statistics.count(self.statistics.declined, _function_of(one).name)
         return decided
 
     async def _round(
@@ -141,11 +149,23 @@ class Decisions:
         observed = {key for command, _ in asked for key in _observed(command)}
         seen = await self._look(owners | observed)
         prepared = [
-            Asked(command, envelope, _namespace_of(command, envelope, seen), seen)
+            Asked(
+                command,
+                envelope,
+                _namespace_of(command, envelope, seen),
+                seen,
+                self._members,
+                wanted=self._foreseen(command),
+            )
             for command, envelope in asked
         ]
         seen.update(await self._look(self._relied_on_elsewhere(prepared, remembered)))
         return prepared
+
+    def _foreseen(self, command: Command[Any]) -> bytes:
+        """What a function is sure to ask for; nothing if that is not known."""
+        function = FURTHER.get(type(command))
+        return b"" if function is None else function.foreseen(command, self._members)
 
     def _relied_on_elsewhere(self, asked: Sequence[Asked], remembered: Remembered) -> set[Key]:
         """What functions rely on in other shards."""
@@ -271,8 +291,8 @@ def _asks(reply: Any) -> bool:
 
 
 def _asks_for_more(asked: Asked, reply: Any) -> bool:
-    """Whether it can be given what it needs. Who has asked twice meets something that changes."""
-    return _asks(reply) and not asked.wanted
+    """Whether it asks for something else than it was given."""
+    return _asks(reply) and reply.removeprefix(ASKS) != asked.wanted
 
 
 def _function_of(asked: Asked) -> Function:
@@ -323,7 +343,7 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
     )
 }
 """The functions by the commands that they decide."""
-FURTHER: Final[dict[type[Command[Any]], Function]] = {
+FURTHER: Final[dict[type[Command[Any]], ClaimRelatedExecution]] = {
     function.command_type: function for function in (ClaimRelatedExecution(),)
 }
 """Those that go on where the first one has asked for more keys."""

@@ -11,6 +11,7 @@ from flowfabric.core.events import Event
 from flowfabric.core.layout import name_of_pair
 from flowfabric.core.records import LastRequest, ReleasedLease
 from flowfabric.core.work import Work, WorkingSet
+from flowfabric.stores.valkey.native.members import Members
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ class Asked(msgspec.Struct, frozen=True):
     """The caller's namespace; for a caller without bounds that of what the command is about."""
     seen: Mapping[Key, tuple[int, Record | None]] = {}
     """Versions and records as they were right before the call, as far as it was looked."""
+    members: Members = Members()
+    """What is remembered of members of flows."""
     place: int = 0
     """How many commands are before it in its call, where these have an order."""
     wanted: bytes = b""

@@ -7,26 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 from flowfabric.contracts.base import Command
 from flowfabric.core.commands import DeliverMessageArgs, MessageDelivered
 from flowfabric.core.indexes import ELIGIBLE
-from flowfabric.core.records import (
-    Edge,
-    EdgeGroup,
-    Execution,
-    FlowMember,
-    FlowNode,
-    FlowProgress,
-    Message,
-    flow_identity,
-    key_for,
-)
-from flowfabric.core.rules.delivering import member_of
+from flowfabric.core.records import Execution, FlowNode, FlowProgress, Message, key_for
+from flowfabric.core.rules.delivering import about
 from flowfabric.core.state import is_terminal
 from flowfabric.stores.base import Change
 from flowfabric.stores.keys import stored_key
+from flowfabric.stores.valkey.native.members import Member, member_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Sequence
 
-    from flowfabric.core.records import Key, Link
+    from flowfabric.core.records import Key
     from flowfabric.core.work import Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
@@ -50,90 +41,83 @@ class ResolveDependency:
         return key_for(Message, command.message_id)
 
     def owner(self, command: DeliverMessageArgs) -> Key:
-        return key_for(Execution, member_of(command))
+        return key_for(Execution, about(command))
 
     def relied_on(self, asked: Asked) -> None:
         """Nothing but the records that it changes, and the member's node."""
 
     def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
         """The namespace. What is not about an end, or about one with many behind it, is left to the rule."""
-        member = _member(asked)
-        usual = (
-            member is not None
-            and member.flow_id is not None
-            and is_terminal(member)
-            and len(_outgoing(asked)) <= EDGES_MAX
-        )
-        return asked.namespace if usual else None
+        execution, member = _seen(asked)
+        ended = execution is not None and is_terminal(execution)
+        return asked.namespace if ended and member is not None and has_few_edges(member) else None
 
     def shared(self, first: Asked) -> Sequence[Argument]:
         return ()
 
     def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
         args: DeliverMessageArgs = asked.command
-        member, outgoing = _member(asked), _outgoing(asked)
+        _, member = _seen(asked)
         assert member is not None
-        node_version, _ = asked.seen[key_for(FlowNode, member.execution_id)]
         message = self.subject(args)
-        parts = (_behind(member, link) for link in outgoing)
+        member_keys, member_arguments = behind(keys, about(args), member)
         return (
             keys.record(message),
-            *map(keys.record, (member.key, key_for(FlowNode, member.execution_id), *_counted_in(member))),
-            *(keys.record(key) for part in parts for key in part),
+            keys.record(self.owner(args)),
+            *member_keys,
         ), (
-            member.execution_id,
+            about(args),
             args.message_id,
             stored_key(message),
-            str(node_version),
-            len(outgoing),
-            *(link.execution_id for link in outgoing),
+            *member_arguments,
         )
 
     def answer(self, asked: Asked, reply: list[bytes], effects: Effects) -> MessageDelivered:
-        member = _member(asked)
+        _, member = _seen(asked)
         assert member is not None
-        assert member.flow_id is not None
-        progress = FlowProgress(flow_id=member.flow_id, namespace=member.namespace)
-        effects.changes += [Change(key, 0, None) for key in _touched(member, _outgoing(asked))]
-        effects.changes.append(Change(progress.key, 0, progress))
-        _, *scopes = reply
-        effects.rows += [(ELIGIBLE, scope.decode(), effects.now, "") for scope in scopes]
+        note_resolved(asked, member, reply[1:], effects)
         return MessageDelivered(action="delivered")
 
 
-def _member(asked: Asked) -> Execution | None:
-    """The member as it was seen before the call."""
-    _, member = asked.seen.get(key_for(Execution, member_of(asked.command)), (0, None))
-    assert member is None or isinstance(member, Execution)
-    return member
-
-
-def _outgoing(asked: Asked) -> tuple[Link, ...]:
-    """The edges that leave it."""
-    _, node = asked.seen.get(key_for(FlowNode, member_of(asked.command)), (0, None))
+def _seen(asked: Asked) -> tuple[Execution | None, Member | None]:
+    """The execution and the member as they were seen before the call."""
+    execution_id = about(asked.command)
+    _, execution = asked.seen.get(key_for(Execution, execution_id), (0, None))
+    version, node = asked.seen.get(key_for(FlowNode, execution_id), (0, None))
+    assert execution is None or isinstance(execution, Execution)
     assert node is None or isinstance(node, FlowNode)
-    return () if node is None else node.outgoing
+    return execution, None if execution is None else member_of(execution, version, node)
 
 
-def _counted_in(member: Execution) -> tuple[Key, Key]:
-    """The records in which the end of a member is counted."""
-    assert member.flow_id is not None
-    flow = flow_identity(member.flow_id)
-    return key_for(FlowProgress, flow), key_for(FlowMember, f"{flow}/{member.flow_position}")
+def has_few_edges(member: Member) -> bool:
+    """Whether a function may resolve the edges that leave a member."""
+    return len(member.outgoing) <= EDGES_MAX
 
 
-def _behind(member: Execution, link: Link) -> tuple[Key, Key, Key]:
-    """An edge, its join, and the member behind it."""
-    assert member.flow_id is not None
-    return (
-        key_for(Edge, f"{flow_identity(member.flow_id)}/{link.edge_id}"),
-        key_for(EdgeGroup, link.execution_id),
-        key_for(Execution, link.execution_id),
-    )
+def behind(keys: Keys, execution_id: str, member: Member) -> tuple[list[str], list[Argument]]:
+    """Keys from a member's node on, and arguments from the version of that on, with those of the edges."""
+    named = [key_for(FlowNode, execution_id), *member.counted_in]
+    named += [key for edge in member.behind for key in edge]
+    arguments: list[Argument] = [str(member.node_version), len(member.outgoing)]
+    arguments += [link.execution_id for link in member.outgoing]
+    return list(map(keys.record, named)), arguments
 
 
-def _touched(member: Execution, outgoing: Sequence[Link]) -> Iterator[Key]:
-    """The keys of the records that may have changed."""
-    yield from _counted_in(member)
-    for link in outgoing:
-        yield from _behind(member, link)
+def note_resolved(asked: Asked, member: Member, scopes: Sequence[bytes], effects: Effects) -> None:
+    """Note what was changed behind a member that has ended.
+
+    Args:
+        asked: the command.
+        member: which one.
+        scopes: where others can be claimed now.
+        effects: what is added to.
+    """
+    changed = [key for edge in member.behind for key in edge]
+    changed += member.counted_in
+    progress = FlowProgress(flow_id=member.flow_id, namespace=asked.namespace)
+    effects.changes += [Change(key, 0, None) for key in changed]
+    effects.changes.append(Change(progress.key, 0, progress))
+    effects.rows += [(ELIGIBLE, scope.decode(), effects.now, "") for scope in scopes]
+    for link in member.outgoing:
+        if asked.members.recall(link.execution_id) is None:
+            asked.members.learn(link.execution_id, Member(member.flow_id))

@@ -127,6 +127,8 @@ _CLAIM: Final = (
     "operation",
 )
 _CLAIM_ITEM: Final = ("execution_id", "lease_id", "attempt_id", "asked", "last_request")
+_EDGE_KEYS: Final = ("edge", "group", "child")
+_EDGE_ARGUMENTS: Final = ("child_id",)
 _FENCE: Final = ("lease_id", "lease_epoch", "attempt_id", "attempt_index")
 
 SIGNAL_KEYS: Final = 8
@@ -199,15 +201,15 @@ SIGNATURES: Final[dict[str, Signature]] = {
         families=(Family.LEASE,),
         rests=True,
         shared_arguments=_CLAIM,
-        item_keys=("execution", "told", "payload", "past_attempt", "flow"),
+        item_keys=("execution", "told", "payload", "node", "past_attempt", "flow"),
         item_arguments=(*_CLAIM_ITEM, "related", "past_attempt_listed"),
     ),
     "complete_execution": Signature(
-        indexes=(*_ACTIVE, *_ENDED),
+        indexes=(*_ACTIVE, *_ENDED, indexes.BLOCKED, indexes.ELIGIBLE),
         kinds=(ExecutionResult.KIND, Message.KIND),
         families=(Family.LEASE, Family.COMPLETION),
         shared_arguments=("release_reason",),
-        item_keys=("execution", "told", "result", "message"),
+        item_keys=("execution", "told", "result", "message", "node", "progress", "place"),
         item_arguments=(
             "execution_id",
             *_FENCE,
@@ -219,7 +221,11 @@ SIGNATURES: Final[dict[str, Signature]] = {
             "message",
             "message_id",
             "message_listed",
+            "node_version",
+            "part_count",
         ),
+        part_keys=_EDGE_KEYS,
+        part_arguments=_EDGE_ARGUMENTS,
     ),
     "create_execution": Signature(
         indexes=(indexes.CREATED, indexes.ELIGIBLE, indexes.DUE_DEADLINE),
@@ -368,7 +374,7 @@ SIGNATURES: Final[dict[str, Signature]] = {
         observes=(Execution.KIND, FlowNode.KIND),
         item_keys=("message", "execution", "node", "progress", "place"),
         item_arguments=("execution_id", "message_id", "message_listed", "node_version", "part_count"),
-        part_keys=("edge", "group", "child"),
-        part_arguments=("child_id",),
+        part_keys=_EDGE_KEYS,
+        part_arguments=_EDGE_ARGUMENTS,
     ),
 }
