@@ -24,6 +24,7 @@ from flowfabric.contracts.policy import (
 from flowfabric.contracts.states import AttemptType, LaneState
 from flowfabric.contracts.suspensions import ExecutionSuspended, FreshWaitpoint, SuspendExecutionArgs
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
+from flowfabric.core.records import Lane, key_for, lane_identity
 from flowfabric.testing.bed import KIND, LANE, NAMESPACE, Bed
 from flowfabric.testing.conformance.flows import Graph, graph
 from tests.stores.pair import Pair, accepted_of, fenced
@@ -331,3 +332,18 @@ async def test_a_question_counts_as_no_commit(pair: Pair) -> None:
     assert decided.since == [0, 1]
     # Else every claim of a retry would look like a commit of others that was not heard.
     assert not await changes._counted()
+
+
+async def test_a_lane_that_is_forgotten_right_before_the_call_is_left_to_the_rule(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution_id, native = await pair.each(lambda bed: bed.create()), pair.store.native
+    calls = native._calls
+
+    async def forgetting(alike: Any, remembered: Any, answers: Any) -> Any:
+        remembered.forget([key_for(Lane, lane_identity(NAMESPACE, LANE))])
+        return await calls(alike, remembered, answers)
+
+    monkeypatch.setattr(native, "_calls", forgetting)
+    await claimed(pair, execution_id)
+    await pair.compare()

@@ -221,6 +221,9 @@ class Decisions:
         """Decide some commands that share a call. A fault is the answer to each of them."""
         places, asked = [place for place, _ in part], [one for _, one in part]
         function = _function_of(asked[0])
+        relied_on = function.relied_on(asked[0])
+        if relied_on is not None and _found(asked[0], relied_on, remembered) is None:
+            return []  # another batch has found out meanwhile that it is not what it was
         shard = self._store.shard_of(function.subject(asked[0].command))
         keys, arguments = self._written(function, shard, asked, remembered)
         try:
@@ -275,7 +278,9 @@ class Decisions:
             # What lives in another shard was compared right before the call.
             here = self._store.shard_of(relied_on) is shard
             keys.append(shard.record(relied_on) if here else shard.state)
-            arguments.append(_version(first, relied_on, remembered) if here else "")
+            found = _found(first, relied_on, remembered)
+            assert found is not None, "what relies on it would have been left to the rule"
+            arguments.append(found[0] if here else "")
         arguments += function.shared(first)
         for one in asked:
             item_keys, item_arguments = function.item(shard, one)
@@ -318,11 +323,9 @@ def _observed(command: Command[Any]) -> list[Key]:
     return [key for key in sure if key is not None and kind_of(key) in kinds]
 
 
-def _version(asked: Asked, key: Key, remembered: Remembered) -> str:
-    """The version in which a record was seen, or is remembered."""
-    found = asked.seen.get(key) or remembered.recall(key)
-    assert found is not None, "a command that relies on it would have been left to the rule"
-    return str(found[0])
+def _found(asked: Asked, key: Key, remembered: Remembered) -> tuple[int, Record | None] | None:
+    """A record with its version as it was seen, or is remembered."""
+    return asked.seen.get(key) or remembered.recall(key)
 
 
 FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
