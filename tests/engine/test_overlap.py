@@ -11,7 +11,8 @@ from flowfabric.contracts.executions import ChangePriorityArgs, ExecutionCreated
 from flowfabric.contracts.lanes import SetLaneStateArgs
 from flowfabric.contracts.states import LaneState, PublicState
 from flowfabric.core.records import Execution, Lane, key_for, lane_identity
-from flowfabric.stores.base import Conflict
+from flowfabric.engine.underway import UnderWay
+from flowfabric.stores.base import DECLINED, Commit, Conflict, Decided
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, RecordingStore
 from flowfabric.testing.bed import LANE, NAMESPACE
@@ -237,6 +238,96 @@ async def test_a_conflict_with_somebody_else_lets_the_next_batch_decide(bed):
         bed.store.let_go()
         await asyncio.gather(first, second)
     assert (priorities(bed, one), priorities(bed, other)) == ([1], [2])
+
+
+class AskedStore(HeldStore):
+    """Is asked to decide priorities by itself, and declines when the test lets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.native = self
+        self.asked = []
+
+    def takes(self, command):
+        return isinstance(command, ChangePriorityArgs)
+
+    def looks_at(self, command):
+        return ()
+
+    def orders(self, command):
+        return False
+
+    async def decide(self, asked, remembered):
+        gate = asyncio.get_running_loop().create_future()
+        self.asked.append(([command.execution_id for command, _ in asked], gate))
+        await gate
+        effects = Commit(
+            now=0,
+            changes=[],
+            relied_on=[],
+            rows_removed=[],
+            rows_added=[],
+            events=[],
+            appends=[],
+            trims=[],
+        )
+        return Decided(answers=[DECLINED] * len(asked), effects=effects)
+
+    def decline(self):
+        for _, gate in self.asked:
+            if not gate.done():
+                gate.set_result(None)
+
+
+async def test_a_store_decides_several_batches_at_once_but_never_two_commands_about_one_record():
+    store = AskedStore()
+    async with Bed(store) as bed:
+        one, other = await bed.create(), await bed.create()
+        changing = [asyncio.create_task(bed.execute(priority(one, 1)))]
+        await until(lambda: len(store.asked) == 1)
+        changing += [asyncio.create_task(bed.execute(priority(which, 2))) for which in (one, other)]
+        await until(lambda: len(store.asked) == 2)
+        await turns()
+        assert [ids for ids, _ in store.asked] == [[one], [other]]
+        store.decline()
+        await until(lambda: len(store.asked) == 3)
+        store.decline()
+        await asyncio.gather(*changing)
+        assert (priorities(bed, one), priorities(bed, other)) == ([1, 2], [2])
+        assert store.conflicts == 0
+
+
+async def test_a_rule_waits_for_what_the_store_is_just_deciding():
+    store = AskedStore()
+    async with Bed(store) as bed:
+        parent = await bed.create()
+        changing = asyncio.create_task(bed.execute(priority(parent, 1)))
+        await until(lambda: len(store.asked) == 1)
+        flow = await graph(bed)
+        flow.ids["a"] = parent
+        adding = asyncio.create_task(flow.add("a"))
+        await turns()
+        assert not adding.done()
+        store.decline()
+        await asyncio.gather(changing, adding)
+        assert store.conflicts == 0
+
+
+async def test_nobody_waits_for_writes_that_began_later():
+    under_way = UnderWay()
+    first, other = under_way.begin(["a", "b"]), under_way.begin(["c"])
+    waiting = asyncio.create_task(under_way.wait_for(["b", "c", "d"]))
+    await turns()
+    assert not waiting.done()
+    later = under_way.begin(["b"])
+    with first, other:
+        pass
+    await waiting
+    assert "b" in under_way
+    assert not under_way.isdisjoint(["b"])
+    with later:
+        pass
+    assert under_way.isdisjoint(["a", "b", "c"])
 
 
 async def test_stopping_waits_for_all_batches(store):

@@ -42,7 +42,7 @@ class Batches:
         self._at_once = at_once
         self._queue: list[Ticket] = []
         self._held: list[Ticket] = []
-        """What waits for a batch under way, because that is about the same record; ahead of the queue."""
+        """What waits for a batch under way, which is about a record that it reads; ahead of the queue."""
         self._subjects: set[Key] = set()
         """What the batches under way are about."""
         self._gathering: asyncio.Task[None] | None = None
@@ -106,7 +106,7 @@ class Batches:
             self._queue, self._held = self._held + self._queue, []
 
     def _take(self) -> list[Ticket]:
-        """The next batch. What is about a record that a batch under way is about is held back."""
+        """The next batch. What is sure to read a record that a batch under way is about is held back."""
         looked_at, behind = self._queue[:LOOKED_AT_MAX], self._queue[LOOKED_AT_MAX:]
         free, held = _part(looked_at, self._subjects) if self._subjects else (looked_at, [])
         size = _batch_size(free)
@@ -115,12 +115,21 @@ class Batches:
         return free[:size]
 
 
-def _part(queue: list[Ticket], busy: set[Key]) -> tuple[list[Ticket], list[Ticket]]:
-    """The tickets that are about none of these records, and the others, each in their order."""
+def _part(queue: list[Ticket], subjects: set[Key]) -> tuple[list[Ticket], list[Ticket]]:
+    """The tickets that need none of these records, and the others, each in their order.
+
+    What is about the same record as one of the others, or is sure to read that, stays behind it.
+    """
     free: list[Ticket] = []
     held: list[Ticket] = []
+    busy = set(subjects)
     for ticket in queue:
-        (held if ticket.subject() in busy else free).append(ticket)
+        if busy.isdisjoint(ticket.first_reads()):
+            free.append(ticket)
+        else:
+            held.append(ticket)
+            if (subject := ticket.subject()) is not None:
+                busy.add(subject)
     return free, held
 
 
