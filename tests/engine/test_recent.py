@@ -9,6 +9,7 @@ from flowfabric import errors
 from flowfabric.contracts.executions import CancelExecutionArgs, CompleteExecutionArgs, ExecutionDuplicate
 from flowfabric.contracts.journal import RecordStepArgs
 from flowfabric.contracts.reads import ReadExecutionInfoArgs
+from flowfabric.contracts.signals import SignalDuplicate
 from flowfabric.core.records import Execution, Payload, key_for
 from flowfabric.engine import recent as recent_module
 from flowfabric.engine.recent import DATA_BYTES_MAX, RecentRecords
@@ -149,6 +150,21 @@ async def test_a_query_that_finds_a_newer_record_tells_it(beds):
     await other.renew(claim)
     await bed.execute(ReadExecutionInfoArgs(execution_id=claim.execution_id))
     assert bed.engine._recent.recall(key_for(Execution, claim.execution_id)) is None
+
+
+async def test_a_signal_for_what_was_suspended_here_loads_nothing_unless_it_comes_again(beds):
+    bed, _ = beds
+    await seed_key(bed)
+    [place] = await bring(bed, "suspended", 1)
+    sent = signal(bed, place)
+    bed.store.loaded.clear()
+    await bed.execute(sent)
+    assert not bed.store.loaded
+    bed.forget()
+    before = len(bed.store.commits)
+    again = await bed.execute(sent, request_id="another")
+    assert again == SignalDuplicate(existing_signal_id=sent.signal_id)
+    assert len(bed.store.commits) == before
 
 
 async def test_a_wait_that_another_engine_has_ended_is_no_conflict(beds):

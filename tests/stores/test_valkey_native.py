@@ -740,6 +740,7 @@ async def _resumed_by_signals(pair: Pair) -> None:
         timeout_at=pair.clock.now_ms + TTL_MS,
     )
     suspended = await pair.ask(suspension)
+    pair.native.forget()  # as another process, which knows nothing of the work
     for signal_id in ids:
         signal = DeliverSignalArgs(
             execution_id=claim.execution_id,

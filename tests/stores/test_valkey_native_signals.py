@@ -123,6 +123,13 @@ async def waits(pair: Pair, condition: ResumeCondition = ANY, **fields: Any) -> 
     return Wait(claim, outcome.details)
 
 
+async def signalled(pair: Pair, *signals: DeliverSignalArgs, **options: Any) -> Any:
+    """What is answered to signals that come to another process than the one that has suspended the work."""
+    for bed in (pair.native, pair.ruled):
+        bed.forget()
+    return await pair.ask(*signals, **options)
+
+
 async def _new_id(bed: Bed) -> str:
     return bed.new_id()
 
@@ -160,7 +167,7 @@ class TestSingle:
     async def test_one_signal_resumes(self, pair: Pair, fields: dict[str, Any]) -> None:
         wait = await waits(pair)
         pair.clock.advance(5)
-        assert effects([await pair.ask(wait.signal(1, **fields))]) == [RESUMES]
+        assert effects([await signalled(pair, wait.signal(1, **fields))]) == [RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
         resumed = await pair.each(lambda bed: bed.claim(wait.execution_id))
@@ -189,7 +196,7 @@ class TestSingle:
         await pair.ask(budget_creation())
         claim = await pair.each(lambda bed: bed.start(**creation))
         wait = await waits(pair, claim=claim, **suspending)
-        assert effects([await pair.ask(wait.signal(1))]) == [RESUMES]
+        assert effects([await signalled(pair, wait.signal(1))]) == [RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
 
@@ -201,7 +208,7 @@ class TestSingle:
         self, pair: Pair, policy_ms: int | None, asked_ms: int | None, expected_ms: int | None
     ) -> None:
         wait = await waits(pair, resume_policy=ResumePolicy(resume_delay_ms=policy_ms))
-        assert effects([await pair.ask(wait.signal(1, resume_delay_ms=asked_ms))]) == [RESUMES]
+        assert effects([await signalled(pair, wait.signal(1, resume_delay_ms=asked_ms))]) == [RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
         execution = await pair.native.execution(wait.execution_id)
@@ -214,13 +221,15 @@ class TestSingle:
         member = await pair.each(_member)
         claim = await pair.each(lambda bed: bed.claim(member))
         wait = await waits(pair, claim=claim)
-        assert effects([await pair.ask(wait.signal(1))]) == [RESUMES]
+        assert effects([await signalled(pair, wait.signal(1))]) == [RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
 
     async def test_a_signal_of_another_name_does_nothing_but_is_recorded(self, pair: Pair) -> None:
         wait = await waits(pair, GO)
-        answers = [await pair.ask(wait.signal(n, signal_name=name)) for n, name in enumerate(("stop", "go"))]
+        answers = [
+            await signalled(pair, wait.signal(n, signal_name=name)) for n, name in enumerate(("stop", "go"))
+        ]
         assert effects(answers) == [NOTHING, RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 2
@@ -229,7 +238,7 @@ class TestSingle:
         claim = await pair.each(lambda bed: bed.start())
         for number in range(3):
             wait = await waits(pair, claim=claim)
-            assert effects([await pair.ask(wait.signal(number))]) == [RESUMES]
+            assert effects([await signalled(pair, wait.signal(number))]) == [RESUMES]
             claim = await pair.each(lambda bed, wait=wait: bed.claim(wait.execution_id))
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 3
@@ -245,10 +254,10 @@ class TestSingle:
             resume_condition=count(2),
         )
         before = Wait(claim, used)
-        await pair.ask(before.signal(1))
+        await signalled(pair, before.signal(1))
         outcome = await pair.ask(suspension)
         wait = Wait(claim, outcome.details)
-        assert effects([await pair.ask(wait.signal(2))]) == [RESUMES]
+        assert effects([await signalled(pair, wait.signal(2))]) == [RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
         resumed = await pair.each(lambda bed: bed.claim(wait.execution_id))
@@ -290,7 +299,7 @@ class TestCount:
         answers = []
         for number in range(needed):
             pair.clock.advance(number)
-            answers.append(await pair.ask(wait.signal(number)))
+            answers.append(await signalled(pair, wait.signal(number)))
             await pair.compare()
         assert effects(answers) == [COUNTS] * (needed - 1) + [RESUMES]
         assert pair.accepted["deliver_signal"] == needed
@@ -301,16 +310,16 @@ class TestCount:
         [second] = wait.details.additional_waitpoints
         there = {"waitpoint_id": second.waitpoint_id, "waitpoint_token": second.waitpoint_token}
         answers = [
-            await pair.ask(wait.signal(1, source_identity="ana")),
-            await pair.ask(wait.signal(2, source_identity="ana", **there)),
-            await pair.ask(wait.signal(3, signal_name="stop")),
-            await pair.ask(wait.signal(4, **there)),
+            await signalled(pair, wait.signal(1, source_identity="ana")),
+            await signalled(pair, wait.signal(2, source_identity="ana", **there)),
+            await signalled(pair, wait.signal(3, signal_name="stop")),
+            await signalled(pair, wait.signal(4, **there)),
         ]
         assert effects(answers) == [COUNTS, AGAIN, OTHER_NAME, COUNTS]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 4
         # What closes several waitpoints is left to the rule.
-        assert effects([await pair.ask(wait.signal(5))]) == [RESUMES]
+        assert effects([await signalled(pair, wait.signal(5))]) == [RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 4
 
@@ -322,21 +331,21 @@ class TestCount:
             for one in wait.details.additional_waitpoints
         )
         signals = [wait.signal(1), wait.signal(2), wait.signal(3, **second), wait.signal(4, **third)]
-        assert effects(await pair.ask(*signals)) == [COUNTS, AGAIN, COUNTS, RESUMES]
+        assert effects(await signalled(pair, *signals)) == [COUNTS, AGAIN, COUNTS, RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 3
 
     async def test_many_at_once_keep_their_order(self, pair: Pair) -> None:
         wait, other = await waits(pair, count(40)), await waits(pair, count(3))
         signals = [one.signal(number) for one, needed in ((wait, 40), (other, 3)) for number in range(needed)]
-        answers = effects(await pair.ask(*signals))
+        answers = effects(await signalled(pair, *signals))
         assert answers == [COUNTS] * 39 + [RESUMES] + [COUNTS] * 2 + [RESUMES]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 43
 
     async def test_what_comes_behind_the_last_one_is_late(self, pair: Pair) -> None:
         wait = await waits(pair, count(2))
-        answers = await pair.ask(*(wait.signal(number) for number in range(4)))
+        answers = await signalled(pair, *(wait.signal(number) for number in range(4)))
         assert effects(answers[:2]) == [COUNTS, RESUMES]
         assert [type(answer) for answer in answers[2:]] == [errors.WaitpointClosed] * 2
         await pair.compare()
@@ -344,7 +353,7 @@ class TestCount:
 
     async def test_a_cap_that_is_reached_within_a_call(self, pair: Pair) -> None:
         wait = await waits(pair, count(5), policy=ExecutionPolicy(max_signals_per_execution=2))
-        answers = await pair.ask(*(wait.signal(number) for number in range(4)))
+        answers = await signalled(pair, *(wait.signal(number) for number in range(4)))
         assert effects(answers[:2]) == [COUNTS] * 2
         assert [type(answer) for answer in answers[2:]] == [errors.SignalLimitExceeded] * 2
         await pair.compare()
@@ -352,10 +361,10 @@ class TestCount:
 
     async def test_a_cap_of_none_and_one_that_the_sender_names(self, pair: Pair) -> None:
         wait = await waits(pair, count(5), policy=ExecutionPolicy(max_signals_per_execution=0))
-        assert effects([await pair.ask(wait.signal(1))]) == [COUNTS]
-        refused = await pair.ask(wait.signal(2, max_signals_per_execution=1))
+        assert effects([await signalled(pair, wait.signal(1))]) == [COUNTS]
+        refused = await signalled(pair, wait.signal(2, max_signals_per_execution=1))
         assert isinstance(refused, errors.SignalLimitExceeded)
-        assert effects([await pair.ask(wait.signal(3, max_signals_per_execution=2))]) == [COUNTS]
+        assert effects([await signalled(pair, wait.signal(3, max_signals_per_execution=2))]) == [COUNTS]
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 2
 
@@ -363,10 +372,10 @@ class TestCount:
         wait = await waits(pair, count(100))
         for behind, expected in ((SIGNAL_KEYS - 1, 1), (SIGNAL_KEYS, 0)):
             outdated = await pair.native.execution(wait.execution_id)
-            await pair.ask(*(wait.signal(100 * behind + number) for number in range(behind)))
+            await signalled(pair, *(wait.signal(100 * behind + number) for number in range(behind)))
             before = pair.accepted["deliver_signal"]
             with _seen_once(pair, outdated):
-                assert effects([await pair.ask(wait.signal(100 * behind + behind))]) == [COUNTS]
+                assert effects([await signalled(pair, wait.signal(100 * behind + behind))]) == [COUNTS]
             assert pair.accepted["deliver_signal"] - before == expected
             await pair.compare()
 
@@ -391,39 +400,70 @@ def _seen_once(pair: Pair, outdated: Execution) -> Iterator[None]:
     assert "load" not in vars(store), "nobody has looked"
 
 
+class TestRemembered:
+    @pytest.fixture
+    async def pair(self, tmp_path: Path) -> AsyncIterator[Pair]:
+        """In one shard, for only there a store tells what an engine may remember of its commits."""
+        async with Pair(server(), tmp_path, shards=1) as made:
+            await made.ask(SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="1f" * 32))
+            yield made
+
+    async def test_what_the_same_process_has_suspended_is_signalled_by_the_rule(self, pair: Pair) -> None:
+        wait = await waits(pair, count(3))
+        answers = effects(await pair.ask(*(wait.signal(number) for number in range(3))))
+        assert answers == [COUNTS] * 2 + [RESUMES]
+        before = pair.declined.get("claim_execution", 0)
+        await pair.each(lambda bed: bed.claim(wait.execution_id))
+        await pair.compare()
+        assert "deliver_signal" not in {*pair.accepted, *pair.declined}
+        assert pair.declined.get("claim_execution", 0) == before
+
+    async def test_once_another_process_has_signalled_too_the_server_does(
+        self, pair: Pair, tmp_path: Path
+    ) -> None:
+        wait = await waits(pair, count(5))
+        async with Bed(server().store(tmp_path / "native", shards=1), clock=pair.clock) as other:
+            await other.execute(wait.signal(1), request_id="another")
+        await pair.ruled.execute(wait.signal(1), request_id="another")
+        for number in (2, 3, 4):
+            assert effects([await pair.ask(wait.signal(number))]) == [COUNTS]
+        await pair.compare()
+        assert pair.accepted["deliver_signal"] == 2
+
+
 class TestRefusals:
     async def test_a_signal_is_received_once(self, pair: Pair) -> None:
         wait = await waits(pair, count(5))
-        first = await pair.ask(wait.signal(1, idempotency_key="once"), request_ids=["asked"])
-        assert await pair.ask(wait.signal(1, idempotency_key="once"), request_ids=["asked"]) == first
+        first = await signalled(pair, wait.signal(1, idempotency_key="once"), request_ids=["asked"])
+        assert await signalled(pair, wait.signal(1, idempotency_key="once"), request_ids=["asked"]) == first
         for again in (
             wait.signal(1),
             wait.signal(1, idempotency_key="another"),
             wait.signal(2, idempotency_key="once", source_identity="ana-1"),
         ):
-            answer = await pair.ask(again)
+            answer = await signalled(pair, again)
             assert isinstance(answer, SignalDuplicate)
             assert answer.existing_signal_id == wait.signal(1).signal_id
-        conflict = await pair.ask(wait.signal(3, idempotency_key="once"))
+        conflict = await signalled(pair, wait.signal(3, idempotency_key="once"))
         assert isinstance(conflict, errors.IdempotencyConflict)
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
 
     async def test_the_same_signal_twice_in_one_call(self, pair: Pair) -> None:
         wait = await waits(pair, count(3))
-        answers = await pair.ask(wait.signal(1), wait.signal(1), wait.signal(2))
+        answers = await signalled(pair, wait.signal(1), wait.signal(1), wait.signal(2))
         assert effects([answers[0], answers[2]]) == [COUNTS, COUNTS]
         assert isinstance(answers[1], SignalDuplicate)
         await pair.compare()
 
     async def test_a_key_counts_until_its_window_is_over(self, pair: Pair) -> None:
         wait = await waits(pair, count(5))
-        await pair.ask(wait.signal(1, idempotency_key="once", dedup_ttl_ms=1_000))
+        await signalled(pair, wait.signal(1, idempotency_key="once", dedup_ttl_ms=1_000))
         pair.clock.advance(999)
         same = wait.signal(2, idempotency_key="once", source_identity="ana-1", dedup_ttl_ms=1_000)
-        assert isinstance(await pair.ask(same), SignalDuplicate)
+        assert isinstance(await signalled(pair, same), SignalDuplicate)
         pair.clock.advance(1)
-        assert effects([await pair.ask(same)]) == [COUNTS]
+        assert effects([await signalled(pair, same)]) == [COUNTS]
         await pair.compare()
 
     async def test_tokens_that_do_not_open_the_waitpoint(self, pair: Pair) -> None:
@@ -441,33 +481,35 @@ class TestRefusals:
         before = await pair.native.dump()
         for error, tokens in refused.items():
             for token in tokens:
-                answer = await pair.ask(wait.signal(1, waitpoint_token=WaitpointToken(token)))
+                answer = await signalled(pair, wait.signal(1, waitpoint_token=WaitpointToken(token)))
                 assert isinstance(answer, error)
         assert not differences(before, await pair.native.dump())
         assert "deliver_signal" not in pair.accepted
-        assert isinstance(await pair.ask(wait.signal(1), namespace="elsewhere"), errors.ExecutionNotFound)
+        assert isinstance(
+            await signalled(pair, wait.signal(1), namespace="elsewhere"), errors.ExecutionNotFound
+        )
         await pair.compare()
 
     async def test_a_token_is_good_until_its_grace_is_over(self, pair: Pair) -> None:
         wait = await waits(pair, count(5))
         await pair.ask(RotateWaitpointHmacSecretArgs(new_kid="k2", new_secret_hex="2f" * 32, grace_ms=1_000))
         pair.clock.advance(999)
-        assert effects([await pair.ask(wait.signal(1))]) == [COUNTS]
+        assert effects([await signalled(pair, wait.signal(1))]) == [COUNTS]
         pair.clock.advance(1)
-        assert isinstance(await pair.ask(wait.signal(2)), errors.TokenExpired)
+        assert isinstance(await signalled(pair, wait.signal(2)), errors.TokenExpired)
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
 
     async def test_late_signals_and_ended_work(self, pair: Pair) -> None:
         late, ended = await waits(pair), await waits(pair)
-        await pair.ask(late.signal(1))
+        await signalled(pair, late.signal(1))
         await pair.ask(CancelExecutionArgs(execution_id=ended.execution_id, reason="no", source="operator"))
-        assert isinstance(await pair.ask(late.signal(2)), errors.WaitpointClosed)
-        assert isinstance(await pair.ask(ended.signal(1)), errors.TargetNotSignalable)
+        assert isinstance(await signalled(pair, late.signal(2)), errors.WaitpointClosed)
+        assert isinstance(await signalled(pair, ended.signal(1)), errors.TargetNotSignalable)
         gone = msgspec.structs.replace(late.signal(3), execution_id=pair.native.new_execution_id())
-        assert isinstance(await pair.ask(gone), errors.ExecutionNotFound)
+        assert isinstance(await signalled(pair, gone), errors.ExecutionNotFound)
         unknown = late.signal(4, waitpoint_id=pair.native.new_id())
-        assert isinstance(await pair.ask(unknown), errors.InvalidToken)
+        assert isinstance(await signalled(pair, unknown), errors.InvalidToken)
         await pair.compare()
         assert pair.accepted["deliver_signal"] == 1
 
@@ -485,7 +527,7 @@ class TestRefusals:
             paused.signal(4),
             renamed.signal(5),
         ):
-            assert isinstance(await pair.ask(signal), SignalAccepted)
+            assert isinstance(await signalled(pair, signal), SignalAccepted)
         await pair.compare()
         assert "deliver_signal" not in pair.accepted
         assert pair.declined["deliver_signal"] == 5
@@ -495,6 +537,7 @@ async def test_a_record_that_cannot_be_looked_at_fails_no_other_command(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim, wait = await pair.each(lambda bed: bed.start()), await waits(pair)
+    pair.native.forget()
     load = pair.store.load
 
     async def broken(keys: Iterable[Key]) -> Loaded:

@@ -85,7 +85,9 @@ class Cycle:
 
     async def _run(self, batch: list[Ticket]) -> None:
         """Have the store itself decide where it can, and the rules where it cannot."""
-        taken, others = ([], batch) if self._native is None else choose(self._native, batch)
+        taken, others = (
+            ([], batch) if self._native is None else choose(self._native, batch, self._known.recent)
+        )
         if not taken:
             await self._run_rules(batch)
             return

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flowfabric.engine.cycle import Deliverer
     from flowfabric.engine.known import Known
     from flowfabric.engine.notifier import Notifier
+    from flowfabric.engine.recent import RecentRecords
     from flowfabric.engine.tickets import Ticket
     from flowfabric.stores.base import Native, Store
 
@@ -25,12 +26,15 @@ def native_of(store: Store) -> Native | None:
     return native
 
 
-def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[Ticket]]:
+def choose(
+    native: Native, batch: Sequence[Ticket], recent: RecentRecords
+) -> tuple[list[Ticket], list[Ticket]]:
     """The tickets that the store may decide, and the others.
 
     Commands about one record belong together: they are decided in their order, by the store if it keeps
-    that for commands of their kind. Those that the store would look at such a record for belong with them,
-    and only the rules keep an order among all of these.
+    that for commands of their kind, and if it does not leave them to the rules for what is remembered. Those
+    that the store would look at such a record for belong with them, and only the rules keep an order among
+    all of these.
     """
     about: dict[Key | Ticket, list[Ticket]] = {}
     for ticket in batch:
@@ -39,7 +43,7 @@ def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[
     looked_at = {
         subject: {key for ticket in tickets for key in native.looks_at(ticket.command)}
         for subject, tickets in about.items()
-        if _may_be_taken(native, tickets)
+        if _may_be_taken(native, tickets, recent)
     }
     both = about.keys() & {key for keys in looked_at.values() for key in keys}
     theirs = {
@@ -53,18 +57,25 @@ def choose(native: Native, batch: Sequence[Ticket]) -> tuple[list[Ticket], list[
     return taken, others
 
 
-def _may_be_taken(native: Native, tickets: Sequence[Ticket]) -> bool:
+def _may_be_taken(native: Native, tickets: Sequence[Ticket], recent: RecentRecords) -> bool:
     """Whether the store may decide all of these, which are about one record."""
     first = tickets[0].command
     kinds = {type(ticket.command) for ticket in tickets}
     return (len(tickets) == 1 or (len(kinds) == 1 and native.orders(first))) and all(
-        native.takes(ticket.command) for ticket in tickets
+        native.takes(ticket.command) and not _is_left(native, ticket, recent) for ticket in tickets
     )
 
 
 def subjects_of(tickets: Iterable[Ticket]) -> set[Key]:
     """The records that some tickets are about."""
     return {subject for ticket in tickets if (subject := ticket.subject()) is not None}
+
+
+def _is_left(native: Native, ticket: Ticket, recent: RecentRecords) -> bool:
+    """Whether the store leaves a command to its rule for what is remembered of its record."""
+    subject = ticket.subject()
+    known = None if subject is None else recent.recall(subject)
+    return known is not None and native.leaves(ticket.command, known[1])
 
 
 async def decide_natively(

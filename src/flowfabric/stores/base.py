@@ -142,6 +142,12 @@ class Native(Protocol):
     def looks_at(self, command: Command[Any]) -> Sequence[Key]:
         """What it reads before it decides a command that it knows, besides what the command is about."""
 
+    def leaves(self, command: Command[Any], known: Record) -> bool:
+        """Whether it leaves the command to the rule if the record that it is about is like this.
+
+        That is how this process has written it last, so the rule need not load it, and is as quick.
+        """
+
     def orders(self, command: Command[Any]) -> bool:
         """Whether several of these commands may be about one record. They are decided in their order."""
 

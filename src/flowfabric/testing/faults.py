@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.events import Family, StoredEvent
-    from flowfabric.core.records import Key
+    from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope, Frame, Remembered
     from flowfabric.stores.base import Commit, Decided, Loaded, Native
     from flowfabric.testing.clock import ClockedStore
@@ -146,6 +146,9 @@ class BreakingNative:
 
     def looks_at(self, command: Command[Any]) -> Sequence[Key]:
         return self._inner.looks_at(command)
+
+    def leaves(self, command: Command[Any], known: Record) -> bool:
+        return self._inner.leaves(command, known)
 
     def orders(self, command: Command[Any]) -> bool:
         return self._inner.orders(command)

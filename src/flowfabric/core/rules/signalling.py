@@ -111,12 +111,16 @@ def _signal_keys(args: DeliverSignalArgs | BufferSignalArgs) -> tuple[Key, ...]:
     return (
         key_for(Keyring, KEYRING_ID),
         key_for(Waitpoint, place),
-        key_for(Dedup, f"{_id_scope(args.execution_id)}/{args.signal_id}"),
         *(key_for(Dedup, f"{_key_scope(place)}/{dedup_key}") for dedup_key in remembered),
     )
 
 
-@rule(DeliverSignalArgs, reads=_signal_keys)
+def _own_key(args: DeliverSignalArgs | BufferSignalArgs) -> tuple[Key, ...]:
+    """What remembers the signal by its id, which hardly ever comes twice."""
+    return (key_for(Dedup, f"{_id_scope(args.execution_id)}/{args.signal_id}"),)
+
+
+@rule(DeliverSignalArgs, reads=_signal_keys, makes=_own_key)
 def deliver_signal(work: Work, args: DeliverSignalArgs) -> DeliverSignalResult:
     """Receive a signal: evaluate it, or keep it for the suspension that its waitpoint waits for.
 
@@ -154,7 +158,7 @@ def incoming_of(args: DeliverSignalArgs) -> Incoming:
     )
 
 
-@rule(BufferSignalArgs, reads=_signal_keys)
+@rule(BufferSignalArgs, reads=_signal_keys, makes=_own_key)
 def buffer_signal(work: Work, args: BufferSignalArgs) -> BufferSignalResult:
     """Receive a signal for a waitpoint that is expected to be pending.
 

@@ -23,6 +23,7 @@ from flowfabric.core.records import (
     lane_identity,
 )
 from flowfabric.core.rules.claiming import claimed_work
+from flowfabric.core.vocabulary import Continuation
 from flowfabric.stores.keys import stored_key
 from flowfabric.stores.valkey.native.function import asked_pair, last_request_pair, packed_list
 from flowfabric.stores.valkey.native.members import member_of
@@ -148,6 +149,11 @@ class ClaimRelatedExecution(ClaimExecution):
         """What is related to a member that is known, if this is its first attempt; nothing to others."""
         member = members.recall(command.execution_id)
         return b"" if member is None else f" {member.flow_id}".encode()
+
+
+def is_signalled(execution: Execution) -> bool:
+    """Whether an execution resumes after a suspension, which every function declines."""
+    return execution.continuation is Continuation.RESUME and execution.resumed_suspension_id is not None
 
 
 def _offer(kind: str, policy: ExecutionPolicy) -> tuple[bytes, ...]:

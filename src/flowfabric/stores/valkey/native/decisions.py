@@ -10,13 +10,15 @@ import msgspec
 from msgspec.structs import replace
 
 from flowfabric import errors
+from flowfabric.contracts.signals import DeliverSignalArgs
+from flowfabric.core.commands import ClaimCandidateArgs
 from flowfabric.core.records import kind_of
 from flowfabric.core.registry import RULES
 from flowfabric.stores.base import DECLINED, Commit, Decided
 from flowfabric.stores.valkey.client import SlotIsMoving
 from flowfabric.stores.valkey.native.admitting import CheckAdmission
 from flowfabric.stores.valkey.native.appending import AppendFrame
-from flowfabric.stores.valkey.native.claiming import ClaimExecution, ClaimRelatedExecution
+from flowfabric.stores.valkey.native.claiming import ClaimExecution, ClaimRelatedExecution, is_signalled
 from flowfabric.stores.valkey.native.completing import CompleteExecution
 from flowfabric.stores.valkey.native.creating import CreateExecution
 from flowfabric.stores.valkey.native.failing import FailExecution
@@ -29,7 +31,7 @@ from flowfabric.stores.valkey.native.signalling import DeliverSignal
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.records import Key, Record
@@ -82,6 +84,11 @@ class Decisions:
     def takes(self, command: Command[Any]) -> bool:
         """Whether there is a function for this command. It may still decline it."""
         return type(command) in FUNCTIONS
+
+    def leaves(self, command: Command[Any], known: Record) -> bool:
+        """Whether the rule is as quick, or the function would decline."""
+        is_left = LEFT.get(type(command))
+        return is_left is not None and is_left(known)
 
     async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered) -> Decided:
         """Decide what can be decided, in as few calls as possible, all on their way at the same time."""
@@ -350,3 +357,10 @@ FURTHER: Final[dict[type[Command[Any]], ClaimRelatedExecution]] = {
     function.command_type: function for function in (ClaimRelatedExecution(),)
 }
 """Those that go on where the first one has asked for more keys."""
+
+LEFT: Final[dict[type[Command[Any]], Callable[[Any], bool]]] = {
+    ClaimCandidateArgs: is_signalled,
+    # The function would have to look at it first.
+    DeliverSignalArgs: lambda _: True,
+}
+"""What is left to the rules if the record that a command is about is remembered, and is like this."""
