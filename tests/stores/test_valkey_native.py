@@ -31,7 +31,7 @@ from flowfabric.contracts.policy import (
     StreamPolicy,
     TimeoutPolicy,
 )
-from flowfabric.contracts.quotas import CheckAdmissionArgs
+from flowfabric.contracts.quotas import CheckAdmissionArgs, ReleaseAdmissionArgs
 from flowfabric.contracts.retention import TrimRetentionArgs
 from flowfabric.contracts.signals import DeliverSignalArgs
 from flowfabric.contracts.states import LaneState
@@ -720,6 +720,9 @@ class TestKeys:
                     await pair.ask(
                         CheckAdmissionArgs(quota_policy_id=quota.quota_policy_id, execution_id=execution_id)
                     )
+                await pair.ask(
+                    ReleaseAdmissionArgs(quota_policy_id=quota.quota_policy_id, execution_id=execution_id)
+                )
                 await pair.compare()
         assert {call.function.rpartition("_")[0] for call in calls} >= {f"ff_{name}" for name in SIGNATURES}
         undeclared = {key for call in calls for key in call.touched - call.declared}

@@ -13,10 +13,13 @@ from flowfabric.contracts.quotas import (
     AdmissionConcurrencyExceeded,
     AdmissionGranted,
     AdmissionRateExceeded,
+    AdmissionReleased,
     AlreadyAdmitted,
     CheckAdmissionArgs,
     ReleaseAdmissionArgs,
 )
+from flowfabric.contracts.states import PublicState
+from flowfabric.core.commands import AdmissionSettled, GiveAdmissionBackArgs, HoldBackArgs
 from flowfabric.core.rules.quotas import ADMISSION_GRACE_MS, INSTANTS_PER_PIECE
 from flowfabric.testing.bed import TTL_MS, Bed
 from flowfabric.testing.conformance.admission import POLICY_NAME, WINDOW_MS, quota_creation
@@ -43,6 +46,13 @@ async def waiting(pair: Pair, count: int, **fields: Any) -> list[str]:
 
 def asking(quota_policy_id: Any, execution_id: str, **fields: Any) -> CheckAdmissionArgs:
     return CheckAdmissionArgs(quota_policy_id=quota_policy_id, execution_id=execution_id, **fields)
+
+
+def releasing(quota_policy_id: Any, execution_id: str) -> ReleaseAdmissionArgs:
+    return ReleaseAdmissionArgs(quota_policy_id=quota_policy_id, execution_id=execution_id)
+
+
+LIMITED = ExecutionPolicy(quota_policy_id=POLICY_NAME)
 
 
 class Counted:
@@ -85,7 +95,7 @@ async def test_many_at_once_are_admitted_in_their_order(pair: Pair) -> None:
     answers = await pair.ask(*(asking(quota_id, one) for one in (*ids, ids[0], ids[7])))
     assert answers == [GRANTED] * 4 + [FULL] * 4 + [AGAIN, FULL]
     await pair.compare()
-    await pair.ask(*(ReleaseAdmissionArgs(quota_policy_id=quota_id, execution_id=one) for one in ids[:4]))
+    await pair.ask(*(releasing(quota_id, one) for one in ids[:4]))
     answers = await pair.ask(*(asking(quota_id, one) for one in ids[4:]))
     assert answers == [GRANTED] * 2 + [AdmissionRateExceeded(retry_after_ms=WINDOW_MS)] * 2
     await pair.compare()
@@ -160,7 +170,7 @@ async def test_more_at_once_than_two_pieces_take_are_left_to_the_rule(pair: Pair
 
 async def test_each_claim_needs_an_admission_of_its_own(pair: Pair) -> None:
     quota_id, counted = await quota(pair, cap=1, rate=3), Counted(pair)
-    first, other = await waiting(pair, 2, policy=ExecutionPolicy(quota_policy_id=POLICY_NAME))
+    first, other = await waiting(pair, 2, policy=LIMITED)
     for _ in range(3):
         assert await pair.ask(asking(quota_id, first)) == GRANTED
         claim = await pair.each(lambda bed: bed.claim(first))
@@ -300,3 +310,92 @@ async def test_an_answer_that_changes_nothing_counts_as_no_commit(pair: Pair) ->
     assert counted.since == 1
     # Else it would look like a commit of others that was not heard.
     assert not await changes._counted()
+
+
+# Giving back
+
+
+@pytest.mark.parametrize("limits", [{"cap": 2}, {"cap": 2, "rate": 3}, {"rate": 2}], ids=str)
+async def test_admissions_are_given_back(pair: Pair, limits: dict[str, int]) -> None:
+    quota_id = await quota(pair, **limits)
+    first, second, third = await waiting(pair, 3)
+    counted = Counted(pair, "release_admission")
+    for execution_id in (first, second, third):
+        await pair.ask(asking(quota_id, execution_id))
+    await pair.compare()
+    for execution_id in (first, second, second, third):
+        pair.clock.advance(10)
+        assert await pair.ask(releasing(quota_id, execution_id)) == AdmissionReleased()
+        await pair.compare()
+    await pair.ask(*(asking(quota_id, one) for one in (third, second, first)))
+    await pair.ask(*(releasing(quota_id, one) for one in (first, first, second, third)))
+    await pair.compare()
+    assert counted.since == 8
+
+
+async def test_the_same_release_is_answered_again(pair: Pair) -> None:
+    quota_id, counted = await quota(pair, cap=1), Counted(pair, "release_admission")
+    [execution_id] = await waiting(pair, 1)
+    for _ in range(2):
+        await pair.ask(asking(quota_id, execution_id))
+        for _ in range(2):
+            await pair.ask(releasing(quota_id, execution_id), request_ids=["once"])
+            await pair.compare()
+    assert counted.since == 2
+
+
+async def test_releases_that_are_refused_are_refused_by_the_rule(pair: Pair) -> None:
+    quota_id, counted = await quota(pair, cap=1), Counted(pair, "release_admission")
+    [execution_id] = await waiting(pair, 1)
+    elsewhere = await pair.each(lambda bed: bed.create(namespace="elsewhere"))
+    for command, expected in (
+        (releasing(pair.native.new_id(), execution_id), errors.QuotaPolicyNotFound),
+        (releasing(quota_id, "{fp:4}:00000000-0000-4000-8000-00000000cccc"), errors.ExecutionNotFound),
+        (releasing(quota_id, elsewhere), errors.ExecutionNotFound),
+    ):
+        assert isinstance(await pair.ask(command), expected)
+    await pair.compare()
+    assert counted.since == 0
+
+
+@pytest.mark.parametrize("held_back", [0, 2])
+async def test_the_end_of_a_lease_gives_the_admission_back(pair: Pair, held_back: int) -> None:
+    quota_id, counted = await quota(pair, cap=3), Counted(pair, "release_admission")
+    claims = []
+    for execution_id in await waiting(pair, 3, policy=LIMITED):
+        await pair.ask(asking(quota_id, execution_id))
+        claims.append(await pair.each(lambda bed, one=execution_id: bed.claim(one)))
+    others = await waiting(pair, held_back, policy=LIMITED)
+    for execution_id in others:
+        assert await pair.ask(asking(quota_id, execution_id)) == FULL
+        await pair.ask(HoldBackArgs(execution_id=execution_id))
+    await pair.compare()
+    for claim in claims:
+        pair.clock.advance(5)
+        await pair.each(lambda bed, claim=claim: bed.complete(claim))
+        await pair.compare()
+    for bed in (pair.native, pair.ruled):
+        assert await bed.store.list_keys("given_back/") == []
+        assert all([await bed.state(one) == PublicState.WAITING for one in others])
+    assert counted.since == 3
+
+
+async def test_what_was_given_back_late_leaves_a_newer_admission(pair: Pair) -> None:
+    """The message is found once more by the scanners when the work has been admitted again."""
+    quota_id, counted = await quota(pair, cap=1), Counted(pair, "release_admission")
+    [execution_id] = await waiting(pair, 1, policy=LIMITED)
+    await pair.ask(asking(quota_id, execution_id))
+    claim = await pair.each(lambda bed: bed.claim(execution_id))
+    for bed in (pair.native, pair.ruled):
+        with bed.nothing_delivered():
+            await bed.delay(claim, 1)
+    [message] = await pair.native.store.list_keys("given_back/")
+    command = GiveAdmissionBackArgs(given_back_id=message.partition("/")[2])
+    assert await pair.ask_unbounded(command) == AdmissionSettled(action="released")
+    assert await pair.ask_unbounded(command) == AdmissionSettled(action="kept")
+    pair.clock.advance(1)
+    await pair.each(_settle)
+    assert await pair.ask(asking(quota_id, execution_id)) == GRANTED
+    assert await pair.ask_unbounded(command) == AdmissionSettled(action="gone")
+    await pair.compare()
+    assert counted.since == 3

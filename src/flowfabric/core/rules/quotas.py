@@ -285,12 +285,14 @@ def round_to_admit(work: Work, quota: QuotaPolicy, execution_id: str) -> int:
         ExecutionNotFound: there is no such execution in the namespace of the policy.
         ExecutionNotEligible: it cannot be claimed now.
     """
-    execution = _execution_of(work, quota, execution_id)
+    execution = execution_under(work, quota, execution_id)
     _require_claimable(execution)
     return execution.lease_epoch + 1 if execution.admitted_round is None else execution.admitted_round
 
 
-def _execution_of(work: Work, quota: QuotaPolicy, execution_id: str, *, observed: bool = False) -> Execution:
+def execution_under(
+    work: Work, quota: QuotaPolicy, execution_id: str, *, observed: bool = False
+) -> Execution:
     """The execution, which has to be in the namespace of the policy.
 
     Raises:
@@ -338,7 +340,7 @@ def release_admission(work: Work, args: ReleaseAdmissionArgs) -> ReleaseAdmissio
         QuotaPolicyNotFound, ExecutionNotFound: there is no such policy, or execution.
     """
     quota = the_quota(work, args.quota_policy_id)
-    _execution_of(work, quota, args.execution_id, observed=True)
+    execution_under(work, quota, args.execution_id, observed=True)
     admission = work.read(Admission, admission_identity(args.quota_policy_id, args.execution_id))
     if admission is not None:
         _remove_admission(work, quota, admission)

@@ -44,6 +44,7 @@ FUNCTIONS: Final = (
     "create_execution",
     "deliver_signal",
     "fail_execution",
+    "release_admission",
     "renew_lease",
     "report_usage",
     "resolve_dependency",

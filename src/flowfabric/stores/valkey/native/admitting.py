@@ -24,6 +24,7 @@ from flowfabric.core.rules.quotas import (
     quota_subject,
     round_to_admit,
 )
+from flowfabric.stores.base import Change
 from flowfabric.stores.keys import stored_key
 from flowfabric.stores.valkey.native.function import asked_list, seen_by, without_zero
 
@@ -53,8 +54,8 @@ class CheckAdmission:
     command_type: Final = CheckAdmissionArgs
     serves: Final = (CheckAdmissionArgs,)
 
-    def subject(self, command: CheckAdmissionArgs) -> Key:
-        return quota_subject(command)
+    def subject(self, asked: Asked) -> Key:
+        return quota_subject(asked.command)
 
     def owner(self, command: CheckAdmissionArgs) -> Key:
         return quota_subject(command)
@@ -115,8 +116,9 @@ class CheckAdmission:
         outcome, waking_at = reply
         answer = _DECODER.decode(outcome)
         if isinstance(answer, AdmissionGranted):
-            identity = _admission(asked, 0).identity
-            effects.rows.append((DUE_ADMISSION, "", effects.now + ADMISSION_GRACE_MS, identity))
+            admission = _admission(asked, 0)
+            effects.changes.append(Change(admission.key, 0, None))
+            effects.rows.append((DUE_ADMISSION, "", effects.now + ADMISSION_GRACE_MS, admission.identity))
         elif waking_at:
             effects.rows.append((DUE_HEADROOM, "", int(waking_at), quota_subject(asked.command)))
         return answer

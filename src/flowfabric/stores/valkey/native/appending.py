@@ -39,8 +39,8 @@ class AppendFrame:
     command_type: Final = AppendFrameArgs
     serves: Final = (AppendFrameArgs,)
 
-    def subject(self, command: AppendFrameArgs) -> Key:
-        return key_for(StreamMeta, stream_identity(command.execution_id, command.attempt_index))
+    def subject(self, asked: Asked) -> Key:
+        return key_for(StreamMeta, stream_identity(asked.command.execution_id, asked.command.attempt_index))
 
     def owner(self, command: AppendFrameArgs) -> Key:
         return key_for(Execution, command.execution_id)
@@ -60,7 +60,7 @@ class AppendFrame:
 
     def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
         args: AppendFrameArgs = asked.command
-        stream = self.subject(args)
+        stream = self.subject(asked)
         frame_head, frame_tail = _frame_around_instant(args)
         return (
             keys.record(stream),

@@ -52,11 +52,11 @@ class ClaimExecution:
     command_type: Final = ClaimCandidateArgs
     serves: Final = (ClaimBatchArgs,)
 
-    def subject(self, command: ClaimCandidateArgs) -> Key:
-        return key_for(Execution, command.execution_id)
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Execution, asked.command.execution_id)
 
     def owner(self, command: ClaimCandidateArgs) -> Key:
-        return self.subject(command)
+        return key_for(Execution, command.execution_id)
 
     def relied_on(self, asked: Asked) -> Key:
         """The lane: nothing is given out in a lane that was changed since it was last looked at."""
@@ -93,7 +93,7 @@ class ClaimExecution:
     def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
         args: ClaimCandidateArgs = asked.command
         return (
-            keys.record(self.subject(args)),
+            keys.record(self.subject(asked)),
             keys.told(args.execution_id),
             keys.record(key_for(Payload, args.execution_id)),
         ), (

@@ -45,11 +45,11 @@ class CompleteExecution:
     command_type: Final = CompleteExecutionArgs
     serves: Final = (CompleteExecutionArgs,)
 
-    def subject(self, command: CompleteExecutionArgs) -> Key:
-        return key_for(Execution, command.execution_id)
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Execution, asked.command.execution_id)
 
     def owner(self, command: CompleteExecutionArgs) -> Key:
-        return self.subject(command)
+        return key_for(Execution, command.execution_id)
 
     def relied_on(self, asked: Asked) -> None:
         """Nothing but the execution itself."""
@@ -76,7 +76,7 @@ class CompleteExecution:
         message = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0)
         member_keys, member_arguments = self._behind(keys, asked)
         return (
-            keys.record(self.subject(args)),
+            keys.record(self.subject(asked)),
             keys.told(args.execution_id),
             keys.record(result.key),
             keys.record(message.key),

@@ -49,8 +49,8 @@ class CreateExecution:
     command_type: Final = CreateExecutionArgs
     serves: Final = (CreateExecutionArgs,)
 
-    def subject(self, command: CreateExecutionArgs) -> Key:
-        return key_for(Execution, command.execution_id)
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Execution, asked.command.execution_id)
 
     def owner(self, command: CreateExecutionArgs) -> None:
         """The command names the namespace."""

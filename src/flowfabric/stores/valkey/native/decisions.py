@@ -24,6 +24,7 @@ from flowfabric.stores.valkey.native.creating import CreateExecution
 from flowfabric.stores.valkey.native.failing import FailExecution
 from flowfabric.stores.valkey.native.function import Asked, Effects
 from flowfabric.stores.valkey.native.members import Members
+from flowfabric.stores.valkey.native.releasing import GiveAdmissionBack, ReleaseAdmission
 from flowfabric.stores.valkey.native.renewing import RenewLease
 from flowfabric.stores.valkey.native.reporting import RecordSpend, ReportUsage, ReportUsageAdmin
 from flowfabric.stores.valkey.native.resolving import ResolveDependency
@@ -122,8 +123,9 @@ class Decisions:
         left: set[Key] = set()
         for place, one in asked:
             function = _function_of(one)
-            subject = function.subject(one.command)
-            sharing = function.sharing(one, remembered) if one.namespace else None
+            subject = function.subject(one)
+            known = bool(one.namespace) or not SIGNATURES[function.name].families
+            sharing = function.sharing(one, remembered) if known else None
             if sharing is None or subject in left or not self._is_current(one, remembered):
                 # What comes behind it and is about the same record must not overtake it.
                 left.add(subject)
@@ -136,8 +138,8 @@ class Decisions:
 
     def looks_at(self, command: Command[Any]) -> Sequence[Key]:
         """What is observed for a command, besides what it is about."""
-        function = FUNCTIONS[type(command)]
-        return [key for key in _observed(command) if key != function.subject(command)]
+        rule = RULES[type(command)]
+        return [key for key in _observed(command) if key != rule.subject(command)]
 
     def orders(self, command: Command[Any]) -> bool:
         """Whether commands like this one are decided in their order if they are about one record."""
@@ -179,7 +181,7 @@ class Decisions:
         wanted: set[Key] = set()
         for one in asked:
             relied_on = FUNCTIONS[type(one.command)].relied_on(one)
-            if relied_on and self._is_elsewhere(relied_on, one.command) and remembered.recall(relied_on):
+            if relied_on and self._is_elsewhere(relied_on, one) and remembered.recall(relied_on):
                 wanted.add(relied_on)
         return wanted
 
@@ -197,15 +199,15 @@ class Decisions:
             return {}
         return {key: (version, record) for key, version, record in loaded.rows}
 
-    def _is_elsewhere(self, key: Key, command: Command[Any]) -> bool:
+    def _is_elsewhere(self, key: Key, asked: Asked) -> bool:
         """Whether a record is in another shard than the one that a command is about."""
-        subject = FUNCTIONS[type(command)].subject(command)
+        subject = FUNCTIONS[type(asked.command)].subject(asked)
         return self._store.shard_of(key) is not self._store.shard_of(subject)
 
     def _is_current(self, asked: Asked, remembered: Remembered) -> bool:
         """Whether what a command relies on in another shard is as it is remembered."""
         relied_on = FUNCTIONS[type(asked.command)].relied_on(asked)
-        if relied_on is None or not self._is_elsewhere(relied_on, asked.command):
+        if relied_on is None or not self._is_elsewhere(relied_on, asked):
             return True
         found = asked.seen.get(relied_on)
         if kind_of(relied_on) in SIGNATURES[FUNCTIONS[type(asked.command)].name].observes:
@@ -231,7 +233,7 @@ class Decisions:
         relied_on = function.relied_on(asked[0])
         if relied_on is not None and _found(asked[0], relied_on, remembered) is None:
             return []  # another batch has found out meanwhile that it is not what it was
-        shard = self._store.shard_of(function.subject(asked[0].command))
+        shard = self._store.shard_of(function.subject(asked[0]))
         keys, arguments = self._written(function, shard, asked, remembered)
         try:
             now, replies = await self._store.invoke_native(shard, function.name, keys, arguments)
@@ -346,6 +348,8 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
         DeliverSignal(),
         FailExecution(),
         RecordSpend(),
+        GiveAdmissionBack(),
+        ReleaseAdmission(),
         RenewLease(),
         ReportUsage(),
         ReportUsageAdmin(),

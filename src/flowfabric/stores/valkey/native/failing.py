@@ -47,11 +47,11 @@ class FailExecution:
     command_type: Final = FailExecutionArgs
     serves: Final = (FailExecutionArgs,)
 
-    def subject(self, command: FailExecutionArgs) -> Key:
-        return key_for(Execution, command.execution_id)
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Execution, asked.command.execution_id)
 
     def owner(self, command: FailExecutionArgs) -> Key:
-        return self.subject(command)
+        return key_for(Execution, command.execution_id)
 
     def relied_on(self, asked: Asked) -> None:
         """Nothing but the execution itself."""
@@ -73,7 +73,7 @@ class FailExecution:
         assert fence is not None
         message = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0)
         return (
-            keys.record(self.subject(args)),
+            keys.record(self.subject(asked)),
             keys.told(args.execution_id),
             keys.record(message.key),
         ), (

@@ -84,8 +84,8 @@ class Function(Protocol):
     def serves(self) -> tuple[type[Command[Any]], ...]:
         """The public operations that come down to it."""
 
-    def subject(self, command: Any) -> Key:
-        """The record that a command is about."""
+    def subject(self, asked: Asked) -> Key:
+        """The record that a command is about, as far as that is known from what was seen before the call."""
 
     def owner(self, command: Any) -> Key | None:
         """The record in whose namespace a caller without bounds acts; None if the command names one."""

@@ -31,11 +31,11 @@ class RenewLease:
     command_type: Final = RenewLeaseArgs
     serves: Final = (RenewLeaseArgs,)
 
-    def subject(self, command: RenewLeaseArgs) -> Key:
-        return key_for(Execution, command.execution_id)
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Execution, asked.command.execution_id)
 
     def owner(self, command: RenewLeaseArgs) -> Key:
-        return self.subject(command)
+        return key_for(Execution, command.execution_id)
 
     def relied_on(self, asked: Asked) -> None:
         """Nothing but the execution itself."""
@@ -52,7 +52,7 @@ class RenewLease:
         fence: LeaseFence | None = args.fence
         assert fence is not None
         return (
-            keys.record(self.subject(args)),
+            keys.record(self.subject(asked)),
             keys.told(args.execution_id),
         ), (
             args.execution_id,

@@ -62,8 +62,8 @@ class ReportUsage:
     command_type: type[Command[Any]] = ReportUsageArgs
     serves: tuple[type[Command[Any]], ...] = (ReportUsageArgs,)
 
-    def subject(self, command: Any) -> Key:
-        return usage_subject(command)
+    def subject(self, asked: Asked) -> Key:
+        return usage_subject(asked.command)
 
     def owner(self, command: Any) -> Key:
         return budget_subject(command)
@@ -101,7 +101,7 @@ class ReportUsage:
         )
         dedup = self._dedup(asked, expires_at=0)
         return (
-            keys.record(self.subject(asked.command)),
+            keys.record(self.subject(asked)),
             keys.record(ledger.key),
             keys.record(dedup.key),
         ), (

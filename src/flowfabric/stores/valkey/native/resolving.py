@@ -37,8 +37,8 @@ class ResolveDependency:
     command_type: Final = DeliverMessageArgs
     serves: Final[tuple[type[Command[Any]], ...]] = ()
 
-    def subject(self, command: DeliverMessageArgs) -> Key:
-        return key_for(Message, command.message_id)
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Message, asked.command.message_id)
 
     def owner(self, command: DeliverMessageArgs) -> Key:
         return key_for(Execution, about(command))
@@ -59,7 +59,7 @@ class ResolveDependency:
         args: DeliverMessageArgs = asked.command
         _, member = _seen(asked)
         assert member is not None
-        message = self.subject(args)
+        message = self.subject(asked)
         member_keys, member_arguments = behind(keys, about(args), member)
         return (
             keys.record(message),

@@ -71,11 +71,11 @@ class DeliverSignal:
     command_type: Final = DeliverSignalArgs
     serves: Final = (DeliverSignalArgs,)
 
-    def subject(self, command: DeliverSignalArgs) -> Key:
-        return key_for(Execution, command.execution_id)
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Execution, asked.command.execution_id)
 
     def owner(self, command: DeliverSignalArgs) -> Key:
-        return self.subject(command)
+        return key_for(Execution, command.execution_id)
 
     def relied_on(self, asked: Asked) -> Key:
         """The key ring."""
@@ -127,7 +127,7 @@ class DeliverSignal:
         signals = keys.record(_signals_of(args))
         first = self._first_sequence(asked) + asked.place * SIGNAL_KEYS
         return (
-            keys.record(self.subject(args)),
+            keys.record(self.subject(asked)),
             keys.told(args.execution_id),
             keys.record(waitpoint.key),
             keys.record(key_for(Suspension, f"{args.execution_id}/{waitpoint.suspension_id}")),
@@ -184,7 +184,7 @@ class DeliverSignal:
     # What was seen before the call
 
     def _execution(self, asked: Asked) -> Execution | None:
-        return _seen(asked, Execution, self.subject(asked.command))
+        return _seen(asked, Execution, self.subject(asked))
 
     def _waitpoint(self, asked: Asked) -> Waitpoint | None:
         args: DeliverSignalArgs = asked.command
