@@ -108,6 +108,18 @@ async def test_what_is_reported_by_others_than_the_holder_of_a_lease(pair: Pair)
     assert counted.since == 4
 
 
+async def test_what_work_of_another_namespace_has_spent_is_counted_for_nobody(pair: Pair) -> None:
+    """Whoever has no bounds may name both, and is told that there is no such budget, as all others are."""
+    budget_id, other = await budget(pair, hard=1_000), pair.native.new_id()
+    execution_id = f"{{fp:1}}:{other}"
+    await pair.ask_unbounded(pair.native.creation(execution_id=execution_id, namespace="other"))
+    claimed = await pair.ask_unbounded(pair.native.claiming(execution_id))
+    recorded = RecordSpendArgs(budget_id=budget_id, execution_id=execution_id, deltas={"tokens": 3})
+    for command in (reporting(budget_id, claimed.work, 1), recorded):
+        assert isinstance(await pair.ask_unbounded(command), errors.BudgetNotFound)
+    await pair.compare()
+
+
 async def test_many_spenders_at_once_are_counted_in_their_order(pair: Pair) -> None:
     budget_id = await budget(pair, hard=1_000)
     spenders, counted = [await started(pair) for _ in range(5)], Counted(pair)

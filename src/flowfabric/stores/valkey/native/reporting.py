@@ -142,7 +142,8 @@ class ReportUsage:
             lease, _ = check_lease(work, execution, asked.command.fence)
         except errors.FlowFabricError:
             return 0
-        return lease.expires_at
+        # Whoever has no bounds may name an execution of another namespace than the budget's.
+        return lease.expires_at if execution.namespace == asked.namespace else 0
 
     def _spender(self, command: Any) -> str:
         spender: str = command.execution_id
@@ -176,13 +177,13 @@ class RecordSpend(ReportUsage):
     serves = (RecordSpendArgs,)
 
     def _allowed_until(self, asked: Asked) -> int:
-        """At any time, if there is such an execution."""
+        """At any time, if there is such an execution in the budget's namespace."""
         try:
             work = seen_by(asked, execution_subject(asked.command))
-            work.execution(asked.command.execution_id, observed=True)
+            execution = work.execution(asked.command.execution_id, observed=True)
         except errors.FlowFabricError:
             return 0
-        return SAFE_INTEGER_MAX
+        return SAFE_INTEGER_MAX if execution.namespace == asked.namespace else 0
 
     def _deltas(self, command: Any) -> Deltas:
         deltas: Deltas = command.deltas
