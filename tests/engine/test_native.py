@@ -30,6 +30,9 @@ class Reports:
     def looks_at(self, command: Any) -> list[str]:
         return [f"execution/{command.execution_id}"] if isinstance(command, ReportUsageArgs) else []
 
+    def forget(self) -> None:
+        pass
+
     def leaves(self, command: Any, known: Any) -> bool:
         return bool(known.priority > 0)
 

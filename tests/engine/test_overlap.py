@@ -251,6 +251,9 @@ class AskedStore(HeldStore):
     def takes(self, command):
         return isinstance(command, ChangePriorityArgs)
 
+    def forget(self):
+        pass
+
     def leaves(self, command, known):
         return False
 

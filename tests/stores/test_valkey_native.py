@@ -712,7 +712,7 @@ class TestKeys:
                 budget = await pair.ask(budget_creation())
                 for _ in range(2):
                     await pair.ask(reporting(budget.budget_id, claim, 1))
-                pair.store.native._members.clear()  # so that its flow is sent a message
+                pair.store.native.forget()  # so that its flow is sent a message
                 await pair.ask(completing(claim))
                 await _resumed_by_signals(pair)
                 quota = await pair.ask(quota_creation(cap=2, rate=200))

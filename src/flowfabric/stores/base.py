@@ -151,6 +151,9 @@ class Native(Protocol):
     def orders(self, command: Command[Any]) -> bool:
         """Whether several of these commands may be about one record. They are decided in their order."""
 
+    def forget(self) -> None:
+        """Remember nothing of what was met, as in a new process."""
+
     async def decide(self, asked: Sequence[tuple[Command[Any], Envelope]], remembered: Remembered) -> Decided:
         """Decide commands. Those about one record are of a kind that it ``orders``, all of the same.
 

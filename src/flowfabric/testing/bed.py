@@ -29,6 +29,7 @@ from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.core.records import Execution, key_for
 from flowfabric.core.state import Situation, public_state, situation_of, state_vector
 from flowfabric.engine.engine import Engine
+from flowfabric.engine.native import native_of
 from flowfabric.engine.scanners.duties import DUTIES
 from flowfabric.engine.scanners.loop import sweep
 from flowfabric.testing.clock import ManualClock
@@ -137,6 +138,8 @@ class Bed:
     def forget(self) -> None:
         """Let the engine remember nothing of what it has written, as if it were new."""
         self.engine._recent.clear()  # noqa: SLF001 - what it is for is that nobody sees it
+        if (native := native_of(self.store)) is not None:
+            native.forget()
 
     # Ids
 

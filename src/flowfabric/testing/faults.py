@@ -150,6 +150,9 @@ class BreakingNative:
     def leaves(self, command: Command[Any], known: Record) -> bool:
         return self._inner.leaves(command, known)
 
+    def forget(self) -> None:
+        self._inner.forget()
+
     def orders(self, command: Command[Any]) -> bool:
         return self._inner.orders(command)
 

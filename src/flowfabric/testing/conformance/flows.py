@@ -714,8 +714,10 @@ class JoinScenarios(StoreSuite):
     async def test_what_a_crash_left_undelivered_a_duty_delivers(self, bed: Bed) -> None:
         flow = await graph(bed, "ab")
         await flow.connect("ab")
+        claim = await bed.claim(flow.ids["a"])
+        bed.forget()  # a store that knows what is behind a member carries its end on by itself
         with bed.nothing_delivered():
-            await flow.run("a")
+            await bed.complete(claim)
         assert await bed.state(flow.ids["b"]) is WAITING_CHILDREN
         await bed.settle()
         assert await bed.state(flow.ids["b"]) is WAITING

@@ -86,6 +86,10 @@ class Decisions:
         """Whether there is a function for this command. It may still decline it."""
         return type(command) in FUNCTIONS
 
+    def forget(self) -> None:
+        """Remember nothing of what was met, as in a new process."""
+        self._members.clear()
+
     def leaves(self, command: Command[Any], known: Record) -> bool:
         """Whether the rule is as quick, or the function would decline."""
         is_left = LEFT.get(type(command))
