@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 LISTED_PER_READ: Final = 1_000
 """How many keys are looked at in one go where only some of them may be wanted."""
 
-BATCHES_AT_ONCE: Final = 2
-"""The server decides one while the next is on its way to it."""
+BATCHES_AT_ONCE: Final = 3
+"""The server decides one, while another is on its way to it and the answers of a third are on theirs."""
 
 EVENTS_TRIMMED_AT_ONCE: Final = 500
 """The server does nothing else meanwhile."""
