@@ -21,7 +21,7 @@ import msgspec
 
 from bench.scene import Figure, fresh_place, fresh_postgres, fresh_sqlite, fresh_valkey, fsync_us, task_us
 
-NAMES = ("core", "throughput", "latency", "steps", "flows", "budget", "server", "growth")
+NAMES = ("core", "throughput", "latency", "steps", "flows", "budget", "server", "growth", "processes")
 VALKEY_NAMES = ("memory", "client", "share")
 """Those that only make sense on a Valkey server, and are only run when asked for."""
 

@@ -196,6 +196,34 @@ def task_us(tasks: int = 20_000) -> float:
     return (time.process_time() - begun) / tasks * 1e6
 
 
+def processor_s(pid: int) -> float:
+    """The processor time of a process and of its children that have ended, as the kernel counts it.
+
+    0 where the process has ended or no such count can be read.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that they have started in turn."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        new = children.get(waiting.pop(), [])
+        found.update(new)
+        waiting += new
+    return found
+
+
 def percentile(values: Sequence[float], part: float) -> float:
     """The value below which this part of the values lies."""
     ordered = sorted(values)

@@ -8,17 +8,15 @@ whole HTTP client would take more of this machine than the server does.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import count, repeat
-from pathlib import Path
 from typing import Any
 
-from bench.scene import PAYLOAD, Figure
+from bench.scene import PAYLOAD, Figure, processor_s
 from flowfabric.contracts.executions import CreateExecutionArgs
 from flowfabric.contracts.leases import ClaimBatchArgs
 from flowfabric.contracts.packed import MSGPACK, pack
@@ -57,10 +55,10 @@ class Client:
     ) -> list[Figure]:
         """So many requests, and how the server fared with them."""
         bodies = iter([next(requests) for _ in range(number)])
-        begun, begun_cpu = time.perf_counter(), _cpu_s(self._pid)
+        begun, begun_cpu = time.perf_counter(), processor_s(self._pid)
         await asyncio.gather(*(self._send(bodies) for _ in range(CONNECTIONS)))
         rate = number / (time.perf_counter() - begun)
-        cpu_us = (_cpu_s(self._pid) - begun_cpu) / number * 1e6
+        cpu_us = (processor_s(self._pid) - begun_cpu) / number * 1e6
         note = f"{rate * commands:,.0f} commands/s" if commands > 1 else ""
         return [
             Figure(name=f"requests: {name}", value=rate, unit="1/s", note=note),
@@ -149,9 +147,3 @@ def _accepts(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _cpu_s(pid: int) -> float:
-    """The processor time that a process has used, as the kernel counts it."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
