@@ -89,6 +89,7 @@ class _NotingStore:
 
     def __init__(self, store: ValkeyStore) -> None:
         self.calls: list[Call] = []
+        self.is_one_shard = store.is_one_shard
         self.shard_of = store.shard_of
         self.call_arguments = store.call_arguments
 

@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import sys
 import typing
-from collections import Counter
 from collections.abc import Awaitable, Coroutine
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -131,7 +130,7 @@ class Claimed:
         self._generation = claim.generation
         self._budget_ids = () if claim.policy is None else claim.policy.budget_ids or ()
         self._fence = claim.fence
-        self._ordinals: Counter[str] = Counter()
+        self._ordinals: dict[str, int] = {}
         self._journal = {(entry.name, entry.ordinal): entry for entry in journal}
 
     @property
@@ -147,8 +146,8 @@ class Claimed:
     def _next_place(self, name: str) -> tuple[str, int]:
         """The journal's name and ordinal for the next use of a name."""
         full_name = _inside.get() + name
-        ordinal = self._ordinals[full_name]
-        self._ordinals[full_name] += 1
+        ordinal = self._ordinals.get(full_name, 0)
+        self._ordinals[full_name] = ordinal + 1
         return full_name, ordinal
 
     def _entry(self, name: str, ordinal: int, kind: JournalKind) -> JournalEntry | None:

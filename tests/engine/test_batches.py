@@ -1,6 +1,7 @@
 """Batches: what is submitted together shares commits, and nothing else."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -9,6 +10,7 @@ from flowfabric.contracts.executions import ChangePriorityArgs, CompleteExecutio
 from flowfabric.contracts.limits import PAYLOAD_BYTES_MAX
 from flowfabric.core.registry import RULES
 from flowfabric.engine.batches import BATCH_BYTES_MAX, BATCH_MAX
+from flowfabric.engine.tickets import Ticket
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, RecordingStore
 
@@ -53,6 +55,19 @@ async def test_a_fault_before_a_batch_is_decided_reaches_those_who_asked():
         assert [str(error) for error in found] == ["where am I?"] * 2
         store.lost = False
         await bed.create()
+
+
+async def test_what_is_answered_is_not_left_to_the_garbage_collector(bed):
+    """A ticket holds its group and the group its tickets, and with them the payloads of all commands."""
+    await bed.create()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await bed.create()
+        assert not [one for one in gc.get_objects() if isinstance(one, Ticket)]
+    finally:
+        gc.enable()
 
 
 async def test_commands_that_are_sent_together_share_one_commit(bed):

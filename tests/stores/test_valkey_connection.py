@@ -12,6 +12,7 @@ import pytest
 from flowfabric import errors
 from flowfabric.stores.valkey import Settings
 from flowfabric.stores.valkey.client import Client
+from flowfabric.stores.valkey.connection import Connection
 
 
 class Listener:
@@ -106,6 +107,79 @@ async def test_an_answer_that_does_not_come_in_time_fails_everything_behind_it(
     assert {type(one) for one in found} <= {errors.StoreTimeout, errors.StoreUnreachable}
     assert await client.read(0, ("GET", "a")) == [b"OK"]
     assert listener.connections == 2
+
+
+class Timers:
+    """The event loop, with a clock that only the test moves on."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._now = 0.0
+        self._due: list[tuple[float, Callable[[], None]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        self._due.append((when, callback))
+        return self._loop.call_later(3_600, callback)
+
+    def move_to(self, now: float) -> None:
+        self._now = now
+        due, self._due = self._due, []
+        for when, callback in due:
+            callback() if when <= now else self._due.append((when, callback))
+
+
+@pytest.fixture
+async def timed(
+    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Connection, Timers]]:
+    """A connection that waits for ten seconds of a clock that stands still."""
+    loop, timers = asyncio.get_running_loop(), Timers()
+    path = str(tmp_path / "socket")
+    _, connection = await loop.create_unix_connection(lambda: Connection(timeout_ms=10_000), path)
+    monkeypatch.setattr(connection, "_loop", timers)
+    yield connection, timers
+    connection.close()
+
+
+async def test_every_answer_has_its_own_time(timed: tuple[Connection, Timers], listener: Listener) -> None:
+    """One timer serves all, so the time of what is sent later must not begin with what came first."""
+    connection, timers = timed
+    assert await connection.send([("PING",)]) == [b"OK"]
+    timers.move_to(6)
+    listener.answers = [b""]
+    late = asyncio.create_task(connection.send([("GET", "a")]))
+    await asyncio.sleep(0)
+    timers.move_to(15.9)
+    await asyncio.sleep(0)
+    assert not late.done()
+    timers.move_to(16)
+    with pytest.raises(TimeoutError):
+        await late
+    assert connection.closed
+
+
+async def test_an_answer_that_is_late_counts_though_nobody_waits_for_it(
+    timed: tuple[Connection, Timers], listener: Listener
+) -> None:
+    """Those that were sent behind it get no answer before it."""
+    connection, timers = timed
+    listener.answers = [b""]
+    gone = asyncio.create_task(connection.send([("GET", "a")]))
+    await asyncio.sleep(0)
+    gone.cancel()
+    timers.move_to(5)
+    behind = asyncio.create_task(connection.send([("GET", "b")]))
+    await asyncio.sleep(0)
+    timers.move_to(10)
+    assert connection.closed
+    with pytest.raises(ConnectionResetError):
+        await behind
 
 
 async def test_words_that_nobody_asked_for_end_the_connection(client: Client, listener: Listener) -> None:

@@ -128,8 +128,8 @@ def _part(queue: list[Ticket], subjects: set[Key]) -> tuple[list[Ticket], list[T
             free.append(ticket)
         else:
             held.append(ticket)
-            if (subject := ticket.subject()) is not None:
-                busy.add(subject)
+            if ticket.subject is not None:
+                busy.add(ticket.subject)
     return free, held
 
 
@@ -137,9 +137,8 @@ def _batch_size(queue: list[Ticket]) -> int:
     """How many of the tickets fit into one batch."""
     payload_bytes = 0
     for size, ticket in enumerate(queue[:BATCH_MAX]):
-        payload_bytes += sum(
-            len(getattr(ticket.command, field) or b"") for field in _payload_fields(type(ticket.command))
-        )
+        for field in _payload_fields(type(ticket.command)):
+            payload_bytes += len(getattr(ticket.command, field) or b"")
         if size and payload_bytes > BATCH_BYTES_MAX:
             return size
     return min(len(queue), BATCH_MAX)

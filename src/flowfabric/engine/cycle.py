@@ -21,7 +21,6 @@ from flowfabric.engine.commits import affected_by, build_commit
 from flowfabric.engine.deciding import decide_batch, decide_following
 from flowfabric.engine.deliveries import owed_by
 from flowfabric.engine.native import choose, decide_natively, native_of
-from flowfabric.engine.notifier import topics_of
 from flowfabric.stores.base import Conflict
 
 if TYPE_CHECKING:
@@ -91,8 +90,12 @@ class Cycle:
         if not taken:
             await self._run_rules(batch)
             return
-        declined, _ = await asyncio.gather(self._run_natively(taken), self._run_rules(others))
-        await self._run_rules(declined)
+        if others:
+            declined, _ = await asyncio.gather(self._run_natively(taken), self._run_rules(others))
+        else:
+            declined = await self._run_natively(taken)
+        if declined:
+            await self._run_rules(declined)
 
     async def _run_natively(self, batch: list[Ticket]) -> list[Ticket]:
         """Have the store decide. Returns the tickets that are left to the rules."""
@@ -197,7 +200,7 @@ class Cycle:
     async def _answer(self, commit: Commit | None, batch: list[Ticket]) -> None:
         """Wake who waits for what was committed, deliver what it owes, and settle the tickets."""
         if commit is not None:
-            self._notifier.publish(topics_of(commit))
+            self._notifier.publish_commit(commit)
             if owed := owed_by(commit):
                 await self._deliverer.deliver(owed)
         for ticket in batch:

@@ -251,7 +251,7 @@ class Engine(Subscribing):
             check(command)
             found: R = await self._questions.answer(rule, command, envelope)
             return found
-        [decided] = await self.decide([(command, envelope)])
+        [decided] = await self._batches.decide([(command, envelope)])
         if isinstance(decided, Exception):
             raise decided
         outcome: R = decided
@@ -289,9 +289,11 @@ class Engine(Subscribing):
 
     def envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
         """What travels with a command besides its arguments."""
-        _check_name("request_id", request_id or "")
         actor = actor or self.actor
-        _check_name("actor", actor)
+        if request_id:
+            _check_name("request_id", request_id)
+        if actor:
+            _check_name("actor", actor)
         return Envelope(
             request_id=request_id or f"{self._request_prefix}-{next(self._request_numbers)}",
             # The empty name is no namespace's, so it must not lift the bounds.

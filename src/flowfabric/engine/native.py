@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowfabric.engine.deliveries import owed_by
-from flowfabric.engine.notifier import topics_of
 from flowfabric.stores.base import DECLINED
 
 if TYPE_CHECKING:
@@ -39,43 +38,39 @@ def choose(
     about: dict[Key | Ticket, list[Ticket]] = {}
     for ticket in batch:
         # What is about no record is idempotent, so it has no place in an order either.
-        about.setdefault(ticket.subject() or ticket, []).append(ticket)
-    looked_at = {
-        subject: {key for ticket in tickets for key in native.looks_at(ticket.command)}
-        for subject, tickets in about.items()
-        if _may_be_taken(native, tickets, recent)
-    }
-    both = about.keys() & {key for keys in looked_at.values() for key in keys}
+        about.setdefault(ticket.subject or ticket, []).append(ticket)
     theirs = {
-        ticket
-        for subject, keys in looked_at.items()
-        if subject not in both and keys.isdisjoint(both)
-        for ticket in about[subject]
+        subject: tickets for subject, tickets in about.items() if _may_be_taken(native, tickets, recent)
     }
-    taken = [ticket for ticket in batch if ticket in theirs]
-    others = [ticket for ticket in batch if ticket not in theirs]
+    looked_at = {
+        subject: keys
+        for subject, tickets in theirs.items()
+        if (keys := {key for ticket in tickets for key in native.looks_at(ticket.command)})
+    }
+    if both := about.keys() & {key for keys in looked_at.values() for key in keys}:
+        for subject in [one for one in theirs if one in both or not both.isdisjoint(looked_at.get(one, ()))]:
+            del theirs[subject]
+    taken = [ticket for ticket in batch if (ticket.subject or ticket) in theirs]
+    others = [ticket for ticket in batch if (ticket.subject or ticket) not in theirs]
     return taken, others
 
 
 def _may_be_taken(native: Native, tickets: Sequence[Ticket], recent: RecentRecords) -> bool:
     """Whether the store may decide all of these, which are about one record."""
-    first = tickets[0].command
-    kinds = {type(ticket.command) for ticket in tickets}
-    return (len(tickets) == 1 or (len(kinds) == 1 and native.orders(first))) and all(
-        native.takes(ticket.command) and not _is_left(native, ticket, recent) for ticket in tickets
-    )
+    first = tickets[0]
+    if len(tickets) > 1 and not (
+        native.orders(first.command) and len({type(ticket.command) for ticket in tickets}) == 1
+    ):
+        return False
+    if not native.takes(first.command):
+        return False
+    known = None if first.subject is None else recent.recall(first.subject)
+    return known is None or not any(native.leaves(ticket.command, known[1]) for ticket in tickets)
 
 
 def subjects_of(tickets: Iterable[Ticket]) -> set[Key]:
     """The records that some tickets are about."""
-    return {subject for ticket in tickets if (subject := ticket.subject()) is not None}
-
-
-def _is_left(native: Native, ticket: Ticket, recent: RecentRecords) -> bool:
-    """Whether the store leaves a command to its rule for what is remembered of its record."""
-    subject = ticket.subject()
-    known = None if subject is None else recent.recall(subject)
-    return known is not None and native.leaves(ticket.command, known[1])
+    return {ticket.subject for ticket in tickets if ticket.subject is not None}
 
 
 async def decide_natively(
@@ -92,7 +87,7 @@ async def decide_natively(
     with known.under_way.begin(subjects):
         decided = await native.decide([(ticket.command, ticket.envelope) for ticket in tickets], known.lanes)
     known.recent.forget(change.key for change in decided.effects.changes)
-    notifier.publish(topics_of(decided.effects))
+    notifier.publish_commit(decided.effects)
     if owed := owed_by(decided.effects):
         await deliverer.deliver(owed)
     declined: list[Ticket] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Self
 
 from flowfabric.core.events import Family
@@ -11,7 +12,7 @@ from flowfabric.core.records import Execution, Flow, FlowProgress, key_for
 from flowfabric.engine.deliveries import is_owed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from flowfabric.stores.base import Commit
 
@@ -55,37 +56,66 @@ def due_topic(index: str) -> str:
     return DUE + index
 
 
-def topics_of(commit: Commit) -> set[str]:
-    """Whom a commit wakes. No duty for what it owes: whoever delivers that wakes them for the rest."""
-    topics = {execution_topic(event.execution_id) for event in commit.events}
-    topics.update(
-        ended_topic(event.execution_id) for event in commit.events if event.family is Family.COMPLETION
-    )
-    topics.update(
-        flow_topic(change.record.flow_id)
-        for change in commit.changes
-        if isinstance(change.record, (Flow, FlowProgress))
-    )
-    topics.update(
-        execution_topic(identity)
-        for change in commit.changes
-        if (identity := change.key.removeprefix(_EXECUTION)) != change.key
-    )
-    topics.update(execution_topic(frame.stream.partition("/")[0]) for frame in commit.appends)
-    for index, scope, sort, _ in commit.rows_added:
-        if index in (ELIGIBLE, LANES):
-            namespace, lane_id = scope.split(SEPARATOR)[:2]
-            topics.add(claimable_topic(namespace, lane_id))
-        elif _wakes_duty(index, sort, commit.now):
-            topics.add(due_topic(index))
+def _executions_of(commit: Commit) -> Iterator[str]:
+    """Executions to which something has happened."""
+    for execution_id in {event.execution_id for event in commit.events}:
+        yield execution_topic(execution_id)
+    for change in commit.changes:
+        if (identity := change.key.removeprefix(_EXECUTION)) != change.key:
+            yield execution_topic(identity)
+    for frame in commit.appends:
+        yield execution_topic(frame.stream.partition("/")[0])
+
+
+def _ended_of(commit: Commit) -> Iterator[str]:
+    """Executions that have ended."""
+    for event in commit.events:
+        if event.family is Family.COMPLETION:
+            yield ended_topic(event.execution_id)
+
+
+def _flows_of(commit: Commit) -> Iterator[str]:
+    """Flows that have changed."""
+    for change in commit.changes:
+        if isinstance(change.record, (Flow, FlowProgress)):
+            yield flow_topic(change.record.flow_id)
+
+
+def _claimable_of(commit: Commit) -> Iterator[str]:
+    """Lanes with something new to claim."""
+    for scope in {scope for index, scope, _, _ in commit.rows_added if index in (ELIGIBLE, LANES)}:
+        namespace, lane_id = scope.split(SEPARATOR)[:2]
+        yield claimable_topic(namespace, lane_id)
+
+
+def _due_of(commit: Commit) -> Iterator[str]:
+    """Duties with something due soon. Not for what is owed: whoever delivers that wakes them for the rest."""
+    for index, _, sort, _ in commit.rows_added:
+        if index.startswith("due_") and sort < commit.now + NEAR_MS and not is_owed(index, sort, commit.now):
+            yield due_topic(index)
+
+
+def _feeds_of(commit: Commit) -> Iterator[str]:
+    """Feeds that have news."""
     if commit.events:
-        topics.add(EVENTS)
-        topics.update(feed_topic(event.family, event.namespace) for event in commit.events)
-    return topics
+        yield EVENTS
+    for family, namespace in {(event.family, event.namespace) for event in commit.events}:
+        yield feed_topic(family, namespace)
 
 
-def _wakes_duty(index: str, sort: int, now: int) -> bool:
-    return index.startswith("due_") and sort < now + NEAR_MS and not is_owed(index, sort, now)
+_TOPICS_OF: Final = {
+    "execution": _executions_of,
+    "ended": _ended_of,
+    "flow": _flows_of,
+    "claimable": _claimable_of,
+    "due": _due_of,
+    EVENTS: _feeds_of,
+}
+"""How the topics of each kind, the first part of their names, follow from a commit."""
+
+
+def _kind_of(topic: str) -> str:
+    return topic.partition("/")[0]
 
 
 class Notifier:
@@ -93,6 +123,8 @@ class Notifier:
 
     def __init__(self) -> None:
         self._waiters: dict[str, set[asyncio.Event]] = {}
+        self._kinds: Counter[str] = Counter()
+        """How many topics of each kind somebody waits for."""
         self._closed = False
 
     def publish(self, topics: Iterable[str]) -> None:
@@ -100,6 +132,12 @@ class Notifier:
         for topic in topics:
             for event in self._waiters.get(topic, ()):
                 event.set()
+
+    def publish_commit(self, commit: Commit) -> None:
+        """Wake everyone who waits for something that a commit has done."""
+        for kind, topics_of in _TOPICS_OF.items():
+            if self._kinds[kind]:
+                self.publish(topics_of(commit))
 
     def publish_all(self) -> None:
         """Wake everyone: another process may have changed anything."""
@@ -131,7 +169,10 @@ class Notifier:
         """Begin to listen. What happens from now on sets the subscription's event."""
         subscription = Subscription(self, topics)
         for topic in topics:
-            self._waiters.setdefault(topic, set()).add(subscription.event)
+            if topic not in self._waiters:
+                self._waiters[topic] = set()
+                self._kinds[_kind_of(topic)] += 1
+            self._waiters[topic].add(subscription.event)
         if self._closed:
             subscription.event.set()
         return subscription
@@ -144,6 +185,7 @@ class Notifier:
                 waiters.discard(subscription.event)
                 if not waiters:
                     del self._waiters[topic]
+                    self._kinds[_kind_of(topic)] -= 1
 
 
 class Subscription:

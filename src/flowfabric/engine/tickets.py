@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from flowfabric.core.records import Key
     from flowfabric.core.registry import Rule
 
-_UNKNOWN: Final = ""
-"""In the place of a key that was not asked for yet. A command that is not well-formed may have none."""
-
 _NO_WORK: Final = Work(WorkingSet(), Envelope(request_id=""))
 
 
@@ -33,11 +30,21 @@ def first_reads(rule: Rule, command: Command[Any]) -> tuple[Key, ...]:
 
 
 class Ticket:
-    """One command on its way through a batch."""
+    """One command on its way through a batch.
+
+    Args:
+        command: what is asked.
+        rule: what decides it.
+        envelope: what travels with it.
+        group: what it was submitted with.
+        error: why it is refused already, if it is.
+
+    Attributes:
+        subject: the record that the command is about, if it is about one.
+    """
 
     __slots__ = (
         "_reads",
-        "_subject",
         "answer",
         "command",
         "conflicts",
@@ -47,10 +54,18 @@ class Ticket:
         "group",
         "rule",
         "settled",
+        "subject",
         "work",
     )
 
-    def __init__(self, command: Command[Any], rule: Rule, envelope: Envelope, group: Group) -> None:
+    def __init__(
+        self,
+        command: Command[Any],
+        rule: Rule,
+        envelope: Envelope,
+        group: Group,
+        error: Exception | None = None,
+    ) -> None:
         self.command = command
         self.rule = rule
         self.envelope = envelope
@@ -60,21 +75,17 @@ class Ticket:
         """Whether it delivers what another ticket of its batch owes. Nobody waits for its answer."""
         self.work: Work = _NO_WORK
         self.answer: Any = None
-        self.error: Exception | None = None
+        self.error = error
         self.settled = False
+        # One that is not well-formed may have no subject.
+        self.subject: Key | None = rule.subject(command) if error is None else None
         self._reads: tuple[Key, ...] | None = None
-        self._subject: Key | None = _UNKNOWN
-
-    def subject(self) -> Key | None:
-        """The record that the command is about, if it is about one."""
-        if self._subject is _UNKNOWN:
-            self._subject = self.rule.subject(self.command)
-        return self._subject
 
     def first_reads(self) -> tuple[Key, ...]:
         """The records that the command is sure to read, the one it is about first."""
         if self._reads is None:
-            self._reads = first_reads(self.rule, self.command)
+            reads = self.rule.reads(self.command)
+            self._reads = reads if self.subject is None else (self.subject, *reads)
         return self._reads
 
     def settle(self, error: Exception | None = None) -> None:
@@ -111,8 +122,12 @@ class Group:
     def settle(self) -> None:
         """Count one ticket as done, and answer when all are."""
         self.open -= 1
-        if self.open == 0 and self.future is not None and not self.future.done():
+        if self.open:
+            return
+        if self.future is not None and not self.future.done():
             self.future.set_result([ticket.error or ticket.answer for ticket in self.tickets])
+        # They hold their group, and only the garbage collector would find them out.
+        self.tickets = []
 
 
 def group_of(
@@ -126,10 +141,10 @@ def group_of(
     """
     group = Group(future)
     for command, envelope in asked:
-        ticket = Ticket(command, RULES[type(command)], envelope, group)
-        group.tickets.append(ticket)
+        refusal: Exception | None = None
         try:
             check(command)
         except errors.FlowFabricError as error:
-            ticket.error = error
+            refusal = error
+        group.tickets.append(Ticket(command, RULES[type(command)], envelope, group, refusal))
     return group

@@ -47,6 +47,11 @@ def bound(**fields: str | int) -> Iterator[None]:
         _FIELDS.reset(before)
 
 
+def bind(**fields: str | int) -> None:
+    """Give these fields to every line that this asyncio task, and what it starts, logs from now on."""
+    _FIELDS.set({**_FIELDS.get(), **fields})
+
+
 def bound_fields() -> Mapping[str, str | int]:
     """What lines logged here belong to."""
     return _FIELDS.get()

@@ -24,7 +24,7 @@ from flowfabric.contracts.journal import JournalEntry, ReadJournalArgs
 from flowfabric.contracts.limits import RESULT_BYTES_MAX
 from flowfabric.contracts.states import AttemptType
 from flowfabric.leased import LEASE_LOST, LeasedEngine, execute_patiently
-from flowfabric.observability.logs import bound
+from flowfabric.observability.logs import bind
 from flowfabric.task import SyncTask, Task
 from flowfabric.worker.failures import UnknownKind, category_of, describe
 from flowfabric.worker.heartbeat import Heartbeat, HeldLease, Stop
@@ -74,20 +74,20 @@ class Runner:
         self._tracing = tracing
 
     async def run(self, lease: HeldLease, when_over: Callable[[], None]) -> None:
-        """Run what was claimed to its end, its suspension, or the loss of its lease.
+        """Run what was claimed to its end, its suspension, or the loss of its lease, in a task of its own.
 
         Args:
             lease: what was claimed.
             when_over: called when the handler has ended, before its outcome is reported.
         """
-        with bound(**_log_fields(lease.claim), worker_instance_id=self._instance_id):
-            if self._tracing is None:
-                await self._run(lease, when_over)
-                return
-            with self._tracing.running(lease.claim, self._instance_id) as tell_failed:
-                report = await self._run(lease, when_over)
-                if isinstance(report, FailExecutionArgs):
-                    tell_failed(report.failure_category)
+        bind(**_log_fields(lease.claim), worker_instance_id=self._instance_id)
+        if self._tracing is None:
+            await self._run(lease, when_over)
+            return
+        with self._tracing.running(lease.claim, self._instance_id) as tell_failed:
+            report = await self._run(lease, when_over)
+            if isinstance(report, FailExecutionArgs):
+                tell_failed(report.failure_category)
 
     async def _run(self, lease: HeldLease, when_over: Callable[[], None]) -> Command[Any] | None:
         lease.run = asyncio.current_task()

@@ -188,7 +188,7 @@ class Worker:
             lease.stop(Stop.GIVE_BACK)
         self._busy += 1
         run = self._runner.run(lease, self._handler_over)
-        task = asyncio.create_task(run, name=f"flowfabric {lease.claim.execution_id}")
+        task = asyncio.get_running_loop().create_task(run, name=f"flowfabric {lease.claim.execution_id}")
         self._running.add(task)
         task.add_done_callback(lambda _: self._finished(task, lease))
 

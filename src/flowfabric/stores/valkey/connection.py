@@ -23,10 +23,12 @@ Command = tuple[str | bytes | int, ...]
 class Waiting:
     """Commands that were sent together, and their answers so far."""
 
-    __slots__ = ("count", "future", "replies")
+    __slots__ = ("count", "deadline", "future", "replies")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, count: int, deadline: float, future: asyncio.Future[list[Any]]) -> None:
         self.count = count
+        self.deadline = deadline
+        """When they are late, on the event loop's clock."""
         self.future = future
         self.replies: list[Any] = []
 
@@ -55,6 +57,8 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        """Looks for answers that are late: one timer for all, since answers come in their order."""
         self._retired = False
         self.closed = False
 
@@ -69,17 +73,28 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError
         if not commands:
             return []  # nothing would ever arrive for them
-        waiting = Waiting(len(commands), self._loop.create_future())
+        deadline = self._loop.time() + self._timeout_s
+        waiting = Waiting(len(commands), deadline, self._loop.create_future())
         self._waiting.append(waiting)
+        if self._watch is None:
+            self._watch = self._loop.call_at(deadline, self._look_for_late)
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent += [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await waiting.future
-        except TimeoutError:
-            self.close()
-            raise
+        return await waiting.future
+
+    def _look_for_late(self) -> None:
+        """Give the connection up if an answer is late, or look again when the next one would be."""
+        self._watch = None
+        if not self._waiting:
+            return
+        earliest = self._waiting[0]
+        if earliest.deadline > self._loop.time():
+            self._watch = self._loop.call_at(earliest.deadline, self._look_for_late)
+            return
+        if not earliest.future.done():
+            earliest.future.set_exception(TimeoutError())
+        self.close()
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -134,6 +149,9 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         for waiting in self._waiting:
             if not waiting.future.done():
                 waiting.future.set_exception(ConnectionResetError())

@@ -121,14 +121,15 @@ class Shards:
     def __init__(self, prefix: str, count: int) -> None:
         self.all: Final = [Keys(prefix, shard, count) for shard in range(count)]
         self.home: Final = self.all[0]
+        self.are_one: Final = count == 1
 
     def of(self, name: str) -> Keys:
         """The shard of what has this name: an identity, or a stream, that begins with a partition."""
-        return self.all[_shard_of(name, len(self.all))]
+        return self.home if self.are_one else self.all[_shard_of(name, len(self.all))]
 
     def of_record(self, key: Key) -> Keys:
         """The shard of a record."""
-        return self.of(_identity_of(key))
+        return self.home if self.are_one else self.of(_identity_of(key))
 
     def within(self, prefix: str) -> list[Keys]:
         """The shards that may hold names that begin with this: one if the partition is among it."""

@@ -409,6 +409,11 @@ class ValkeyStore:
 
     # What the functions that decide commands need, see ``native``
 
+    @property
+    def is_one_shard(self) -> bool:
+        """Whether all records live together."""
+        return self._shards.are_one
+
     def shard_of(self, key: Key) -> Keys:
         """The shard in which a record lives."""
         return self._shards.of_record(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -32,7 +32,7 @@ from flowfabric.stores.valkey.native.signalling import DeliverSignal
 from flowfabric.stores.valkey.native.signatures import SIGNATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from flowfabric.contracts.base import Command
     from flowfabric.core.records import Key, Record
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Function
     from flowfabric.stores.valkey.store import ValkeyStore
+
+R = TypeVar("R")
 
 COMMANDS_MAX: Final = 64
 """How many commands one call decides, unless they have an order. The server does nothing else meanwhile, for
@@ -65,9 +67,9 @@ class Statistics(msgspec.Struct):
     declined: dict[str, int] = {}
     failed: dict[str, int] = {}
 
-    def count(self, counter: dict[str, int], name: str) -> None:
-        """Count one more."""
-        counter[name] = counter.get(name, 0) + 1
+    def count(self, counter: dict[str, int], name: str, more: int = 1) -> None:
+        """Count one more, or several."""
+        counter[name] = counter.get(name, 0) + more
 
 
 class Decisions:
@@ -135,15 +137,15 @@ class Decisions:
                 left.add(subject)
             else:
                 shard = self._store.shard_of(subject)
-                alike = calls.setdefault((function.name, shard.shard, sharing), [])
-                alike.append((place, one if one.place == len(alike) else replace(one, place=len(alike))))
-        further = await asyncio.gather(*(self._calls(alike, remembered, decided) for alike in calls.values()))
-        return [one for found in further for one in found]
+                calls.setdefault((function.name, shard.shard, sharing), []).append((place, one))
+        return await _gathered([self._calls(alike, remembered, decided) for alike in calls.values()])
 
     def looks_at(self, command: Command[Any]) -> Sequence[Key]:
         """What is observed for a command, besides what it is about."""
-        rule = RULES[type(command)]
-        return [key for key in _observed(command) if key != rule.subject(command)]
+        if type(command) not in OBSERVED:
+            return ()
+        subject = RULES[type(command)].subject(command)
+        return [key for key in _observed(command) if key != subject]
 
     def orders(self, command: Command[Any]) -> bool:
         """Whether commands like this one are decided in their order if they are about one record."""
@@ -159,13 +161,13 @@ class Decisions:
             for command, envelope in asked
             if envelope.namespace is None and (owner := FUNCTIONS[type(command)].owner(command)) is not None
         }
-        observed = {key for command, _ in asked for key in _observed(command)}
+        observed = {key for command, _ in asked if type(command) in OBSERVED for key in _observed(command)}
         seen = await self._look(owners | observed)
         prepared = [
             Asked(
                 command,
                 envelope,
-                _namespace_of(command, envelope, seen),
+                _owned_namespace(command, seen) if envelope.namespace is None else envelope.namespace,
                 seen,
                 self._members,
                 wanted=self._foreseen(command),
@@ -183,6 +185,8 @@ class Decisions:
     def _relied_on_elsewhere(self, asked: Sequence[Asked], remembered: Remembered) -> set[Key]:
         """What functions rely on in other shards."""
         wanted: set[Key] = set()
+        if self._store.is_one_shard:
+            return wanted
         for one in asked:
             relied_on = FUNCTIONS[type(one.command)].relied_on(one)
             if relied_on and self._is_elsewhere(relied_on, one) and remembered.recall(relied_on):
@@ -210,6 +214,8 @@ class Decisions:
 
     def _is_current(self, asked: Asked, remembered: Remembered) -> bool:
         """Whether what a command relies on in another shard is as it is remembered."""
+        if self._store.is_one_shard:
+            return True
         relied_on = FUNCTIONS[type(asked.command)].relied_on(asked)
         if relied_on is None or not self._is_elsewhere(relied_on, asked):
             return True
@@ -223,10 +229,11 @@ class Decisions:
         self, alike: list[tuple[int, Asked]], remembered: Remembered, decided: Decided
     ) -> list[tuple[int, Asked]]:
         """Decide commands that may share calls. Those with an order share one, as they would a commit."""
-        size = len(alike) if self.orders(alike[0][1].command) else COMMANDS_MAX
-        parts = [alike[start : start + size] for start in range(0, len(alike), size)]
-        further = await asyncio.gather(*(self._call(part, remembered, decided) for part in parts))
-        return [one for found in further for one in found]
+        if self.orders(alike[0][1].command):
+            alike = [(place, replace(one, place=ahead)) for ahead, (place, one) in enumerate(alike)]
+            return await self._call(alike, remembered, decided)
+        parts = [alike[start : start + COMMANDS_MAX] for start in range(0, len(alike), COMMANDS_MAX)]
+        return await _gathered([self._call(part, remembered, decided) for part in parts])
 
     async def _call(
         self, part: list[tuple[int, Asked]], remembered: Remembered, decided: Decided
@@ -262,22 +269,26 @@ class Decisions:
         )
         decided.effects.now = max(decided.effects.now, now)
         further: list[tuple[int, Asked]] = []
+        accepted = 0
         for place, one, reply in zip(places, asked, replies, strict=True):
-            if _asks_for_more(one, reply):
-                further.append((place, replace(one, wanted=reply.removeprefix(ASKS))))
-            elif self._is_accepted(function.name, reply):
+            if is_decided(reply):
+                accepted += 1
                 decided.answers[place] = function.answer(one, reply, effects)
+            elif _asks_for_more(one, reply):
+                further.append((place, replace(one, wanted=reply.removeprefix(ASKS))))
+            else:
+                self._note_undecided(function.name, reply)
+        if accepted:
+            self.statistics.count(self.statistics.accepted, function.name, accepted)
         return further
 
-    def _is_accepted(self, name: str, reply: Any) -> bool:
-        statistics = self.statistics
+    def _note_undecided(self, name: str, reply: Any) -> None:
+        """Count what is left to the rule, and tell why if the function has failed."""
         if isinstance(reply, bytes) and reply.startswith(FAILED):
-            statistics.count(statistics.failed, name)
+            self.statistics.count(self.statistics.failed, name)
             log.warning("%s could not decide a command, the rule does: %s", name, reply[1:].decode())
-            return False
-        accepted = bool(reply) and not _asks(reply)
-        statistics.count(statistics.accepted if accepted else statistics.declined, name)
-        return accepted
+        else:
+            self.statistics.count(self.statistics.declined, name)
 
     def _written(
         self, function: Function, shard: Keys, asked: list[Asked], remembered: Remembered
@@ -303,14 +314,17 @@ class Decisions:
         return keys, arguments
 
 
-def _asks(reply: Any) -> bool:
-    """Whether a function has decided nothing, but said what it needs."""
-    return isinstance(reply, bytes) and reply.startswith(ASKS)
+async def _gathered(asking: list[Coroutine[Any, Any, list[R]]]) -> list[R]:
+    """What some coroutines return, in their order. One alone takes no task of its own."""
+    if len(asking) == 1:
+        return await asking[0]
+    return [one for found in await asyncio.gather(*asking) for one in found]
 
 
 def _asks_for_more(asked: Asked, reply: Any) -> bool:
-    """Whether it asks for something else than it was given."""
-    return _asks(reply) and reply.removeprefix(ASKS) != asked.wanted
+    """Whether a function asks for something else than it was given."""
+    asks = isinstance(reply, bytes) and reply.startswith(ASKS)
+    return asks and reply.removeprefix(ASKS) != asked.wanted
 
 
 def _function_of(asked: Asked) -> Function:
@@ -318,12 +332,8 @@ def _function_of(asked: Asked) -> Function:
     return functions[type(asked.command)]
 
 
-def _namespace_of(
-    command: Command[Any], envelope: Envelope, owned: Mapping[Key, tuple[int, Record | None]]
-) -> str:
-    """The namespace in which a command acts; '' if that is not known, since there is no such record."""
-    if envelope.namespace is not None:
-        return envelope.namespace
+def _owned_namespace(command: Command[Any], owned: Mapping[Key, tuple[int, Record | None]]) -> str:
+    """The namespace of what a command is about; '' if that is not known, since there is no such record."""
     owner = FUNCTIONS[type(command)].owner(command)
     _, named = (0, command) if owner is None else owned.get(owner, (0, None))
     return str(getattr(named, "namespace", ""))
@@ -331,8 +341,8 @@ def _namespace_of(
 
 def _observed(command: Command[Any]) -> list[Key]:
     """What the function of a command observes, of what its rule is sure to read."""
-    kinds, rule = SIGNATURES[FUNCTIONS[type(command)].name].observes, RULES[type(command)]
-    sure = (rule.subject(command), *rule.reads(command)) if kinds else ()
+    kinds, rule = OBSERVED[type(command)], RULES[type(command)]
+    sure = (rule.subject(command), *rule.reads(command))
     return [key for key in sure if key is not None and kind_of(key) in kinds]
 
 
@@ -361,6 +371,12 @@ FUNCTIONS: Final[dict[type[Command[Any]], Function]] = {
     )
 }
 """The functions by the commands that they decide."""
+OBSERVED: Final = {
+    command_type: kinds
+    for command_type, function in FUNCTIONS.items()
+    if (kinds := SIGNATURES[function.name].observes)
+}
+"""The kinds of records that are read before a call, by the commands for which there are any."""
 FURTHER: Final[dict[type[Command[Any]], ClaimRelatedExecution]] = {
     function.command_type: function for function in (ClaimRelatedExecution(),)
 }
