@@ -25,10 +25,10 @@ from flowfabric.contracts.states import PublicState
 from flowfabric.run import Run
 
 PROCESSES = (1, 2, 4)
-EXECUTIONS = 2_400
+EXECUTIONS = 4_800
 FLOWS = 96
 SUBMITTERS = 16
-GROUP = 32
+GROUP = 16
 """A submitter begins a group when the one before the last has ended: at most two of them wait or run."""
 PATIENCE_S = 120.0
 ROOT = Path(__file__).parents[1]
@@ -219,6 +219,7 @@ class Driven:
                 await groups[-2][-1].wait()
             size = min(GROUP, count - first)
             groups.append([await self._scene.app.submit("echo", PAYLOAD) for _ in range(size)])
+        await groups[-1][-1].wait()
         await asyncio.gather(*(run.wait() for group in groups[-2:] for run in group))
         self._unchecked += [run for group in groups for run in group]
 

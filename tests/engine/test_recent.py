@@ -7,29 +7,17 @@ from msgspec.structs import replace
 
 from flowfabric import errors
 from flowfabric.contracts.executions import CancelExecutionArgs, CompleteExecutionArgs, ExecutionDuplicate
-from flowfabric.contracts.journal import RecordStepArgs
+from flowfabric.contracts.journal import ReadJournalArgs, RecordStepArgs
 from flowfabric.contracts.reads import ReadExecutionInfoArgs
 from flowfabric.contracts.signals import SignalDuplicate
-from flowfabric.core.records import Execution, Payload, key_for
+from flowfabric.core.records import Execution, JournalRecord, Payload, journal_identity, key_for
 from flowfabric.engine import recent as recent_module
 from flowfabric.engine.recent import DATA_BYTES_MAX, RecentRecords
 from flowfabric.stores.base import Change, Commit, Conflict
-from flowfabric.stores.memory import MemoryStore
-from flowfabric.testing import Bed, ManualClock, RecordingStore
 from flowfabric.testing.bed import NAMESPACE
 from flowfabric.testing.conformance.budgets import new_budget, reporting, status
 from flowfabric.testing.conformance.situations import bring, seed_key, signal
 from tests.core.harness import new_execution_id
-
-
-@pytest.fixture
-async def beds():
-    """Two engines over one store: what the one remembers, the other may change."""
-    store, clock = RecordingStore(MemoryStore()), ManualClock()
-    async with Bed(store, clock=clock) as one, Bed(store, clock=clock) as other:
-        other._ids = one._ids
-        yield one, other
-        await one.check()
 
 
 async def test_what_an_engine_has_just_written_it_does_not_load(beds):
@@ -48,14 +36,14 @@ async def test_recording_a_step_loads_nothing(beds):
     assert not bed.store.loaded
 
 
-def step_of(claim):
+def step_of(claim, ordinal=0, value=b"1"):
     return RecordStepArgs(
         execution_id=claim.execution_id,
         fence=claim.fence,
         attempt_index=0,
         name="step",
-        ordinal=0,
-        value=b"1",
+        ordinal=ordinal,
+        value=value,
     )
 
 
@@ -149,7 +137,7 @@ async def test_a_query_that_finds_a_newer_record_tells_it(beds):
     claim = await bed.start()
     await other.renew(claim)
     await bed.execute(ReadExecutionInfoArgs(execution_id=claim.execution_id))
-    assert bed.engine._recent.recall(key_for(Execution, claim.execution_id)) is None
+    assert bed.engine.recent.recall(key_for(Execution, claim.execution_id)) is None
 
 
 async def test_a_signal_for_what_was_suspended_here_loads_nothing_unless_it_comes_again(beds):
@@ -178,6 +166,32 @@ async def test_a_wait_that_another_engine_has_ended_is_no_conflict(beds):
         assert (await bed.claim(place.execution_id)).resumed
     assert len(bed.store.commits) == before + 1
     assert not conflicts
+
+
+async def test_what_was_recorded_here_is_not_loaded_again_and_the_rest_is(beds):
+    bed, other = beds
+    claim = await bed.start()
+    own, foreign = step_of(claim), step_of(claim, ordinal=1, value=b"2")
+    await bed.execute(own)
+    await other.execute(foreign)
+    bed.store.loaded.clear()
+    page = await bed.execute(ReadJournalArgs(execution_id=claim.execution_id))
+    assert [entry.value for entry in page.entries] == [b"1", b"2"]
+    journal = {key for key in bed.store.loaded if key.startswith("journal/")}
+    assert journal == {key_for(JournalRecord, journal_identity(claim.execution_id, 0, "step", 1))}
+
+
+async def test_an_entry_that_is_not_what_was_recorded_here_is_loaded(beds):
+    """As after an execution was removed elsewhere and made anew under the same id."""
+    bed, other = beds
+    claim = await bed.start()
+    await other.execute(step_of(claim, value=b"stored"))
+    key = key_for(JournalRecord, journal_identity(claim.execution_id, 0, "step", 0))
+    [(_, version, stored)] = (await bed.store.load([key])).rows
+    outdated = replace(stored, recorded_at=stored.recorded_at - 1, value=b"outdated")
+    bed.engine.recent.keep(commit_of(outdated), version - 1)
+    page = await bed.execute(ReadJournalArgs(execution_id=claim.execution_id))
+    assert [entry.value for entry in page.entries] == [b"stored"]
 
 
 @contextmanager

@@ -119,15 +119,15 @@ class Engine(Subscribing):
         self.pursuits = Pursuits()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
-        self._recent = RecentRecords()
+        self.recent = RecentRecords()
         self._under_way = UnderWay()
-        known = Known(self.lanes, self._recent, self._under_way)
+        known = Known(self.lanes, self.recent, self._under_way)
         self._courier = Courier(store, known, self.notifier, self._unbounded_envelope, observer=observer)
         self._batches = Batches(
             Cycle(store, known, self.notifier, self._courier, observer=observer),
             at_once=store.batches_at_once,
         )
-        self._questions = Questions(store, self._recent)
+        self._questions = Questions(store, self.recent)
         self._watches: list[asyncio.Task[None]] = []
         self._closing = False
         self._request_prefix = ""
@@ -140,7 +140,7 @@ class Engine(Subscribing):
             self.observer.attested(self.durability)
         self._backend = _BACKENDS.get(self.durability.store, BackendTag.MEMORY)
         self._closing = False
-        self._recent.clear()
+        self.recent.clear()
         self._under_way.clear()
         # Not before: engines that were made before a fork would mint the same ids, and one
         # process would be given the answers of another, leases among them.

@@ -13,6 +13,9 @@ from flowfabric.core.rules.journal import journal_entry
 from flowfabric.engine.operations import operation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowfabric.core.records import Record
     from flowfabric.core.work import Envelope
     from flowfabric.engine.engine import Engine
 
@@ -40,15 +43,31 @@ async def read_journal(engine: Engine, args: ReadJournalArgs, envelope: Envelope
         rows = await engine.store.read_index(JOURNAL, scope, limit=PAGE_ENTRIES)
     entries: list[JournalEntry] = []
     while rows:
-        entries += await _load_entries(engine, [identity for _, identity in rows])
+        entries += await _entries(engine, rows)
         if len(rows) < PAGE_ENTRIES:
             break
         rows = await engine.store.read_index(JOURNAL, scope, after=rows[-1], limit=PAGE_ENTRIES)
     return JournalPage(entries=tuple(entries), generation=execution.journal_generation)
 
 
-async def _load_entries(engine: Engine, identities: list[str]) -> list[JournalEntry]:
-    loaded = await engine.store.load([key_for(JournalRecord, identity) for identity in identities])
-    records = {key: record for key, _, record in loaded.rows}
-    found = (records[key_for(JournalRecord, identity)] for identity in identities)
-    return [journal_entry(record) for record in found if isinstance(record, JournalRecord)]
+async def _entries(engine: Engine, rows: Sequence[tuple[int, str]]) -> list[JournalEntry]:
+    """The entries that some rows of the index lead to. Those that were written here need not be loaded."""
+    records = {
+        key_for(JournalRecord, identity): _remembered(engine, recorded_at, identity)
+        for recorded_at, identity in rows
+    }
+    wanted = [key for key, record in records.items() if record is None]
+    if wanted:
+        records.update((key, record) for key, _, record in (await engine.store.load(wanted)).rows)
+    return [journal_entry(record) for record in records.values() if isinstance(record, JournalRecord)]
+
+
+def _remembered(engine: Engine, recorded_at: int, identity: str) -> Record | None:
+    """An entry as it was written here; None if that is not known.
+
+    An entry is written once, and the index says when, so what is remembered is what is stored.
+    """
+    found = engine.recent.recall(key_for(JournalRecord, identity))
+    if found is None or not isinstance(found[1], JournalRecord) or found[1].recorded_at != recorded_at:
+        return None
+    return found[1]

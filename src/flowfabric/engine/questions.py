@@ -1,8 +1,13 @@
-"""Queries: those that come up in one turn of the event loop share one load, and wait for no commit."""
+"""Queries: those that come up in one turn of the event loop share one load, and wait for no commit.
+
+Some have to read a record before they know which others they need. What was written here lately mostly
+tells that beforehand, so that one load will do; they are answered by what is loaded in any case.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from flowfabric.core.work import Missing, Work, WorkingSet
@@ -26,6 +31,8 @@ class Questions:
         self._recent = recent
         self._open: list[Question] = []
         self._asking: asyncio.Task[None] | None = None
+        self._asked_again: set[type[Command[Any]]] = set()
+        """Queries of which the last one that was not foreseen needed more than it was sure to read."""
 
     async def answer(self, rule: Rule, command: Command[Any], envelope: Envelope) -> Any:
         """The answer to one query.
@@ -52,15 +59,30 @@ class Questions:
 
     async def _load_and_answer(self, questions: list[Question]) -> None:
         working_set = WorkingSet()
-        wanted = {key for question in questions for key in question.first_reads()}
+        wanted = {key for question in questions for key in self._foreseen(question)}
         for _ in range(ROUNDS_MAX):
             loaded = await self._store.load(wanted)
             working_set.put_loaded(loaded.now, loaded.rows)
             self._recent.learn(loaded.rows)
-            wanted = {key for question in questions for key in question.settle(working_set)}
+            wanted = set()
+            for question in questions:
+                if missing := question.settle(working_set):
+                    self._asked_again.add(type(question.command))
+                    wanted.update(missing)
             if not wanted:
                 return
         raise AssertionError(f"queries still ask for records after {ROUNDS_MAX} rounds: {sorted(wanted)[:3]}")
+
+    def _foreseen(self, question: Question) -> set[Key]:
+        """What a query is sure to read, and what it will read if nothing has changed since it was written."""
+        kind = type(question.command)
+        sure = set(question.first_reads())
+        if kind not in self._asked_again:
+            return sure
+        foreseen = sure | question.foresee(WorkingSet(recent=self._recent))
+        if foreseen == sure:  # looking ahead costs as much as answering, so not always in vain
+            self._asked_again.discard(kind)
+        return foreseen
 
 
 class Question:
@@ -79,6 +101,13 @@ class Question:
     def first_reads(self) -> tuple[Key, ...]:
         """The records that the query is sure to read."""
         return first_reads(self.rule, self.command)
+
+    def foresee(self, remembered: WorkingSet) -> set[Key]:
+        """What the query reads as far as what is remembered tells."""
+        work = Work(remembered, self.envelope)
+        with contextlib.suppress(Exception):  # it is no answer
+            self.rule.decide(work, self.command)
+        return work.reads
 
     def settle(self, working_set: WorkingSet) -> tuple[Key, ...]:
         """Answer, or return the keys of the records that are still missing."""

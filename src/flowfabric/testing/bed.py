@@ -137,7 +137,7 @@ class Bed:
 
     def forget(self) -> None:
         """Let the engine remember nothing of what it has written, as if it were new."""
-        self.engine._recent.clear()  # noqa: SLF001 - what it is for is that nobody sees it
+        self.engine.recent.clear()
         if (native := native_of(self.store)) is not None:
             native.forget()
 
