@@ -65,7 +65,7 @@ def test_a_function_uses_no_name_that_its_signature_does_not_have(name: str) -> 
     signature = SIGNATURES[name]
     known = {name for names in signature.names.values() for name in names}
     made = {"key", "now", "packed_now", "mark", "offset", "clock", "version", "last", "put_out", "written"}
-    gathered = {"records", "edited", "executions", "parts"}
+    gathered = {"records", "edited", "executions", "parts", "packed_instants"}
     used = {one or other for one, other in _NAMED.findall(text_of(name))}
     assert used <= known | made | gathered
 

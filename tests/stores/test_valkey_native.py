@@ -534,7 +534,7 @@ class TestComplete:
             claim = await pair.each(lambda bed, member=member: bed.claim(member))
             await pair.ask(completing(claim, result_payload=b"done"), request_ids=[f"{member}-ends"])
         await pair.compare()
-        assert pair.accepted["complete_execution"] == 2
+        assert pair.accepted["complete_member"] == 2
 
     async def test_many_at_once_are_decided_each_by_itself(self, pair: Pair) -> None:
         claims = [await started(pair) for _ in range(5)]

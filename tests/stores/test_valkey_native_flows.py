@@ -31,6 +31,8 @@ from flowfabric.core.commands import DeliverMessageArgs, MessageDelivered
 from flowfabric.core.indexes import DUE_MESSAGE, ELIGIBLE
 from flowfabric.core.layout import USUAL
 from flowfabric.core.records import Execution, key_for
+from flowfabric.core.work import Envelope
+from flowfabric.engine.lanes import KnownLanes
 from flowfabric.stores.valkey import ValkeyStore
 from flowfabric.stores.valkey.keys import SCOPE_END
 from flowfabric.stores.valkey.packing import FRAME
@@ -309,12 +311,29 @@ class TestCompletion:
         for place, name in enumerate("abcd", 1):
             pair.clock.advance(3)
             await flow.run(name)
-            assert pair.accepted["complete_execution"] == place
+            assert pair.accepted["complete_member"] == place
             assert pair.accepted["claim_related_execution"] == place
         # Only for the first of them the server had to say that it is a member.
         assert pair.declined.get("claim_execution", 0) == 0
         assert await flow.both[0].flow_state() == "completed"
         assert accepted(pair) == 0
+
+    async def test_who_waits_for_work_hears_of_it_though_the_member_is_forgotten_meanwhile(
+        self, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flow = (await twins(pair, "ab")).both[0]
+        claim = await flow.bed.claim(flow.ids["a"])
+        invoke, native = pair.store.invoke_native, pair.store.native
+
+        async def invoke_and_forget(*call: Any) -> Any:
+            replies = await invoke(*call)
+            native.forget()
+            return replies
+
+        monkeypatch.setattr(pair.store, "invoke_native", invoke_and_forget)
+        envelope = Envelope(request_id="ends", namespace=NAMESPACE)
+        decided = await native.decide([(completion(claim), envelope)], KnownLanes())
+        assert ELIGIBLE in [index for index, *_ in decided.effects.rows_added]
 
     async def test_all_parents_of_a_join_end_in_one_call(self, pair: Pair) -> None:
         parents = "abcdefghijkl"
@@ -330,7 +349,7 @@ class TestCompletion:
         for name in "abc":
             await flow.run(name)
         assert await flow.state("d") == WAITING
-        assert pair.accepted["complete_execution"] == 3
+        assert pair.accepted["complete_member"] == 3
         assert accepted(pair) == 0
 
     async def test_edges_that_came_meanwhile_are_left_to_a_message(self, pair: Pair) -> None:
@@ -391,7 +410,7 @@ class TestCompletion:
         with monitored(server()) as calls:
             for name in "ab":
                 await flow.run(name)
-        assert {"ff_claim_related_execution", "ff_complete_execution"} <= {
+        assert {"ff_claim_related_execution", "ff_complete_member"} <= {
             call.function.rpartition("_")[0] for call in calls
         }
         assert {key for call in calls for key in call.touched - call.declared} == set()

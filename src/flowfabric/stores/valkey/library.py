@@ -29,6 +29,7 @@ STEPS: Final = (
     "leases",
     "claiming",
     "joins",
+    "completing",
 )
 """The files of the library from which others use something, in the order in which they need each other."""
 FUNCTIONS: Final = (
@@ -41,6 +42,7 @@ FUNCTIONS: Final = (
     "claim_execution",
     "claim_related_execution",
     "complete_execution",
+    "complete_member",
     "create_execution",
     "deliver_signal",
     "fail_execution",

@@ -55,6 +55,16 @@ def _index_names() -> dict[str, str]:
     return {name: value for name, value in spelled.items() if value in indexes.NAMES}
 
 
+_LEASE_DATA: Final = (
+    "lease_id",
+    "lease_epoch",
+    "attempt_id",
+    "attempt_index",
+    "worker_id",
+    "worker_instance_id",
+)
+"""What every event about a lease says."""
+
 WORDS: Final[dict[str, Any]] = {
     "SCOPE_END": SCOPE_END.decode(),
     "BEHIND_SCOPE": BEHIND_SCOPE.decode(),
@@ -79,6 +89,9 @@ WORDS: Final[dict[str, Any]] = {
     "PUBLIC": _named(PublicState),
     "PUBLIC_OF_OUTCOME": PUBLIC_OF_OUTCOME,
     "FAMILY": _named(Family),
+    "LOG": {family.value: f"log:{family}" for family in Family},
+    "TOLD_IN": {family.value: f"told_in:{family}" for family in Family},
+    "PAIR": {name: layout.name_of_pair(name) for name in _LEASE_DATA},
     "WAITPOINT": _named(WaitpointState),
     "EFFECT": _named(SignalEffect),
     "COUNT_KIND": _named(CountKind),
@@ -126,6 +139,8 @@ def _lua(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, bytes):
+        return '"' + "".join(f"\\{code:03d}" for code in value) + '"'
     if isinstance(value, str):
         return f'"{value.translate(_ESCAPES)}"'
     if isinstance(value, tuple):

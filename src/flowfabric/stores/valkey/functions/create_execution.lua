@@ -7,10 +7,12 @@
 -- Declines what exists; and everything if the lane is not as the caller remembers it.
 
 local function packed_instants(call)
-  local now = call.packed_now
-  return packed_name('created_at') .. now
-    .. packed_name('last_transition_at') .. now
-    .. packed_name('last_mutation_at') .. now
+  if not call.packed_instants then
+    local now = call.packed_now
+    call.packed_instants = packed_name('created_at') .. now .. packed_name('last_transition_at') .. now
+      .. packed_name('last_mutation_at') .. now
+  end
+  return call.packed_instants
 end
 
 -- As much of the execution as its rows and its events follow from.

@@ -30,48 +30,66 @@ local function begin(call)
   call.version = text(tonumber(state[3] or 0) + 1)
   call.last, call.put_out = tonumber(state[4] or 0), tonumber(state[5] or 0)
   call.sets, call.records, call.edited, call.removed = {}, {}, {}, {}
-  call.executions, call.changed = {}, {}
+  call.executions, call.changed, call.event_heads = {}, {}, {}
+  call.event_instant = packed_name('at_ms') .. call.packed_now .. packed_name('data')
   packed_sorts = {}
 end
 
 -- What a function makes of a command: the execution that it changes, if it changes one, with its rows as
--- they were, and what else there is to write: other records, their rows, events.
+-- they were. Whatever else there is to write is added to it, each kind to a list of its own.
 local function change_of(call, execution)
-  return {call = call, execution = execution, before = execution and execution_rows(execution),
-    made = {}, replaced = {}, edited = {}, removed = {}, changed = {}, rows = {}, events = {}}
+  return {call = call, execution = execution, before = execution and execution_rows(execution)}
 end
+
+local NOTHING = {}
 
 -- The same for an execution that is new, with its place in the list of all.
 local function new_change(call, execution, listed)
   local head = execution.head
-  local created = row_in(head.namespace, head.created_at) .. execution.id
-  return {call = call, execution = execution, before = {}, listed = listed,
-    made = {}, replaced = {}, edited = {}, removed = {}, changed = {},
-    rows = {{index = INDEX.CREATED, member = created}}, events = {}}
+  local created = {index = INDEX.CREATED, member = row_of(head.namespace, head.created_at, execution.id)}
+  return {call = call, execution = execution, before = NOTHING, listed = listed, rows = {created}}
 end
 
-local function add_event(change, family, name, data)
-  local execution = change.execution
-  local head, id, tags, flow = execution.head, execution.id, execution.tags, ''
-  if head.flow_id then
-    flow = packed_name('flow_id') .. text_head(head.flow_id) .. head.flow_id
+local function add(change, list, entry)
+  local entries = change[list]
+  if entries then
+    entries[#entries + 1] = entry
+  else
+    change[list] = {entry}
   end
-  change.events[#change.events + 1] = {family = family,
-    data = string.char(0x86 + present(flow) + present(tags))
-      .. packed_name('family') .. packed_name(family) .. packed_name('name') .. packed_name(name)
-      .. packed_name('namespace') .. text_head(head.namespace) .. head.namespace
-      .. packed_name('execution_id') .. text_head(id) .. id
-      .. packed_name('at_ms') .. change.call.packed_now .. packed_name('data') .. data .. flow .. tags}
+end
+
+-- What all events of a name begin with in a call, up to the id of the execution.
+local function event_head(call, family, name)
+  local head = call.event_heads[name]
+  if not head then
+    head = packed_name('family') .. packed_name(family) .. packed_name('name') .. packed_name(name)
+      .. packed_name('namespace') .. text_head(call.namespace) .. call.namespace .. packed_name('execution_id')
+    call.event_heads[name] = head
+  end
+  return head
+end
+
+-- The execution is one of the namespace that the call is about.
+local function add_event(change, family, name, data)
+  local call, execution, flow = change.call, change.execution, ''
+  local id, tags, flow_id = execution.id, execution.tags, execution.head.flow_id
+  if flow_id then
+    flow = packed_name('flow_id') .. text_head(flow_id) .. flow_id
+  end
+  add(change, 'events', {family = family,
+    data = string.char(0x86 + present(flow) + present(tags)) .. event_head(call, family, name)
+      .. text_head(id) .. id .. call.event_instant .. data .. flow .. tags})
 end
 
 -- A record besides the execution that must not exist yet, with its place in the list of its kind.
 local function add_record(change, key, listing, listed, data)
-  change.made[#change.made + 1] = {key = key, listing = listing, listed = listed, data = data}
+  add(change, 'made', {key = key, listing = listing, listed = listed, data = data})
 end
 
 -- Another record in the place of one that exists. Its rows, too, are named one by one.
 local function replace_record(change, key, data)
-  change.replaced[#change.replaced + 1] = {key = key, data = data}
+  add(change, 'replaced', {key = key, data = data})
 end
 
 -- A record as the commands before this one have left it; nothing if there is none. A command changes it
@@ -85,12 +103,12 @@ end
 
 -- Have such a record written: once, however many commands of the call change it.
 local function edit_record(change, key)
-  change.edited[#change.edited + 1] = key
+  add(change, 'edited', key)
 end
 
 -- Have a record removed, with its place in the list of its kind. Its rows are named one by one.
 local function remove_record(change, key, listing, listed)
-  change.removed[#change.removed + 1] = {key = key, listing = listing, listed = listed}
+  add(change, 'removed', {key = key, listing = listing, listed = listed})
 end
 
 -- An execution as the commands before this one have left it; nothing if there is none. Only for those that
@@ -105,7 +123,7 @@ end
 -- Have such an execution written: once, however many commands of the call change it.
 local function edit_execution(change, execution)
   execution.before = execution.before or execution_rows(execution)
-  change.changed[#change.changed + 1] = execution
+  add(change, 'executions', execution)
 end
 
 -- The place of such a record in the list of its kind, if it is new.
@@ -123,12 +141,12 @@ local UNCHANGED = {}
 
 -- A row of a record that is not an execution.
 local function add_row(change, index, scope, sort, member)
-  change.rows[#change.rows + 1] = {index = index, member = row_in(scope, sort) .. member}
+  add(change, 'rows', {index = index, member = row_of(scope, sort, member)})
 end
 
 -- The same, of a row that is there and is not wanted any more.
 local function remove_row(change, index, scope, sort, member)
-  change.rows[#change.rows + 1] = {index = index, member = row_in(scope, sort) .. member, removed = true}
+  add(change, 'rows', {index = index, member = row_of(scope, sort, member), removed = true})
 end
 
 -- What a function returns that needs keys which the caller has not named: nothing is changed, and the caller
@@ -144,7 +162,10 @@ end
 -- Whether the record on which all commands of the call rest is as the caller remembers it. One in another
 -- shard was compared before the call.
 local function is_relied_on(call)
-  return call.relied_on_version == '' or version_of(call.key.relied_on) == call.relied_on_version
+  if call.is_relied_on == nil then
+    call.is_relied_on = call.relied_on_version == '' or version_of(call.key.relied_on) == call.relied_on_version
+  end
+  return call.is_relied_on
 end
 
 -- Whether this very request has got its answer already.
@@ -187,21 +208,21 @@ local function put_in(call, key, score, member)
 end
 
 local function write_execution_rows(call, execution, before)
-  local key, id, after = call.key, execution.id, execution_rows(execution)
+  local key, after = call.key, execution_rows(execution)
   for index, row in pairs(before) do
     if row ~= after[index] then
-      take_out(call, key[index], row .. id)
+      take_out(call, key[index], row)
     end
   end
   for index, row in pairs(after) do
     if row ~= before[index] then
-      put_in(call, key[index], '0', row .. id)
+      put_in(call, key[index], '0', row)
     end
   end
 end
 
 local function write_rows(call, change)
-  for _, row in ipairs(change.rows) do
+  for _, row in ipairs(change.rows or NOTHING) do
     if row.removed then
       take_out(call, call.key[row.index], row.member)
     else
@@ -217,8 +238,8 @@ local function write_to_log(call, item, events)
     call.last = call.last + 1
     local place = text(call.last)
     local member = place .. ' ' .. event.family
-    server.call('XADD', key['log:' .. event.family], place .. '-0', 'event', event.data)
-    put_in(call, key['told_in:' .. event.family], place, member)
+    server.call('XADD', key[LOG[event.family]], place, 'event', event.data)
+    put_in(call, key[TOLD_IN[event.family]], place, member)
     told[2 * number - 1], told[2 * number] = place, member
   end
   if #told > 0 then
@@ -228,7 +249,7 @@ end
 
 local function write_to_outbox(call, change)
   local execution = change.execution
-  for _, event in ipairs(change.events) do
+  for _, event in ipairs(change.events or NOTHING) do
     call.put_out = call.put_out + 1
     put_out_event(
       call.key.outbox, call.put_out, event.family, execution.id, execution.head.namespace, event.data)
@@ -246,7 +267,7 @@ local function write_made(call, change)
   if is_written_now(call, execution) then
     records[1], records[2] = execution.key, packed_execution(change)
   end
-  for _, made in ipairs(change.made) do
+  for _, made in ipairs(change.made or NOTHING) do
     local count = #records
     records[count + 1], records[count + 2] = made.key, call.version .. ':' .. made.data
     call.removed[made.key], call.records[made.key] = nil, nil
@@ -266,14 +287,14 @@ end
 
 -- What is removed is there until the end of the call, for no key may be touched again once it is gone.
 local function write_removed(call, change)
-  for _, removed in ipairs(change.removed) do
+  for _, removed in ipairs(change.removed or NOTHING) do
     call.removed[removed.key], call.edited[removed.key], call.records[removed.key] = true, nil, false
     take_out(call, removed.listing, removed.listed)
   end
 end
 
 local function write(call, item, change)
-  for _, execution in ipairs(change.changed) do
+  for _, execution in ipairs(change.executions or NOTHING) do
     call.changed[execution] = true
   end
   write_made(call, change)
@@ -283,7 +304,7 @@ local function write(call, item, change)
   if change.listed then
     put_in(call, call.key['keys:execution'], '0', change.listed)
   end
-  for _, key in ipairs(change.edited) do
+  for _, key in ipairs(change.edited or NOTHING) do
     call.edited[key] = true
   end
   write_removed(call, change)
@@ -293,12 +314,12 @@ local function write(call, item, change)
   if change.frame then
     write_frame(change.frame)
   end
-  for _, replaced in ipairs(change.replaced) do
+  for _, replaced in ipairs(change.replaced or NOTHING) do
     server.call('SET', replaced.key, call.version .. ':' .. replaced.data)
   end
   write_rows(call, change)
   if call.logs == '1' then
-    write_to_log(call, item, change.events)
+    write_to_log(call, item, change.events or NOTHING)
   else
     write_to_outbox(call, change)
   end

@@ -28,12 +28,12 @@ end
 local function lease_data(lease, attempt, ...)
   local count = select('#', ...)
   return string.char(0x86 + count / 2)
-    .. packed_name('lease_id') .. text_head(lease.lease_id) .. lease.lease_id
-    .. packed_name('lease_epoch') .. cmsgpack.pack(lease.epoch)
-    .. packed_name('attempt_id') .. text_head(attempt.attempt_id) .. attempt.attempt_id
-    .. packed_name('attempt_index') .. cmsgpack.pack(attempt.attempt_index)
-    .. packed_name('worker_id') .. text_head(lease.worker_id) .. lease.worker_id
-    .. packed_name('worker_instance_id') .. text_head(lease.worker_instance_id) .. lease.worker_instance_id
+    .. PAIR.lease_id .. text_head(lease.lease_id) .. lease.lease_id
+    .. PAIR.lease_epoch .. cmsgpack.pack(lease.epoch)
+    .. PAIR.attempt_id .. text_head(attempt.attempt_id) .. attempt.attempt_id
+    .. PAIR.attempt_index .. cmsgpack.pack(attempt.attempt_index)
+    .. PAIR.worker_id .. text_head(lease.worker_id) .. lease.worker_id
+    .. PAIR.worker_instance_id .. text_head(lease.worker_instance_id) .. lease.worker_instance_id
     .. (count > 0 and cmsgpack.pack(...) or '')
 end
 

@@ -4,6 +4,7 @@
 -- request and the released fence, and copies the rest. What the head does not say is as usual.
 
 local FRAME = '>BI4I4I4I4I4I4'
+local MAP = 'BI2'
 local MAP_16 = 0xde
 local usual = {__index = USUAL}
 
@@ -89,25 +90,34 @@ end
 
 -- The execution that is packed in some bytes, from a place on.
 local function execution_of(key, id, stored, start)
-  local rest_count, head, policy, tags, last_request, released, rest, map = struct.unpack(FRAME, stored, start)
-  local _, count, place = struct.unpack('>BI2', stored, map)
+  local rest_count, head, policy, tags, last_request, released, rest, _, count, place
+    = struct.unpack(FRAME .. MAP, stored, start)
   assert(place + head + policy + tags + last_request + released + rest == #stored + 1, 'the record is damaged')
-  local execution = {key = key, id = id, rest_count = rest_count}
-  head, place = string.sub(stored, place, place + head - 1), place + head
-  execution.policy, place = string.sub(stored, place, place + policy - 1), place + policy
-  execution.tags, place = string.sub(stored, place, place + tags - 1), place + tags
-  execution.last_request, place = string.sub(stored, place, place + last_request - 1), place + last_request
-  execution.released, place = string.sub(stored, place, place + released - 1), place + released
-  execution.rest = string.sub(stored, place)
+  local policy_at = place + head
+  local tags_at = policy_at + policy
+  local last_request_at = tags_at + tags
+  local released_at = last_request_at + last_request
+  local rest_at = released_at + released
+  local execution = {
+    key = key,
+    id = id,
+    rest_count = rest_count,
+    policy = string.sub(stored, policy_at, tags_at - 1),
+    tags = string.sub(stored, tags_at, last_request_at - 1),
+    last_request = string.sub(stored, last_request_at, released_at - 1),
+    released = string.sub(stored, released_at, rest_at - 1),
+    rest = string.sub(stored, rest_at),
+    head = string.sub(stored, place, policy_at - 1),
+  }
   count = count - count_alone(execution) - rest_count
-  execution.head = setmetatable(cmsgpack.unpack(struct.pack('>BI2', MAP_16, count) .. head), usual)
+  execution.head = setmetatable(cmsgpack.unpack(struct.pack('>BI2', MAP_16, count) .. execution.head), usual)
   return execution
 end
 
 -- Read an execution, and another record as it is stored. Nothing in the place of what there is not.
 local function read_execution(key, id, other_key)
   local stored = other_key and server.call('MGET', key, other_key) or {server.call('GET', key)}
-  local execution = stored[1] and execution_of(key, id, stored[1], string.match(stored[1], '^%d+:()'))
+  local execution = stored[1] and execution_of(key, id, stored[1], string.find(stored[1], ':', 1, true) + 1)
   return execution, stored[2]
 end
 
@@ -123,7 +133,7 @@ local function packed_execution(change)
   local last_request, released = execution.last_request, execution.released
   count = count + count_alone(execution) + execution.rest_count
   change.packed = change.call.version .. ':'
-    .. struct.pack(FRAME, execution.rest_count, #head, #policy, #tags, #last_request, #released, #rest)
-    .. struct.pack('>BI2', MAP_16, count) .. head .. policy .. tags .. last_request .. released .. rest
+    .. struct.pack(FRAME .. MAP, execution.rest_count, #head, #policy, #tags, #last_request, #released, #rest,
+      MAP_16, count) .. head .. policy .. tags .. last_request .. released .. rest
   return change.packed
 end

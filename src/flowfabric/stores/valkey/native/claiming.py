@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
-    from flowfabric.stores.valkey.native.members import Members
+    from flowfabric.stores.valkey.native.members import Member
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _POLICY: Final = name_of_pair(ALONE[0])
@@ -145,10 +145,9 @@ class ClaimRelatedExecution(ClaimExecution):
                 asked.members.learn(execution_id, member)
         return super().answer(asked, reply, effects)
 
-    def foreseen(self, command: Any, members: Members) -> bytes:
-        """What is related to a member that is known, if this is its first attempt; nothing to others."""
-        member = members.recall(command.execution_id)
-        return b"" if member is None else f" {member.flow_id}".encode()
+    def foreseen(self, member: Member) -> bytes:
+        """What is related to a member if this is its first attempt."""
+        return f" {member.flow_id}".encode()
 
 
 def is_signalled(execution: Execution) -> bool:

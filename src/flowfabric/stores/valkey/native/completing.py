@@ -10,11 +10,12 @@ from flowfabric.contracts.executions import CompleteExecutionArgs, ExecutionComp
 from flowfabric.contracts.states import PublicState, TerminalOutcome
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import DUE_MESSAGE
-from flowfabric.core.records import Execution, ExecutionResult, encode_record, key_for
+from flowfabric.core.records import ExecutionResult, encode_record
 from flowfabric.core.rules.finishing import COMPLETED
 from flowfabric.core.rules.transitions import MEMBER_ENDED, news_for_flow
 from flowfabric.stores.keys import stored_key
 from flowfabric.stores.valkey.native.function import (
+    OfLeaseHolder,
     asked_pair,
     last_request_pair,
     released_pair,
@@ -23,11 +24,9 @@ from flowfabric.stores.valkey.native.function import (
 from flowfabric.stores.valkey.native.resolving import behind, has_few_edges, note_resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Sequence
 
     from flowfabric.contracts.ids import LeaseFence
-    from flowfabric.core.records import Key
-    from flowfabric.core.work import Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
     from flowfabric.stores.valkey.native.members import Member
@@ -36,27 +35,16 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 TOLD_FLOW: Final = b"told_flow"
 """The reply that says that the flow of a member is owed the news."""
+A_MEMBER: Final = b"member"
+"""What the first function asks for if the execution belongs to a flow."""
 
 
-class CompleteExecution:
-    """Stands in for the rule of ``CompleteExecutionArgs``."""
+class CompleteExecution(OfLeaseHolder):
+    """Stands in for the rule of ``CompleteExecutionArgs`` for executions that belong to no flow."""
 
-    name: Final = "complete_execution"
+    name: str = "complete_execution"
     command_type: Final = CompleteExecutionArgs
     serves: Final = (CompleteExecutionArgs,)
-
-    def subject(self, asked: Asked) -> Key:
-        return key_for(Execution, asked.command.execution_id)
-
-    def owner(self, command: CompleteExecutionArgs) -> Key:
-        return key_for(Execution, command.execution_id)
-
-    def relied_on(self, asked: Asked) -> None:
-        """Nothing but the execution itself."""
-
-    def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
-        """The namespace. An operator's override, which has no fence, is left to the rule."""
-        return asked.namespace if asked.command.fence is not None else None
 
     def shared(self, first: Asked) -> Sequence[Argument]:
         return (COMPLETED,)
@@ -73,14 +61,10 @@ class CompleteExecution:
             data=args.result_payload or b"",
             encoding=args.result_encoding,
         )
-        message = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0)
-        member_keys, member_arguments = self._behind(keys, asked)
         return (
             keys.record(self.subject(asked)),
             keys.told(args.execution_id),
             keys.record(result.key),
-            keys.record(message.key),
-            *member_keys,
         ), (
             args.execution_id,
             fence.lease_id,
@@ -92,6 +76,25 @@ class CompleteExecution:
             released_pair(asked, fence, outcome),
             b"" if args.result_payload is None else encode_record(result),
             stored_key(result.key),
+        )
+
+    def answer(self, asked: Asked, reply: bytes | list[bytes], effects: Effects) -> ExecutionCompleted:
+        effects.tell(asked, Family.LEASE, "released")
+        effects.tell(asked, Family.COMPLETION, TerminalOutcome.SUCCESS)
+        return _outcome(asked.command)
+
+
+class CompleteMember(CompleteExecution):
+    """The same for members of flows, whose ends are carried to what is behind them, or are owed to that."""
+
+    name = "complete_member"
+
+    def item(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
+        item_keys, item_arguments = super().item(keys, asked)
+        message = news_for_flow(asked.command.execution_id, MEMBER_ENDED, 0, 0)
+        member_keys, member_arguments = self._behind(keys, asked)
+        return (*item_keys, keys.record(message.key), *member_keys), (
+            *item_arguments,
             without_zero(encode_record(message)),
             message.identity,
             stored_key(message.key),
@@ -100,26 +103,27 @@ class CompleteExecution:
 
     def _behind(self, keys: Keys, asked: Asked) -> tuple[Sequence[str], Sequence[Argument]]:
         """What is behind a member, if that is known. If not, other keys have the places of its records."""
-        member = _known(asked)
+        member = _resolvable(asked)
         if member is None:
             return (keys.state,) * 3, ("", 0)
         return behind(keys, asked.command.execution_id, member)
 
     def answer(self, asked: Asked, reply: bytes | list[bytes], effects: Effects) -> ExecutionCompleted:
-        args: CompleteExecutionArgs = asked.command
-        effects.tell(asked, Family.LEASE, "released")
-        effects.tell(asked, Family.COMPLETION, TerminalOutcome.SUCCESS)
         if reply == TOLD_FLOW:
-            member = news_for_flow(args.execution_id, MEMBER_ENDED, 0, 0).identity
-            effects.rows.append((DUE_MESSAGE, "", effects.now, member))
-        elif isinstance(reply, list) and (known := _known(asked)) is not None:
-            note_resolved(asked, known, reply[1:], effects)
-        return _outcome(args)
+            due = news_for_flow(asked.command.execution_id, MEMBER_ENDED, 0, 0).identity
+            effects.rows.append((DUE_MESSAGE, "", effects.now, due))
+        elif isinstance(reply, list) and (member := _resolvable(asked)) is not None:
+            note_resolved(asked, member, reply[1:], effects)
+        return super().answer(asked, reply, effects)
+
+    def foreseen(self, member: Member) -> bytes:
+        """Any member is completed like this."""
+        return A_MEMBER
 
 
-def _known(asked: Asked) -> Member | None:
+def _resolvable(asked: Asked) -> Member | None:
     """The member that ends, if its place and its edges are known and a function may resolve these."""
-    member = asked.members.recall(asked.command.execution_id)
+    member = asked.member
     usual = member is not None and member.position is not None and has_few_edges(member)
     return member if usual else None
 

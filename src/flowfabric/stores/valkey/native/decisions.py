@@ -19,7 +19,7 @@ from flowfabric.stores.valkey.client import SlotIsMoving
 from flowfabric.stores.valkey.native.admitting import CheckAdmission
 from flowfabric.stores.valkey.native.appending import AppendFrame
 from flowfabric.stores.valkey.native.claiming import ClaimExecution, ClaimRelatedExecution, is_signalled
-from flowfabric.stores.valkey.native.completing import CompleteExecution
+from flowfabric.stores.valkey.native.completing import CompleteExecution, CompleteMember
 from flowfabric.stores.valkey.native.creating import CreateExecution
 from flowfabric.stores.valkey.native.failing import FailExecution
 from flowfabric.stores.valkey.native.function import Asked, Effects
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from flowfabric.core.records import Key, Record
     from flowfabric.core.work import Envelope, Remembered
     from flowfabric.stores.valkey.keys import Keys
-    from flowfabric.stores.valkey.native.function import Argument, Function
+    from flowfabric.stores.valkey.native.function import Argument, Function, FurtherFunction
+    from flowfabric.stores.valkey.native.members import Member
     from flowfabric.stores.valkey.store import ValkeyStore
 
 R = TypeVar("R")
@@ -170,17 +171,17 @@ class Decisions:
                 _owned_namespace(command, seen) if envelope.namespace is None else envelope.namespace,
                 seen,
                 self._members,
-                wanted=self._foreseen(command),
+                member := self._member(command),
+                wanted=b"" if member is None else FURTHER[type(command)].foreseen(member),
             )
             for command, envelope in asked
         ]
         seen.update(await self._look(self._relied_on_elsewhere(prepared, remembered)))
         return prepared
 
-    def _foreseen(self, command: Command[Any]) -> bytes:
-        """What a function is sure to ask for; nothing if that is not known."""
-        function = FURTHER.get(type(command))
-        return b"" if function is None else function.foreseen(command, self._members)
+    def _member(self, command: Any) -> Member | None:
+        """The member that a command is about, if that matters to its function and is remembered."""
+        return self._members.recall(command.execution_id) if type(command) in FURTHER else None
 
     def _relied_on_elsewhere(self, asked: Sequence[Asked], remembered: Remembered) -> set[Key]:
         """What functions rely on in other shards."""
@@ -377,8 +378,8 @@ OBSERVED: Final = {
     if (kinds := SIGNATURES[function.name].observes)
 }
 """The kinds of records that are read before a call, by the commands for which there are any."""
-FURTHER: Final[dict[type[Command[Any]], ClaimRelatedExecution]] = {
-    function.command_type: function for function in (ClaimRelatedExecution(),)
+FURTHER: Final[dict[type[Command[Any]], FurtherFunction]] = {
+    function.command_type: function for function in (ClaimRelatedExecution(), CompleteMember())
 }
 """Those that go on where the first one has asked for more keys."""
 

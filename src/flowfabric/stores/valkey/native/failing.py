@@ -17,18 +17,22 @@ from flowfabric.contracts.policy import parse_retry_policy
 from flowfabric.contracts.states import TerminalOutcome
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import DUE_DELAY, DUE_MESSAGE, ELIGIBLE
-from flowfabric.core.records import Execution, encode_record, key_for
+from flowfabric.core.records import encode_record
 from flowfabric.core.rules.finishing import FAILED, RETRIED
 from flowfabric.core.rules.transitions import MEMBER_ENDED, news_for_flow
 from flowfabric.stores.keys import stored_key
 from flowfabric.stores.valkey.native.completing import TOLD_FLOW
-from flowfabric.stores.valkey.native.function import asked_pair, released_head, without_zero
+from flowfabric.stores.valkey.native.function import (
+    OfLeaseHolder,
+    asked_pair,
+    released_head,
+    without_zero,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from flowfabric.contracts.ids import LeaseFence
-    from flowfabric.core.records import Key
     from flowfabric.core.work import Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
@@ -40,28 +44,16 @@ _RETRY_SCHEDULED: Final = str(RetryScheduled.__struct_config__.tag)
 _DECODER: Final[msgspec.msgpack.Decoder[FailExecutionResult]] = msgspec.msgpack.Decoder(FailExecutionResult)
 
 
-class FailExecution:
+class FailExecution(OfLeaseHolder):
     """Stands in for the rule of ``FailExecutionArgs``."""
 
     name: Final = "fail_execution"
     command_type: Final = FailExecutionArgs
     serves: Final = (FailExecutionArgs,)
 
-    def subject(self, asked: Asked) -> Key:
-        return key_for(Execution, asked.command.execution_id)
-
-    def owner(self, command: FailExecutionArgs) -> Key:
-        return key_for(Execution, command.execution_id)
-
-    def relied_on(self, asked: Asked) -> None:
-        """Nothing but the execution itself."""
-
     def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
-        """The namespace. An operator's override, and a retry policy that is none, are left to the rule."""
-        args: FailExecutionArgs = asked.command
-        if args.fence is None or _retry_policy(args) is None:
-            return None
-        return asked.namespace
+        """The namespace. A retry policy that is none is left to the rule, too."""
+        return None if _retry_policy(asked.command) is None else super().sharing(asked, remembered)
 
     def shared(self, first: Asked) -> Sequence[Argument]:
         operation = type(first.command).__name__

@@ -9,7 +9,7 @@ import msgspec
 
 from flowfabric.core.events import Event
 from flowfabric.core.layout import name_of_pair
-from flowfabric.core.records import LastRequest, ReleasedLease
+from flowfabric.core.records import Execution, LastRequest, ReleasedLease, key_for
 from flowfabric.core.work import Work, WorkingSet
 from flowfabric.stores.valkey.native.members import Members
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowfabric.core.work import Envelope, Frame, Remembered
     from flowfabric.stores.base import Change
     from flowfabric.stores.valkey.keys import Keys
+    from flowfabric.stores.valkey.native.members import Member
 
 Argument = str | bytes | int
 
@@ -39,6 +40,8 @@ class Asked(msgspec.Struct, frozen=True):
     """Versions and records as they were right before the call, as far as it was looked."""
     members: Members = Members()
     """What is remembered of members of flows."""
+    member: Member | None = None
+    """What was remembered of the execution right before the call, if it is a member that was met."""
     place: int = 0
     """How many commands are before it in its call, where these have an order."""
     wanted: bytes = b""
@@ -104,6 +107,31 @@ class Function(Protocol):
 
     def answer(self, asked: Asked, reply: Any, effects: Effects) -> Any:
         """The outcome of a command that was carried out. Adds to the effects."""
+
+
+class FurtherFunction(Function, Protocol):
+    """A function that goes on where another one has asked for more keys."""
+
+    def foreseen(self, member: Member) -> bytes:
+        """What the other one is sure to ask for if a command is about this member."""
+
+
+class OfLeaseHolder:
+    """What the functions have in common whose commands come from whoever holds the lease of an execution."""
+
+    def subject(self, asked: Asked) -> Key:
+        return key_for(Execution, asked.command.execution_id)
+
+    def owner(self, command: Any) -> Key | None:
+        return key_for(Execution, command.execution_id)
+
+    def relied_on(self, asked: Asked) -> Key | None:
+        """Nothing but the execution itself."""
+        return None
+
+    def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
+        """The namespace. Whoever has no fence, be it for an operator's override, is left to the rule."""
+        return asked.namespace if asked.command.fence is not None else None
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode

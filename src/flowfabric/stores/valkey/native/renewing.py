@@ -9,40 +9,24 @@ import msgspec
 from flowfabric.contracts.leases import LeaseRenewed, RenewLeaseArgs
 from flowfabric.core.events import Family
 from flowfabric.core.indexes import DUE_LEASE
-from flowfabric.core.records import Execution, key_for
-from flowfabric.stores.valkey.native.function import asked_pair, without_zero
+from flowfabric.stores.valkey.native.function import OfLeaseHolder, asked_pair, without_zero
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Sequence
 
     from flowfabric.contracts.ids import LeaseFence
-    from flowfabric.core.records import Key
-    from flowfabric.core.work import Remembered
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
 
 _OUTCOME_HEAD: Final = without_zero(msgspec.msgpack.encode(LeaseRenewed(expires_at=0)))
 
 
-class RenewLease:
+class RenewLease(OfLeaseHolder):
     """Stands in for the rule of ``RenewLeaseArgs``."""
 
     name: Final = "renew_lease"
     command_type: Final = RenewLeaseArgs
     serves: Final = (RenewLeaseArgs,)
-
-    def subject(self, asked: Asked) -> Key:
-        return key_for(Execution, asked.command.execution_id)
-
-    def owner(self, command: RenewLeaseArgs) -> Key:
-        return key_for(Execution, command.execution_id)
-
-    def relied_on(self, asked: Asked) -> None:
-        """Nothing but the execution itself."""
-
-    def sharing(self, asked: Asked, remembered: Remembered) -> Hashable | None:
-        """The namespace. Whoever has no fence is refused by the rule."""
-        return asked.namespace if asked.command.fence is not None else None
 
     def shared(self, first: Asked) -> Sequence[Argument]:
         return (_OUTCOME_HEAD, type(first.command).__name__)

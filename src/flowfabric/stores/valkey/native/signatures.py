@@ -116,7 +116,7 @@ _ACTIVE: Final = (
     indexes.DUE_ATTEMPT,
     indexes.DUE_DEADLINE,
 )
-_ENDED: Final = (indexes.TERMINAL, indexes.RETENTION, indexes.DUE_MESSAGE, indexes.ATTACHED)
+_ENDED: Final = (indexes.TERMINAL, indexes.RETENTION, indexes.ATTACHED)
 _CLAIM: Final = (
     "lane_id",
     "worker_id",
@@ -128,9 +128,19 @@ _CLAIM: Final = (
     "operation",
 )
 _CLAIM_ITEM: Final = ("execution_id", "lease_id", "attempt_id", "asked", "last_request")
+_COMPLETE_KEYS: Final = ("execution", "told", "result")
 _EDGE_KEYS: Final = ("edge", "group", "child")
 _EDGE_ARGUMENTS: Final = ("child_id",)
 _FENCE: Final = ("lease_id", "lease_epoch", "attempt_id", "attempt_index")
+_COMPLETE: Final = (
+    "execution_id",
+    *_FENCE,
+    "asked",
+    "last_request",
+    "released",
+    "result",
+    "result_listed",
+)
 
 SIGNAL_KEYS: Final = 8
 """For how many numbers of signals each command of a call declares keys: see ``deliver_signal``. As many
@@ -206,19 +216,21 @@ SIGNATURES: Final[dict[str, Signature]] = {
         item_arguments=(*_CLAIM_ITEM, "related", "past_attempt_listed"),
     ),
     "complete_execution": Signature(
-        indexes=(*_ACTIVE, *_ENDED, indexes.BLOCKED, indexes.ELIGIBLE),
+        indexes=(*_ACTIVE, *_ENDED),
+        kinds=(ExecutionResult.KIND,),
+        families=(Family.LEASE, Family.COMPLETION),
+        shared_arguments=("release_reason",),
+        item_keys=_COMPLETE_KEYS,
+        item_arguments=_COMPLETE,
+    ),
+    "complete_member": Signature(
+        indexes=(*_ACTIVE, *_ENDED, indexes.DUE_MESSAGE, indexes.BLOCKED, indexes.ELIGIBLE),
         kinds=(ExecutionResult.KIND, Message.KIND),
         families=(Family.LEASE, Family.COMPLETION),
         shared_arguments=("release_reason",),
-        item_keys=("execution", "told", "result", "message", "node", "progress", "place"),
+        item_keys=(*_COMPLETE_KEYS, "message", "node", "progress", "place"),
         item_arguments=(
-            "execution_id",
-            *_FENCE,
-            "asked",
-            "last_request",
-            "released",
-            "result",
-            "result_listed",
+            *_COMPLETE,
             "message",
             "message_id",
             "message_listed",
@@ -314,6 +326,7 @@ SIGNATURES: Final[dict[str, Signature]] = {
             indexes.DELAYED,
             indexes.DUE_DELAY,
             *_ENDED,
+            indexes.DUE_MESSAGE,
         ),
         kinds=(Message.KIND,),
         families=(Family.LEASE, Family.COMPLETION),
