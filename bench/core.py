@@ -9,6 +9,7 @@ from bench.scene import PAYLOAD, RESULT, Figure
 from flowfabric.contracts.check import check
 from flowfabric.contracts.executions import CompleteExecutionArgs, CreateExecutionArgs
 from flowfabric.contracts.ids import ExecutionId, LeaseFence
+from flowfabric.contracts.policy import ExecutionPolicy
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.core.registry import RULES
 from flowfabric.core.work import Envelope, Work, WorkingSet
@@ -19,6 +20,8 @@ from flowfabric.minting import new_attempt_id, new_execution_id, new_lease_id
 COMMANDS = 5_000
 NOW = 1_800_000_000_000
 NAMESPACE = LANE = "default"
+POLICIES: dict[str, ExecutionPolicy] = {}
+"""One mapping for all claims, as one search has it: a store may send claims together that share it."""
 
 
 async def measure(url: str, *, commands: int = COMMANDS) -> list[Figure]:
@@ -105,6 +108,7 @@ def claim_of(execution_id: ExecutionId) -> ClaimCandidateArgs:
         lease_id=new_lease_id(),
         attempt_id=new_attempt_id(),
         lease_ttl_ms=30_000,
+        policies=POLICIES,
     )
 
 
