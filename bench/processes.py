@@ -204,7 +204,7 @@ class Driven:
 
     async def _run_executions(self, count: int) -> None:
         """Submit so many executions, and wait until they have ended wherever they are run."""
-        shares = [len(range(place, count, SUBMITTERS)) for place in range(SUBMITTERS)]
+        shares = [len(range(place, count, SUBMITTERS)) for place in range(min(SUBMITTERS, count))]
         await asyncio.gather(*(self._submit(share) for share in shares))
 
     async def _submit(self, count: int) -> None:
