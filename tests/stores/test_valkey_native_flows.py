@@ -35,6 +35,7 @@ from flowfabric.core.work import Envelope
 from flowfabric.engine.lanes import KnownLanes
 from flowfabric.stores.valkey import ValkeyStore
 from flowfabric.stores.valkey.keys import SCOPE_END
+from flowfabric.stores.valkey.native.decisions import EDGES_MAX
 from flowfabric.stores.valkey.packing import FRAME
 from flowfabric.stores.valkey.telling import SCOPES_MAX
 from flowfabric.testing.bed import NAMESPACE
@@ -343,6 +344,17 @@ class TestCompletion:
         await flow.run("z")
         assert await flow.both[0].flow_state() == "completed"
         assert accepted(pair) == 0
+
+    async def test_the_members_of_one_call_have_not_very_many_edges_behind_them(self, pair: Pair) -> None:
+        parents, children = "abcdefgh", [chr(0x4E00 + number) for number in range(EDGES_MAX // 4)]
+        flow = await twins(pair, " ".join(f"{one}{other}" for one in parents for other in children))
+        with monitored(server()) as calls:
+            await flow.run(*parents)
+        completions = [call for call in calls if call.function.startswith("ff_complete_member")]
+        assert len(completions) == 2
+        assert pair.accepted["complete_member"] == len(parents)
+        await flow.run(*children)
+        assert await flow.both[0].flow_state() == "completed"
 
     async def test_a_quorum_and_those_that_come_too_late(self, pair: Pair) -> None:
         flow = await twins(pair, "ad bd cd", {"d": QuorumOfEdges(k=2, on_satisfied=LET_RUN)})

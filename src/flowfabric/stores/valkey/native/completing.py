@@ -116,6 +116,11 @@ class CompleteMember(CompleteExecution):
             note_resolved(asked, member, reply[1:], effects)
         return super().answer(asked, reply, effects)
 
+    def edges(self, asked: Asked) -> int:
+        """Those of a member whose edges are known, and few enough."""
+        member = _resolvable(asked)
+        return 0 if member is None else len(member.outgoing)
+
     def foreseen(self, member: Member) -> bytes:
         """Any member is completed like this."""
         return A_MEMBER

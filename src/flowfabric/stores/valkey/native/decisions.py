@@ -22,7 +22,7 @@ from flowfabric.stores.valkey.native.claiming import ClaimExecution, ClaimRelate
 from flowfabric.stores.valkey.native.completing import CompleteExecution, CompleteMember
 from flowfabric.stores.valkey.native.creating import CreateExecution
 from flowfabric.stores.valkey.native.failing import FailExecution
-from flowfabric.stores.valkey.native.function import Asked, Effects
+from flowfabric.stores.valkey.native.function import AlongEdges, Asked, Effects
 from flowfabric.stores.valkey.native.members import Members
 from flowfabric.stores.valkey.native.releasing import GiveAdmissionBack, ReleaseAdmission
 from flowfabric.stores.valkey.native.renewing import RenewLease
@@ -46,7 +46,10 @@ R = TypeVar("R")
 
 COMMANDS_MAX: Final = 64
 """How many commands one call decides, unless they have an order. The server does nothing else meanwhile, for
-about a millisecond."""
+for some milliseconds at most."""
+EDGES_MAX: Final = 64
+"""How many edges the members of one call have behind them, for the same reason: each is as much work as a
+command. The last one of a call may have more."""
 
 ASKS: Final = b"?"
 """What the reply begins with to a command for which a function needs more keys."""
@@ -233,8 +236,7 @@ class Decisions:
         if self.orders(alike[0][1].command):
             alike = [(place, replace(one, place=ahead)) for ahead, (place, one) in enumerate(alike)]
             return await self._call(alike, remembered, decided)
-        parts = [alike[start : start + COMMANDS_MAX] for start in range(0, len(alike), COMMANDS_MAX)]
-        return await _gathered([self._call(part, remembered, decided) for part in parts])
+        return await _gathered([self._call(part, remembered, decided) for part in _parts(alike)])
 
     async def _call(
         self, part: list[tuple[int, Asked]], remembered: Remembered, decided: Decided
@@ -313,6 +315,22 @@ class Decisions:
             keys += item_keys
             arguments += item_arguments
         return keys, arguments
+
+
+def _parts(alike: list[tuple[int, Asked]]) -> list[list[tuple[int, Asked]]]:
+    """What goes out in one call each, of commands that may share one."""
+    function = _function_of(alike[0][1])
+    if not isinstance(function, AlongEdges):
+        return [alike[start : start + COMMANDS_MAX] for start in range(0, len(alike), COMMANDS_MAX)]
+    parts: list[list[tuple[int, Asked]]] = [[]]
+    edges = 0
+    for place, one in alike:
+        if len(parts[-1]) == COMMANDS_MAX or edges >= EDGES_MAX:
+            parts.append([])
+            edges = 0
+        parts[-1].append((place, one))
+        edges += function.edges(one)
+    return parts
 
 
 async def _gathered(asking: list[Coroutine[Any, Any, list[R]]]) -> list[R]:

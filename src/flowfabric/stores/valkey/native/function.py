@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -114,6 +114,14 @@ class FurtherFunction(Function, Protocol):
 
     def foreseen(self, member: Member) -> bytes:
         """What the other one is sure to ask for if a command is about this member."""
+
+
+@runtime_checkable
+class AlongEdges(Protocol):
+    """A function that goes on along the edges that leave a member."""
+
+    def edges(self, asked: Asked) -> int:
+        """How many these are for one command."""
 
 
 class OfLeaseHolder:

@@ -72,6 +72,12 @@ class ResolveDependency:
             *member_arguments,
         )
 
+    def edges(self, asked: Asked) -> int:
+        """Those that leave the member that has ended."""
+        _, member = _seen(asked)
+        assert member is not None
+        return len(member.outgoing)
+
     def answer(self, asked: Asked, reply: list[bytes], effects: Effects) -> MessageDelivered:
         _, member = _seen(asked)
         assert member is not None
