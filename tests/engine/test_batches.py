@@ -6,13 +6,17 @@ import gc
 import pytest
 
 from flowfabric import errors
-from flowfabric.contracts.executions import ChangePriorityArgs, CompleteExecutionArgs
+from flowfabric.contracts.executions import ChangePriorityArgs, CompleteExecutionArgs, CreateExecutionArgs
 from flowfabric.contracts.limits import PAYLOAD_BYTES_MAX
+from flowfabric.core.commands import ClaimCandidateArgs
 from flowfabric.core.registry import RULES
 from flowfabric.engine.batches import BATCH_BYTES_MAX, BATCH_MAX
 from flowfabric.engine.tickets import Ticket
+from flowfabric.minting import new_attempt_id, new_lease_id
+from flowfabric.stores.base import Commit, Decided
 from flowfabric.stores.memory import MemoryStore
 from flowfabric.testing import Bed, RecordingStore
+from flowfabric.testing.bed import LANE
 
 
 @pytest.fixture
@@ -95,6 +99,94 @@ async def test_commands_that_come_while_a_commit_is_under_way_share_the_next():
         store.gate.set()
         await asyncio.gather(first, *others)
         assert len(store.commits) <= 2
+
+
+async def test_those_who_are_woken_by_the_same_turn_share_one_commit(bed):
+    """Handlers that end make room for submitters, who come one turn behind the first outcome."""
+    await bed.create()
+    bed.store.commits = []
+    room = asyncio.Semaphore(0)
+
+    async def make_room():
+        room.release()
+        await bed.create()
+
+    async def take_room():
+        await room.acquire()
+        await bed.create()
+
+    waiting = [asyncio.create_task(take_room()) for _ in range(8)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*(make_room() for _ in range(8)), *waiting)
+    assert len(bed.store.commits) == 1
+
+
+class SlowForOne:
+    """Decides by itself, and takes until it is told to for whatever is not a claim."""
+
+    def __init__(self):
+        self.gate = asyncio.Event()
+        self.asked = []
+
+    def takes(self, command):
+        return True
+
+    def looks_at(self, command):
+        return ()
+
+    def leaves(self, command, known):
+        return False
+
+    def orders(self, command):
+        return False
+
+    def forget(self):
+        pass
+
+    async def decide(self, asked, remembered):
+        kinds = {type(command) for command, _ in asked}
+        self.asked.append(kinds)
+        if kinds != {ClaimCandidateArgs}:
+            await self.gate.wait()
+        nothing = Commit(1, [], [], [], [], [], [], [])
+        return Decided([errors.ExecutionNotFound()] * len(asked), nothing)
+
+
+class DecidingStore(RecordingStore):
+    """Has some commands decided by itself."""
+
+    def __init__(self, native):
+        super().__init__(MemoryStore())
+        self.native = native
+
+
+async def test_what_a_store_decides_waits_for_no_commands_of_another_kind():
+    """Claims are asked for first, and answered while the store still decides the others."""
+    native = SlowForOne()
+    async with Bed(DecidingStore(native)) as bed:
+        claims = [candidate(bed.creation().execution_id) for _ in range(2)]
+        creating = asyncio.create_task(bed.engine.execute_many([bed.creation()]))
+        claiming = asyncio.create_task(bed.engine.execute_many(claims))
+        async with asyncio.timeout(60):
+            assert [type(one) for one in await claiming] == [errors.ExecutionNotFound] * 2
+        assert native.asked == [{ClaimCandidateArgs}, {CreateExecutionArgs}]
+        assert not creating.done()
+        native.gate.set()
+        await creating
+
+
+def candidate(execution_id):
+    return ClaimCandidateArgs(
+        execution_id=execution_id,
+        lane_id=LANE,
+        worker_id="w",
+        worker_instance_id="w1",
+        worker_capabilities=frozenset(),
+        lease_id=new_lease_id(),
+        attempt_id=new_attempt_id(),
+        lease_ttl_ms=1_000,
+        policies={},
+    )
 
 
 async def test_whoever_waits_for_a_commit_that_is_cancelled_is_told_that_nothing_is_known():

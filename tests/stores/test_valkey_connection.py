@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import hiredis
 import pytest
@@ -13,6 +14,7 @@ from flowfabric import errors
 from flowfabric.stores.valkey import Settings
 from flowfabric.stores.valkey.client import Client
 from flowfabric.stores.valkey.connection import Connection
+from flowfabric.stores.valkey.servers import Use
 
 
 class Listener:
@@ -72,6 +74,20 @@ async def test_commands_of_one_turn_leave_in_one_write(client: Client, listener:
     assert found == [[b"OK"]] * 20
     assert len(listener.received) == 1
     assert listener.connections == 1
+
+
+async def test_a_claim_does_not_wait_behind_what_is_written(client: Client, listener: Listener) -> None:
+    listener.answers = [b""]
+    writing = asyncio.create_task(client.invoke(0, "create_execution", ["key"], []))
+    await asyncio.sleep(0)
+    while not listener.received:
+        await asyncio.sleep(0)
+    assert await client.invoke(0, "claim_execution", ["key"], [], use=Use.CLAIMING) == [b"OK"]
+    assert not writing.done()
+    assert listener.connections == 2
+    client.close()
+    with pytest.raises(errors.StoreUnreachable):
+        await writing
 
 
 async def test_answers_go_to_who_asked_even_when_some_have_gone(client: Client, listener: Listener) -> None:
@@ -145,6 +161,24 @@ async def timed(
     monkeypatch.setattr(connection, "_loop", timers)
     yield connection, timers
     connection.close()
+
+
+async def test_a_large_command_leaves_at_once() -> None:
+    """The server begins with it while the next one is written."""
+    connection = Connection(timeout_ms=10_000)
+    written: list[bytes] = []
+    connection.connection_made(cast("asyncio.Transport", SimpleNamespace(write=written.append, abort=print)))
+    asking = [
+        connection.send([("SET", name, b"v" * size)]) for name, size in (("a", 1), ("b", 9_000), ("c", 1))
+    ]
+    sent = [asyncio.ensure_future(one) for one in asking]
+    await asyncio.sleep(0)
+    assert len(written) == 1
+    assert written[0].count(b"SET") == 2
+    await asyncio.sleep(0)
+    assert [one.count(b"SET") for one in written] == [2, 1]
+    connection.close()
+    await asyncio.gather(*sent, return_exceptions=True)
 
 
 async def test_every_answer_has_its_own_time(timed: tuple[Connection, Timers], listener: Listener) -> None:

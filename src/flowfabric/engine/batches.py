@@ -76,7 +76,7 @@ class Batches:
             await asyncio.wait(running)  # unlike a plain await, it never cancels the pumps
 
     def _gather(self) -> None:
-        """Have what waits taken at the next turn of the event loop, with what comes up until then."""
+        """Have what waits taken soon, with what comes up until then."""
         if not self._queue or len(self.pumps) >= self._at_once:
             return
         if self._gathering is None or self._gathering.done():
@@ -85,7 +85,12 @@ class Batches:
             pump.add_done_callback(self.pumps.discard)
 
     async def _run(self) -> None:
-        """Run one batch after the other, until nothing waits but for other batches."""
+        """Run one batch after the other, until nothing waits but for other batches.
+
+        The first one is taken after two turns of the event loop: what is done in one turn wakes others for
+        the next, such as those that submit as soon as there is room, so they need no batch of their own.
+        """
+        await asyncio.sleep(0)
         pump, self._gathering = self._gathering, None
         try:
             while batch := self._take():

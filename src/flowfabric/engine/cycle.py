@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowfabric import errors
+from flowfabric.core.commands import ClaimCandidateArgs
 from flowfabric.engine.commits import affected_by, build_commit
 from flowfabric.engine.deciding import decide_batch, decide_following
 from flowfabric.engine.deliveries import owed_by
@@ -90,11 +91,15 @@ class Cycle:
         if not taken:
             await self._run_rules(batch)
             return
-        if others:
-            declined, _ = await asyncio.gather(self._run_natively(taken), self._run_rules(others))
-        else:
-            declined = await self._run_natively(taken)
-        if declined:
+        parts = _by_kind(taken)
+        if len(parts) == 1 and not others:
+            await self._run_natively_or_by_rules(taken)
+            return
+        await asyncio.gather(*map(self._run_natively_or_by_rules, parts), self._run_rules(others))
+
+    async def _run_natively_or_by_rules(self, batch: list[Ticket]) -> None:
+        """Have the store decide, and the rules what it declines."""
+        if declined := await self._run_natively(batch):
             await self._run_rules(declined)
 
     async def _run_natively(self, batch: list[Ticket]) -> list[Ticket]:
@@ -249,6 +254,18 @@ def _settle_all(batch: list[Ticket], error: BaseException) -> None:
         error = errors.Unavailable("The engine was cancelled. Whether it acted is not known.")
     for ticket in batch:
         ticket.settle(error)
+
+
+def _by_kind(batch: list[Ticket]) -> list[list[Ticket]]:
+    """The tickets by their command's type, so that none waits for the answers to others.
+
+    Claims come first: handlers wait for them.
+    """
+    parts: dict[type[Any], list[Ticket]] = {}
+    for ticket in batch:
+        parts.setdefault(type(ticket.command), []).append(ticket)
+    claims = parts.pop(ClaimCandidateArgs, None)
+    return list(parts.values()) if claims is None else [claims, *parts.values()]
 
 
 def _by_place(batch: list[Ticket], store: Store) -> dict[int, list[Ticket]]:

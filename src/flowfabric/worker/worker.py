@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("flowfabric.worker")
 
 SAFETY_POLL_MS: Final = 1_000
+RUNS_PER_SLOT: Final = 3
+"""How many runs a slot may have: one that is in its handler, and others whose outcome is on the way."""
 FIRST_PAUSE_MS: Final = 100
 PAUSE_MS_MAX: Final = 5_000
 GIVE_BACK_S: Final = 1.0
@@ -150,10 +152,10 @@ class Worker:
         """How many more handlers may start.
 
         A handler that has ended frees its slot while its outcome is still on the way to the disk,
-        so that claims and outcomes share commits; what is on the way is bounded too.
+        so that it waits for no commit; what is on the way is bounded too.
         """
         concurrency = self.options.concurrency
-        return min(concurrency - self._busy, 2 * concurrency - len(self._running))
+        return min(concurrency - self._busy, RUNS_PER_SLOT * concurrency - len(self._running))
 
     async def _claim(self, limit: int) -> list[HeldLease]:
         """Claim, for as long as it takes to get an answer. Only what nobody can mend ends the worker."""

@@ -24,7 +24,7 @@ from flowfabric.stores.valkey.faults import (
     server_error,
 )
 from flowfabric.stores.valkey.library import library
-from flowfabric.stores.valkey.servers import Server, Servers
+from flowfabric.stores.valkey.servers import Server, Servers, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ class Client:
         Raises:
             StoreError: the server refused one of them, or cannot be reached.
         """
-        return checked(await self._ask_with_library(slot, commands, writing=False), self.settings.place)
+        return checked(await self._ask_with_library(slot, commands, Use.READING), self.settings.place)
 
     async def read_each(self, asked: Sequence[tuple[int, Command]]) -> list[Any]:
         """Read something in each of some slots, together where they are on one server.
@@ -107,7 +107,7 @@ class Client:
             await self.load_library()
         for place, (slot, command) in enumerate(asked):
             if _pointer_of([replies[place]]) is not None or _misses_function(replies[place]):
-                [replies[place]] = await self._ask(slot, [command], writing=False)
+                [replies[place]] = await self._ask(slot, [command], Use.READING)
         return checked(replies, self.settings.place)
 
     async def write(self, slot: int, *commands: Command) -> list[Any]:
@@ -116,7 +116,7 @@ class Client:
         Raises:
             StoreError: the server refused one of them, or cannot be reached.
         """
-        return checked(await self._ask(slot, commands, writing=True), self.settings.place)
+        return checked(await self._ask(slot, commands, Use.WRITING), self.settings.place)
 
     async def invoke(
         self,
@@ -125,6 +125,7 @@ class Client:
         keys: Sequence[str],
         arguments: Sequence[str | bytes | int],
         *then: Command,
+        use: Use = Use.WRITING,
         waits: bool = True,
     ) -> list[Any]:
         """Call a function of the library, and send other commands behind it.
@@ -135,6 +136,7 @@ class Client:
             keys: all that it may touch.
             arguments: what else it is told.
             then: commands that follow it.
+            use: over which connection.
             waits: wait if the slot is just moving key by key.
 
         Raises:
@@ -142,7 +144,7 @@ class Client:
             StoreError: as for ``write``.
         """
         call = ("FCALL", library().function(function), len(keys), *keys, *arguments)
-        replies = await self._ask_with_library(slot, (call, *then), writing=True, waits=waits)
+        replies = await self._ask_with_library(slot, (call, *then), use, waits=waits)
         if not waits and _pointed_by(replies) == TRY_AGAIN:
             raise SlotIsMoving
         return checked(replies, self.settings.place)
@@ -172,7 +174,7 @@ class Client:
         self._require_open()
         load: Command = ("FUNCTION", "LOAD", library().source)
         for server in await self._servers.primaries():
-            [reply] = await server.send([load], writing=True)
+            [reply] = await server.send([load], Use.WRITING)
             if not isinstance(reply, ReplyError) or LIBRARY_EXISTS in str(reply):
                 continue
             if not str(reply).startswith(NOT_ALLOWED):
@@ -219,18 +221,18 @@ class Client:
         return connection
 
     async def _ask_with_library(
-        self, slot: int, commands: Sequence[Command], *, writing: bool, waits: bool = True
+        self, slot: int, commands: Sequence[Command], use: Use, *, waits: bool = True
     ) -> list[Any]:
         """Send commands of which only the first may write, and send them again if a function was missing."""
-        replies = await self._ask(slot, commands, writing=writing, waits=waits)
+        replies = await self._ask(slot, commands, use, waits=waits)
         if any(map(_misses_function, replies)):
             self.reloads += 1
             await self.load_library()
-            replies = await self._ask(slot, commands, writing=writing, waits=waits)
+            replies = await self._ask(slot, commands, use, waits=waits)
         return replies
 
     async def _ask(
-        self, slot: int, commands: Sequence[Command], *, writing: bool, waits: bool = True
+        self, slot: int, commands: Sequence[Command], use: Use, *, waits: bool = True
     ) -> list[Any]:
         """Send commands to the server that has the slot, and follow where it points.
 
@@ -241,7 +243,7 @@ class Client:
             self._require_open()
             server = await self._servers.owner(slot)
             try:
-                replies = await server.send(commands, writing=writing)
+                replies = await server.send(commands, use)
                 pointer = _pointer_of(replies)
                 if pointer is not None and pointer[0] == "ASK":
                     replies = await self._ask_aside(server, pointer, commands)
@@ -264,7 +266,7 @@ class Client:
         """Send commands once to the server to which a slot is just moving."""
         asking: Command = ("ASKING",)
         aside = [part for command in commands for part in (asking, command)]
-        replies = await self._pointed_at(server, pointer).send(aside, writing=True)
+        replies = await self._pointed_at(server, pointer).send(aside, Use.WRITING)
         return replies[1::2]
 
     def _pointed_at(self, server: Server, pointer: list[str]) -> Server:

@@ -1,16 +1,16 @@
 """One connection to the server: many commands in flight, answered in the order in which they were sent.
 
-What is sent during one turn of the event loop leaves in one write. Nothing is ever sent twice: when
-the connection breaks, everything in flight fails, since the server may have acted on any of it.
-The protocol is RESP2, which every server speaks from the beginning: version 3 has nothing that is needed
-here, since what is subscribed to has a connection of its own.
+What is sent during one turn of the event loop leaves in one write, unless it is large. Nothing is ever
+sent twice: when the connection breaks, everything in flight fails, since the server may have acted on any
+of it. The protocol is RESP2, which every server speaks from the beginning: version 3 has nothing that is
+needed here, since what is subscribed to has a connection of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import hiredis
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Command = tuple[str | bytes | int, ...]
+
+LARGE_BYTES: Final = 4_096
+"""What is as large as this leaves at once, so that the server begins while the next call is written."""
 
 
 class Waiting:
@@ -80,7 +83,10 @@ class Connection(asyncio.Protocol):
             self._watch = self._loop.call_at(deadline, self._look_for_late)
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent += [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        self._unsent += packed
+        if sum(map(len, packed)) >= LARGE_BYTES:
+            self._flush()
         return await waiting.future
 
     def _look_for_late(self) -> None:
@@ -98,7 +104,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
-        if self._transport is not None and not self.closed:
+        if unsent and self._transport is not None and not self.closed:
             self._transport.write(b"".join(unsent))
 
     def close(self) -> None:

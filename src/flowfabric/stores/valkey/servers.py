@@ -7,6 +7,7 @@ can tell where they are; that may be out of date, which whoever asks the wrong s
 from __future__ import annotations
 
 import asyncio
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -31,33 +32,40 @@ Account = tuple[list[list[Any]], str]
 """Where the slots are by what a server says, and the host under which it was asked."""
 
 
-class Server:
-    """One server, with a connection for reading and one for writing.
+class Use(Enum):
+    """What a connection is used for.
 
-    So a large answer does not stand before a commit, nor a commit that waits for replicas before an
-    answer. A lost connection is made anew by the next command.
+    A server carries out the commands of one connection in their order, and those of several in turn. So a
+    large answer does not stand before a commit, nor a commit that waits for replicas before an answer.
     """
+
+    READING = auto()
+    WRITING = auto()
+    CLAIMING = auto()
+    """Writing, too, but what has come before is not waited for: workers have nothing to do until then."""
+
+
+class Server:
+    """One server, with a connection for each ``Use``. A lost one is made anew by the next command."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._reading = _Line(settings)
-        self._writing = _Line(settings)
+        self._lines = {use: _Line(settings) for use in Use}
 
     @property
     def address(self) -> Address:
         """Where it is."""
         return self.settings.host, self.settings.port
 
-    async def send(self, commands: Sequence[Command], *, writing: bool = False) -> list[Any]:
+    async def send(self, commands: Sequence[Command], use: Use = Use.READING) -> list[Any]:
         """Send some commands together and return their answers; errors of the server among them.
 
         Raises:
             StoreUnreachable: the connection broke. Whether the server acted is not known.
             StoreTimeout: no answer came in time.
         """
-        line = self._writing if writing else self._reading
         try:
-            connection = await line.connection()
+            connection = await self._lines[use].connection()
             replies = await connection.send(commands)
         except OSError as fault:
             raise connection_error(fault, self.settings.place) from fault
@@ -69,12 +77,13 @@ class Server:
 
     def close(self) -> None:
         """Give the connections up."""
-        self._reading.close()
-        self._writing.close()
+        for line in self._lines.values():
+            line.close()
 
     def retire(self) -> bool:
         """Give the connections up as soon as what is in flight has its answer. True if none is left."""
-        return all([self._reading.retire(), self._writing.retire()])
+        idle = [line.retire() for line in self._lines.values()]  # each of them, also if one is busy
+        return all(idle)
 
 
 class Servers:

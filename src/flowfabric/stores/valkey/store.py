@@ -37,6 +37,7 @@ from flowfabric.stores.valkey.native.decisions import Decisions
 from flowfabric.stores.valkey.native.decisions import Statistics as NativeStatistics
 from flowfabric.stores.valkey.opening import attest, prepare, warn_of_risks
 from flowfabric.stores.valkey.outboxes import Outboxes
+from flowfabric.stores.valkey.servers import Use
 from flowfabric.stores.valkey.sightings import Sightings
 from flowfabric.stores.valkey.telling import claimable_scopes, message, teller
 
@@ -57,6 +58,9 @@ LISTED_PER_READ: Final = 1_000
 
 BATCHES_AT_ONCE: Final = 3
 """The server decides one, while another is on its way to it and the answers of a third are on theirs."""
+
+USES: Final = {"claim_execution": Use.CLAIMING, "claim_related_execution": Use.CLAIMING}
+"""Over which connections functions are called, if not over the one for writing."""
 
 EVENTS_TRIMMED_AT_ONCE: Final = 500
 """The server does nothing else meanwhile."""
@@ -396,12 +400,13 @@ class ValkeyStore:
         keys: Sequence[str],
         arguments: Sequence[Argument],
         *,
+        use: Use = Use.WRITING,
         waits: bool = True,
     ) -> list[Any]:
         """Call a function that may put work into a shard. Whether it has may stay unknown."""
         try:
             return await self._client.invoke(
-                shard.slot, function, keys, arguments, *waiting(self.settings), waits=waits
+                shard.slot, function, keys, arguments, *waiting(self.settings), use=use, waits=waits
             )
         except BaseException:
             self._sightings.forget(shard.shard)
@@ -441,7 +446,7 @@ class ValkeyStore:
         """
         changes = self._open_changes()
         [[mark_ms, offset_ms, clock_ms, put, put_out, *replies], *confirmed] = await self._invoke(
-            shard, function, keys, arguments, waits=False
+            shard, function, keys, arguments, use=USES.get(function, Use.WRITING), waits=False
         )
         now = self.clock.read(int(mark_ms), int(offset_ms), server_ms=int(clock_ms))
         if put_out:
