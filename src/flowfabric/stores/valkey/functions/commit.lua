@@ -23,12 +23,23 @@
 -- Nothing is undone when a function fails half-way, so all that can be refused is refused before
 -- the first write, and no call after it can fail.
 
+local NO_RECORD = '0'
+
+-- What shall be new mostly is, which one look at all of it tells.
 local function changed_keys(keys, take)
-  local changed = {}
+  local versions, new, changed = {}, {}, {}
   for _ = 1, tonumber(take()) do
-    local key, version = take(), take()
-    if version_of(keys[tonumber(key)]) ~= version then
-      changed[#changed + 1] = tonumber(key)
+    local number, version = tonumber(take()), take()
+    versions[number] = version
+    if version == NO_RECORD then
+      new[#new + 1] = keys[number]
+    end
+  end
+  local all_are_new = count_existing(new) == 0
+  for number, version in pairs(versions) do
+    local is_sure = all_are_new and version == NO_RECORD
+    if not is_sure and version_of(keys[number]) ~= version then
+      changed[#changed + 1] = number
     end
   end
   return changed
@@ -50,10 +61,11 @@ local function frames_are_in_order(keys, take)
 end
 
 local function write_records(keys, take, version)
-  for _ = 1, tonumber(take()) do
-    local key = keys[tonumber(take())]
-    server.call('SET', key, version .. ':' .. take())
+  local records = {}
+  for place = 1, 2 * tonumber(take()), 2 do
+    records[place], records[place + 1] = keys[tonumber(take())], version .. ':' .. take()
   end
+  write_together(records)
   for _ = 1, tonumber(take()) do
     server.call('DEL', keys[tonumber(take())])
   end

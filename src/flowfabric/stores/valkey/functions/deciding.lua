@@ -178,8 +178,6 @@ end
 -- What becomes of ordered sets is gathered through the whole call, so that each set is written once. What
 -- a command undoes that one before it in the same call has done is not written at all.
 
-local MEMBERS_MAX = 1000
-
 local function members_of(call, key)
   local members = call.sets[key]
   if not members then
@@ -273,9 +271,7 @@ local function write_made(call, change)
     call.removed[made.key], call.records[made.key] = nil, nil
     put_in(call, made.listing, '0', made.listed)
   end
-  if #records > 0 then
-    server.call('MSET', unpack(records))
-  end
+  write_together(records)
 end
 
 local function write_frame(frame)
@@ -326,10 +322,20 @@ local function write(call, item, change)
   call.written = true
 end
 
-local function change_set(command, key, members)
-  for first = 1, #members, MEMBERS_MAX do
-    server.call(command, key, unpack(members, first, math.min(first + MEMBERS_MAX - 1, #members)))
+-- The records that several commands of the call may have changed, each once.
+local function write_edited(call)
+  local records = {}
+  for key in pairs(call.edited) do
+    local count = #records
+    records[count + 1], records[count + 2] = key, call.version .. ':' .. packed_record(call.records[key])
   end
+  for execution in pairs(call.changed) do
+    local count = #records
+    records[count + 1] = execution.key
+    records[count + 2] = packed_execution({call = call, execution = execution})
+    write_execution_rows(call, execution, execution.before)
+  end
+  write_together(records)
 end
 
 local function write_sets(call)
@@ -343,8 +349,8 @@ local function write_sets(call)
         taken[#taken + 1] = member
       end
     end
-    change_set('ZADD', key, added)
-    change_set('ZREM', key, taken) -- a set that it empties may not be touched again: see commit.lua
+    call_with('ZADD', key, added)
+    call_with('ZREM', key, taken) -- a set that it empties may not be touched again: see commit.lua
   end
 end
 
@@ -371,13 +377,7 @@ end
 
 -- Write what is written once in a call, and tell of it. Returns the scopes in which there is work to claim.
 local function finish(call)
-  for key in pairs(call.edited) do
-    server.call('SET', key, call.version .. ':' .. packed_record(call.records[key]))
-  end
-  for execution in pairs(call.changed) do
-    server.call('SET', execution.key, packed_execution({call = call, execution = execution}))
-    write_execution_rows(call, execution, execution.before)
-  end
+  write_edited(call)
   local scopes = claimable_scopes(call)
   write_sets(call)
   for key in pairs(call.removed) do

@@ -1,7 +1,8 @@
 -- Records that a function reads as a whole, and the answers that they keep: see engine/commits.py.
 --
 -- Such a record is one map, of numbers, texts, and maps and lists of these, but for the answers and for fields
--- of bytes. Bytes cmsgpack cannot read, so these are told apart by their lengths and only copied.
+-- of bytes. Bytes cmsgpack cannot read, so these are told apart by their lengths and only copied. Most records
+-- have none, and are read and written in one go.
 
 local FIXED_MAP, FIXED_LIST, FIXED_TEXT, FIXED_TEXT_END = 0x80, 0x90, 0xa0, 0xc0
 local BYTES_FIRST, BYTES_LAST = 0xc4, 0xc6
@@ -52,8 +53,8 @@ local function requests_at(packed, place)
   return requests, behind
 end
 
--- The record that is packed in some bytes, from a place on.
-local function record_of(stored, start)
+-- The record that is packed in some bytes, from a place on, if that may have bytes.
+local function record_with_bytes(stored, start)
   local count, place = string.byte(stored, start), start + 1
   if count == MAP_16 then
     count, place = struct.unpack('>I2', stored, place)
@@ -79,10 +80,28 @@ local function record_of(stored, start)
   return record
 end
 
+-- False if there are no bytes behind a place for sure. What they begin with, texts and numbers hold, too.
+local function may_have_bytes(stored, start)
+  for first = BYTES_FIRST, BYTES_LAST do
+    if string.find(stored, string.char(first), start, true) then
+      return true
+    end
+  end
+  return false
+end
+
+-- The record that is packed in some bytes, from a place on.
+local function record_of(stored, start)
+  if may_have_bytes(stored, start) then
+    return record_with_bytes(stored, start)
+  end
+  return {fields = cmsgpack.unpack(string.sub(stored, start)), bytes = {}, earlier = {}}
+end
+
 -- Read a record. Nothing if there is none.
 local function read_record(key)
   local stored = server.call('GET', key)
-  return stored and record_of(stored, string.match(stored, '^%d+:()'))
+  return stored and record_of(stored, string.find(stored, ':', 1, true) + 1)
 end
 
 -- Whether a record remembers a request, whatever it asked for.
@@ -112,6 +131,9 @@ end
 
 -- The bytes of a record, with the requests that it remembers.
 local function packed_record(record)
+  if not record.last and #record.earlier == 0 and not next(record.bytes) then
+    return cmsgpack.pack(record.fields)
+  end
   local count, fields = pairs_of(cmsgpack.pack(record.fields))
   local parts = {fields}
   local function add(name, packed)

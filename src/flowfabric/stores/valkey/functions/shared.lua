@@ -59,6 +59,32 @@ local function version_of(key)
   return head == '' and '0' or string.match(head, '^(%d+):')
 end
 
+-- How many values go into one call of a command. Lua hands on a few thousand at most.
+local VALUES_MAX = 1000
+
+-- Call a command about a key, with however many values there are.
+local function call_with(command, key, values)
+  for first = 1, #values, VALUES_MAX do
+    server.call(command, key, unpack(values, first, math.min(first + VALUES_MAX - 1, #values)))
+  end
+end
+
+-- Write records: their keys, each with its record behind it.
+local function write_together(records)
+  for first = 1, #records, VALUES_MAX do
+    server.call('MSET', unpack(records, first, math.min(first + VALUES_MAX - 1, #records)))
+  end
+end
+
+-- How many of these keys there are.
+local function count_existing(keys)
+  local found = 0
+  for first = 1, #keys, VALUES_MAX do
+    found = found + server.call('EXISTS', unpack(keys, first, math.min(first + VALUES_MAX - 1, #keys)))
+  end
+  return found
+end
+
 -- Hands out the values of a list one after another.
 local function reader(values, first)
   local place = first - 1
