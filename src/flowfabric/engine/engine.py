@@ -25,6 +25,7 @@ from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it r
 from flowfabric.engine.batches import Batches
 from flowfabric.engine.courier import Courier
 from flowfabric.engine.cycle import Cycle
+from flowfabric.engine.endings import Endings
 from flowfabric.engine.feeds import Subscribing
 from flowfabric.engine.known import Known
 from flowfabric.engine.lanes import KnownLanes
@@ -114,6 +115,7 @@ class Engine(Subscribing):
         for layer in layers:
             self._door = layer(self._door)
         self.notifier = Notifier()
+        self.endings = Endings(store, self.notifier)
         self.lanes = KnownLanes()
         self.turns = Turns()
         self.pursuits = Pursuits()
@@ -147,7 +149,10 @@ class Engine(Subscribing):
         self._request_prefix = secrets.token_hex(8)
         self.notifier.open()
         self._watches = [
-            asyncio.create_task(watch_store(self.store, self.notifier), name="flowfabric watch"),
+            asyncio.create_task(
+                watch_store(self.store, self.notifier, self.endings), name="flowfabric watch"
+            ),
+            asyncio.create_task(self.endings.watch(), name="flowfabric endings"),
             asyncio.create_task(watch_durability(self.attest), name="flowfabric durability"),
         ]
         return self.durability

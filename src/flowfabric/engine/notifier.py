@@ -12,11 +12,12 @@ from flowfabric.core.records import Execution, Flow, FlowProgress, key_for
 from flowfabric.engine.deliveries import is_owed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from flowfabric.stores.base import Commit
 
 DUE = "due/"
+ENDED = "ended/"
 EVENTS = "events"
 """The topic that every commit with events wakes."""
 
@@ -43,7 +44,7 @@ def flow_topic(flow_id: str) -> str:
 
 def ended_topic(execution_id: str) -> str:
     """Woken when this execution ends."""
-    return f"ended/{execution_id}"
+    return ENDED + execution_id
 
 
 def feed_topic(family: Family, namespace: str) -> str:
@@ -143,13 +144,23 @@ class Notifier:
         """Wake everyone: another process may have changed anything."""
         self.publish(list(self._waiters))
 
-    def publish_foreign_change(self) -> None:
+    def waited_for(self, beginning: str) -> list[str]:
+        """The topics of one kind that somebody waits for, by the beginning of their names."""
+        if not self._kinds[_kind_of(beginning)]:
+            return []
+        return [topic for topic in self._waiters if topic.startswith(beginning)]
+
+    def publish_foreign_change(self, *, sparing: Collection[str] = ()) -> None:
         """Wake everyone but the background duties: another process may have changed anything.
 
         The duties look by themselves, and so does the process that made the change; a busy one
         would otherwise make all duties of all others sweep after each of its commits.
+
+        Args:
+            sparing: topics that somebody else looks after.
         """
-        self.publish([topic for topic in self._waiters if not topic.startswith(DUE)])
+        spared = frozenset(sparing)
+        self.publish([topic for topic in self._waiters if not topic.startswith(DUE) and topic not in spared])
 
     @property
     def closed(self) -> bool:

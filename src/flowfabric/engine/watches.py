@@ -11,6 +11,7 @@ from flowfabric import errors
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from flowfabric.engine.endings import Endings
     from flowfabric.engine.notifier import Notifier
     from flowfabric.stores.base import Store
 
@@ -22,12 +23,12 @@ WATCH_MS: Final = 1_000
 log = logging.getLogger("flowfabric.engine")
 
 
-async def watch_store(store: Store, notifier: Notifier) -> None:
+async def watch_store(store: Store, notifier: Notifier, endings: Endings) -> None:
     """Wake those who wait in this process whenever another process has changed the store."""
     while True:
         try:
             if await store.wait_for_change(WATCH_MS):
-                notifier.publish_foreign_change()
+                notifier.publish_foreign_change(sparing=endings.take_over())
         except errors.StoreError as error:
             log.warning("cannot look for changes by other processes, trying again: %s", error)
             await asyncio.sleep(WATCH_MS / 1_000)
