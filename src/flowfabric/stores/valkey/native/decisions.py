@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -50,6 +51,9 @@ for some milliseconds at most."""
 EDGES_MAX: Final = 64
 """How many edges the members of one call have behind them, for the same reason: each is as much work as a
 command. The last one of a call may have more."""
+
+NAMED_MAX: Final = 1_024
+"""For how many functions and namespaces the keys of calls are remembered."""
 
 ASKS: Final = b"?"
 """What the reply begins with to a command for which a function needs more keys."""
@@ -298,7 +302,7 @@ class Decisions:
     ) -> tuple[list[str], list[Argument]]:
         """The keys and arguments of a call, in the order of the function's signature."""
         signature, first = SIGNATURES[function.name], asked[0]
-        keys = list(shard.named(signature, first.namespace))
+        keys = list(_named_keys(shard, function.name, first.namespace))
         arguments: list[Argument] = [*self._store.call_arguments(shard), first.namespace, len(asked)]
         relied_on = function.relied_on(first)
         if relied_on is not None:
@@ -319,8 +323,8 @@ class Decisions:
 
 def _parts(alike: list[tuple[int, Asked]]) -> list[list[tuple[int, Asked]]]:
     """What goes out in one call each, of commands that may share one."""
-    function = _function_of(alike[0][1])
-    if not isinstance(function, AlongEdges):
+    function = EDGES_COUNTED.get(_function_of(alike[0][1]).name)
+    if function is None:
         return [alike[start : start + COMMANDS_MAX] for start in range(0, len(alike), COMMANDS_MAX)]
     parts: list[list[tuple[int, Asked]]] = [[]]
     edges = 0
@@ -331,6 +335,12 @@ def _parts(alike: list[tuple[int, Asked]]) -> list[list[tuple[int, Asked]]]:
         parts[-1].append((place, one))
         edges += function.edges(one)
     return parts
+
+
+@lru_cache(NAMED_MAX)
+def _named_keys(shard: Keys, function: str, namespace: str) -> tuple[str, ...]:
+    """The keys of a function that are the same for all calls in a shard and a namespace."""
+    return tuple(shard.named(SIGNATURES[function], namespace))
 
 
 async def _gathered(asking: list[Coroutine[Any, Any, list[R]]]) -> list[R]:
@@ -400,6 +410,12 @@ FURTHER: Final[dict[type[Command[Any]], FurtherFunction]] = {
     function.command_type: function for function in (ClaimRelatedExecution(), CompleteMember())
 }
 """Those that go on where the first one has asked for more keys."""
+EDGES_COUNTED: Final = {
+    function.name: function
+    for function in (*FUNCTIONS.values(), *FURTHER.values())
+    if isinstance(function, AlongEdges)
+}
+"""The functions whose calls have a bound for their edges, by their names."""
 
 LEFT: Final[dict[type[Command[Any]], Callable[[Any], bool]]] = {
     ClaimCandidateArgs: is_signalled,

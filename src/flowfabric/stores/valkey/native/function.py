@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Argument = str | bytes | int
 
 
-class Asked(msgspec.Struct, frozen=True):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """One command and what travels with it."""
 
     command: Any
