@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import (
@@ -106,6 +106,8 @@ class FlowFabric(Registering):
         self._layers = tuple(layers)
         self._token = token
         self._engine: AnyEngine | None = None
+        self._engine_of_runs: Callable[[], AnyEngine] = lambda: self.engine
+        """Gives runs the engine that they were submitted to. There are many runs, so it is one for all."""
         self._scanners: Scanners | None = None
         self._users = 0
         self._starting = asyncio.Lock()
@@ -140,7 +142,8 @@ class FlowFabric(Registering):
             self._users += 1
             try:
                 if self._engine is None:
-                    self._engine = await self._started_engine()
+                    self._engine = engine = await self._started_engine()
+                    self._engine_of_runs = lambda: engine
             except BaseException:
                 self._users -= 1
                 raise
@@ -229,7 +232,7 @@ class FlowFabric(Registering):
         """
         engine = self.engine
         [command] = await self._submissions.creations(engine, handler, [input], options)
-        return self._submissions.run(lambda: engine, handler, await engine.execute(command))
+        return self._submissions.run(self._engine_of_runs, handler, await engine.execute(command))
 
     @overload
     async def submit_many(
@@ -256,7 +259,7 @@ class FlowFabric(Registering):
         for outcome in await engine.execute_many(commands):
             if isinstance(outcome, Exception):
                 raise outcome
-            runs.append(self._submissions.run(lambda: engine, handler, outcome))
+            runs.append(self._submissions.run(self._engine_of_runs, handler, outcome))
         return runs
 
     def subscribe(self, *families: Family | str, **options: Unpack[FeedOptions]) -> Feed[AnyEvent]:
