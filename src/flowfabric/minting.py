@@ -25,6 +25,9 @@ from flowfabric.contracts.suspensions import FreshWaitpoint
 
 DRAWN_AT_ONCE: Final = 256
 
+_VARIANTS: Final = {f"{digit:x}": f"{digit & 0b11 | 0b1000:x}" for digit in range(16)}
+"""What a random uuid has in the place of a digit of chance where its variant is told."""
+
 _drawn: list[bytes] = []
 """Chance that was drawn and not used yet, 16 bytes each. Asking the kernel is what costs."""
 
@@ -43,10 +46,9 @@ def _draw() -> bytes:
 
 def new_uuid4() -> str:
     """Mint a random uuid."""
-    raw = bytearray(_draw())
-    raw[6] = raw[6] & 0x0F | 0x40
-    raw[8] = raw[8] & 0x3F | 0x80
-    return hyphenate(raw.hex())
+    digits = _draw().hex()
+    variant = _VARIANTS[digits[16]]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def new_uuid7(now_ms: int | None = None) -> str:

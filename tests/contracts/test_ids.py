@@ -155,7 +155,9 @@ def test_minted_ids_sort_by_time():
 def test_lease_and_attempt_ids_are_random_uuids():
     for minted in (minting.new_lease_id(), minting.new_attempt_id(), minting.new_flow_id()):
         assert uuid.UUID(minted).version == 4
+        assert uuid.UUID(minted).variant == uuid.RFC_4122
         assert str(uuid.UUID(minted)) == minted
+    assert {minting.new_uuid4()[19] for _ in range(256)} == set("89ab"), "the two bits beside it are chance"
 
 
 def test_an_id_for_a_flow_is_beside_the_flow():
