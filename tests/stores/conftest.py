@@ -11,6 +11,7 @@ from flowfabric.stores.memory import MemoryStore
 from flowfabric.stores.sqlite import SqliteStore
 from flowfabric.stores.sqlite.driver import ApswDriver, Driver, StandardDriver
 from tests import postgres, valkey
+from tests.stores.pair import Pair
 
 DRIVERS: dict[str, type[ApswDriver] | type[StandardDriver]] = {"apsw": ApswDriver, "sqlite3": StandardDriver}
 
@@ -67,3 +68,10 @@ async def open_store(path: str) -> AsyncIterator[Callable[..., Any]]:
             return made
 
         yield open_one
+
+
+@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    """Two beds of a Valkey server, their stores in one shard, or in several with the log in the first."""
+    async with Pair(valkey.server(), tmp_path, shards=request.param) as made:
+        yield made

@@ -1,6 +1,5 @@
 """What the server decides is what the rules decide: the same answers, the same records."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +56,6 @@ from flowfabric.testing.conformance.flows import graph
 from tests.stores.monitor import monitored
 from tests.stores.pair import Pair, fenced
 from tests.valkey import server
-
-
-@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The two beds, their stores in one shard, or in several with the log in the first of them."""
-    async with Pair(server(), tmp_path, shards=request.param) as made:
-        yield made
 
 
 async def started(pair: Pair, **fields: Any) -> Any:

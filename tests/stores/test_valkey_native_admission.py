@@ -1,6 +1,5 @@
 """Whom the server admits is whom the rules admit: the same answers, the same records."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ from flowfabric.testing.bed import TTL_MS, Bed
 from flowfabric.testing.conformance.admission import POLICY_NAME, WINDOW_MS, quota_creation
 from tests.stores.pair import Pair, fenced
 from tests.valkey import Server, server
-
-
-@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The two beds, their stores in one shard, or in several."""
-    async with Pair(server(), tmp_path, shards=request.param) as made:
-        yield made
 
 
 async def quota(pair: Pair, **fields: Any) -> Any:

@@ -1,6 +1,5 @@
 """Whichever attempt a claim begins or goes on with, the server gives it out as the rules do."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,11 @@ CAPABLE = msgspec.structs.replace(
 CLAIMS = ("claim_execution", "claim_related_execution")
 
 
-@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The two beds, their stores in one shard, or in several; the lane is known."""
-    async with Pair(server(), tmp_path, shards=request.param) as made:
-        await made.each(lambda bed: bed.start())
-        yield made
+@pytest.fixture
+async def pair(pair: Pair) -> Pair:
+    """The two beds, which know the lane."""
+    await pair.each(lambda bed: bed.start())
+    return pair
 
 
 async def started(pair: Pair, **fields: Any) -> Any:

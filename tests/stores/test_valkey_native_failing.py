@@ -1,6 +1,5 @@
 """What becomes of a failure is the same whether the server decides it or the rules: retries above all."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,7 @@ from flowfabric.testing.conformance.admission import ask, limited, new_quota
 from flowfabric.testing.conformance.budgets import budget_creation, reporting
 from flowfabric.testing.conformance.flows import graph
 from tests.stores.pair import Pair, fenced
-from tests.valkey import Server, server
-
-
-@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The two beds, their stores in one shard, or in several."""
-    async with Pair(server(), tmp_path, shards=request.param) as made:
-        yield made
+from tests.valkey import Server
 
 
 async def started(pair: Pair, **fields: Any) -> Any:

@@ -1,8 +1,6 @@
 """Joins that the server decides are what the rules make of them: the same answers, the same records."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -47,13 +45,6 @@ from tests.valkey import server
 LET_RUN = OnSatisfied.LET_RUN
 WAITING, WAITING_CHILDREN = PublicState.WAITING, PublicState.WAITING_CHILDREN
 NAME = "resolve_dependency"
-
-
-@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The two beds, their stores in one shard, or in several with the log in the first of them."""
-    async with Pair(server(), tmp_path, shards=request.param) as made:
-        yield made
 
 
 class Twins:

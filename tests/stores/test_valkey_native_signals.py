@@ -59,12 +59,11 @@ from tests.stores.pair import Pair, fenced
 from tests.valkey import server
 
 
-@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The two beds with a key that signs, their stores in one shard, or in several."""
-    async with Pair(server(), tmp_path, shards=request.param) as made:
-        await made.ask(SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="1f" * 32))
-        yield made
+@pytest.fixture
+async def pair(pair: Pair) -> Pair:
+    """The two beds with a key that signs."""
+    await pair.ask(SeedWaitpointHmacSecretArgs(kid="k1", secret_hex="1f" * 32))
+    return pair
 
 
 KEY = "review"

@@ -1,7 +1,5 @@
 """What the server counts as spent is what the rules count: the same answers, the same records."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,14 +26,6 @@ from flowfabric.core.registry import EARLIER_REQUESTS_MAX
 from flowfabric.testing.bed import NAMESPACE, TTL_MS
 from flowfabric.testing.conformance.budgets import budget_creation, reporting
 from tests.stores.pair import Pair, fenced
-from tests.valkey import server
-
-
-@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The two beds, their stores in one shard, or in several."""
-    async with Pair(server(), tmp_path, shards=request.param) as made:
-        yield made
 
 
 async def budget(pair: Pair, **fields: Any) -> Any:
