@@ -79,9 +79,9 @@ async def test_commands_of_one_turn_leave_in_one_write(client: Client, listener:
 async def test_a_claim_does_not_wait_behind_what_is_written(client: Client, listener: Listener) -> None:
     listener.answers = [b""]
     writing = asyncio.create_task(client.invoke(0, "create_execution", ["key"], []))
-    await asyncio.sleep(0)
-    while not listener.received:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while not listener.received:
+            await asyncio.sleep(0)
     assert await client.invoke(0, "claim_execution", ["key"], [], use=Use.CLAIMING) == [b"OK"]
     assert not writing.done()
     assert listener.connections == 2
