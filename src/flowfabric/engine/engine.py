@@ -24,6 +24,7 @@ from flowfabric.core.work import Envelope
 from flowfabric.engine import catalog as _catalog  # noqa: F401 - importing it registers what can be done
 from flowfabric.engine.batches import Batches
 from flowfabric.engine.courier import Courier
+from flowfabric.engine.crowding import Crowding
 from flowfabric.engine.cycle import Cycle
 from flowfabric.engine.endings import Endings
 from flowfabric.engine.feeds import Subscribing
@@ -119,6 +120,7 @@ class Engine(Subscribing):
         self.lanes = KnownLanes()
         self.turns = Turns()
         self.pursuits = Pursuits()
+        self.crowding = Crowding()
         self.durability: Durability | None = None
         self._backend = BackendTag.MEMORY
         self.recent = RecentRecords()

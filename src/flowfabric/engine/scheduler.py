@@ -3,7 +3,8 @@
 Only scopes that the worker can serve are read, so work that needs other capabilities neither
 blocks nor slows it, and lanes without work cost nothing (see ``reach``). Lanes and namespaces share
 the claims (see ``turns``). What another worker took meanwhile, or holds a grant for, is passed
-over; the search goes on behind it.
+over; the search goes on behind it. Where other processes take much of it, a search does not begin with
+the first that there is, as all of them would (see ``crowding``).
 
 A store in several places is asked first where there is work as far as it knows, and everywhere only
 if that did not give what was wanted. So no claim goes without work that is there, and those of a busy
@@ -52,6 +53,10 @@ PAGES_MAX: Final = 8
 """How many pages of candidates one call looks at when others turn out to be taken."""
 PAGE_ROWS: Final = 64
 """How many candidates every page but the first has; the first has as many as are wanted."""
+WINDOW_ROWS_MAX: Final = 512
+"""How many candidates a search looks at to choose some of them, unless more are wanted."""
+NEAR_MS: Final = 1_000
+"""Candidates may change places if they differ by no more waiting, nor by priority that counts as more."""
 SCOPES_PER_READ: Final = 32
 SCOPES_MAX: Final = 64
 """About how many scopes one call looks at; with more of them, the next call looks at others."""
@@ -67,6 +72,9 @@ PASSED_OVER: Final = (
 )
 """Refusals that say: not this one, try the next."""
 
+
+LOST: Final = (errors.StateRefusal, errors.NotFound, errors.Contention)
+"""Refusals that say: somebody else was faster."""
 
 Group = tuple[str, LaneId]
 """A namespace and a lane of it."""
@@ -98,6 +106,7 @@ class Search:
         self._worker = (namespace, self._reach.lanes, self._reach.capabilities)
         self._scopes: dict[str, Group] | None = None
         self._behind: dict[str, tuple[int, str]] = {}
+        self._window = engine.crowding.window
         self.is_over = False
         """Whether the last candidates were all that there are."""
 
@@ -109,7 +118,7 @@ class Search:
         if self._scopes is None:
             self._scopes = await self._open_scopes()
         pages: dict[Group, list[list[Candidate]]] = {}
-        rows = limit + self._engine.pursuits.further(limit)
+        rows = min(limit * self._window, max(limit, WINDOW_ROWS_MAX)) + self._engine.pursuits.further(limit)
         self.is_over = True
         for scope, group in self._scopes.items():
             page = await self._page(scope, group, rows)
@@ -119,10 +128,22 @@ class Search:
         # From here until the candidates are claimed nothing is awaited, so no two claims choose the same.
         free = {group: self._free(own) for group, own in pages.items()}
         waiting = {group: candidates for group, candidates in free.items() if candidates}
-        self.is_over = self.is_over and sum(map(len, waiting.values())) <= limit
+        fewer = sum(map(len, waiting.values())) <= limit
+        self.is_over = self.is_over and fewer
+        if self._window > 1 and not fewer:
+            return self._share_from_window(waiting, limit)
         chosen = self._share(waiting, limit)
         self._behind.update((one.scope, (one.order, one.execution_id)) for one in chosen)
         return chosen
+
+    def _share_from_window(self, waiting: dict[Group, deque[Candidate]], limit: int) -> list[Candidate]:
+        """Candidates from somewhere among these. What comes next is looked for from the first on again."""
+        self._window = 1
+        for candidates in waiting.values():
+            near = _near_first(candidates)
+            place = self._engine.crowding.place(len(near), limit)
+            candidates.extendleft([*reversed(near[:place]), *reversed(near[place:])])
+        return self._share(waiting, limit)
 
     def _free(self, pages: list[list[Candidate]]) -> deque[Candidate]:
         """The candidates of a group that nobody is claiming here, in claiming order."""
@@ -188,6 +209,15 @@ class Search:
         return found
 
 
+def _near_first(candidates: deque[Candidate]) -> list[Candidate]:
+    """Take those out that are about as urgent as the first one: less urgent work never goes before it."""
+    least = candidates[0].order + NEAR_MS
+    near: list[Candidate] = []
+    while candidates and candidates[0].order <= least:
+        near.append(candidates.popleft())
+    return near
+
+
 def _ways_to_look(store: Store) -> Iterator[Reads]:
     """Ways to look for work, each for when the ones before it did not give what was wanted."""
     reads: Callable[..., EligibleReads] | None = getattr(store, "eligible_reads", None)
@@ -249,6 +279,7 @@ async def _claim_found(
     """
     size = args.limit - len(claims)
     damaged: list[errors.StoreCorrupt] = []
+    lost: list[errors.FlowFabricError] = []
     for _ in range(PAGES_MAX):
         page = await search.next(size)
         untried = list(page)
@@ -261,6 +292,7 @@ async def _claim_found(
             )
             with engine.pursuits.claiming([command.execution_id for command in commands]):
                 answers = await claim_admitted(engine, commands, envelope)
+            lost += [answer for answer in answers if isinstance(answer, LOST)]
             damaged += _take(answers, claims)
             if untried and any(isinstance(answer, NO_HEADROOM) for answer in answers):
                 untried = await _with_headroom(engine, untried, args, envelope)
@@ -269,6 +301,7 @@ async def _claim_found(
         size = max(args.limit - len(claims), PAGE_ROWS)
     else:
         search.give_up()
+    engine.crowding.note(lost=bool(lost))
     return damaged
 
 

@@ -28,6 +28,7 @@ from flowfabric.contracts.limits import U16_MAX
 from flowfabric.core.commands import CandidateClaimed, ClaimCandidateArgs
 from flowfabric.core.records import Execution, key_for
 from flowfabric.core.state import Situation, public_state, situation_of, state_vector
+from flowfabric.engine.crowding import Crowding
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.native import native_of
 from flowfabric.engine.scanners.duties import DUTIES
@@ -74,6 +75,7 @@ class SteadyEngine(Engine):
         requests: Iterator[int] | None = None,
     ) -> None:
         super().__init__(store, namespace=namespace)
+        self.crowding = Crowding(choose=lambda _: 0)
         self._requests = requests or itertools.count(1)
 
     def envelope(self, request_id: str | None, namespace: str | None, actor: str) -> Envelope:
