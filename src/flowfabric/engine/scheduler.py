@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("flowfabric.engine")
 
 PAGES_MAX: Final = 8
-"""How many pages of candidates one call looks at when others turn out to be taken."""
+"""How many pages of candidates one call looks at when others turn out to be taken, besides its window."""
 PAGE_ROWS: Final = 64
 """How many candidates every page but the first has; the first has as many as are wanted."""
 WINDOW_ROWS_MAX: Final = 512
@@ -90,7 +90,16 @@ class Candidate(NamedTuple):
 
 
 class Search:
-    """Walks over what is claimable for one worker, most urgent first and all lanes in turn."""
+    """Walks over what is claimable for one worker, most urgent first and all lanes in turn.
+
+    Args:
+        engine: for whose workers.
+        reads: what tells of work.
+        namespace: whose work; None for that of all.
+        lanes: which the worker serves.
+        capabilities: what it offers.
+        window: how many times as much as is wanted is looked at first, to begin somewhere in it.
+    """
 
     def __init__(
         self,
@@ -99,6 +108,8 @@ class Search:
         namespace: str | None,
         lanes: Iterable[LaneId],
         capabilities: Collection[str],
+        *,
+        window: int = 1,
     ) -> None:
         self._engine = engine
         self._reads = reads
@@ -106,7 +117,7 @@ class Search:
         self._worker = (namespace, self._reach.lanes, self._reach.capabilities)
         self._scopes: dict[str, Group] | None = None
         self._behind: dict[str, tuple[int, str]] = {}
-        self._window = engine.crowding.window
+        self._window = window
         self.is_over = False
         """Whether the last candidates were all that there are."""
 
@@ -149,6 +160,11 @@ class Search:
         """The candidates of a group that nobody is claiming here, in claiming order."""
         pursuits = self._engine.pursuits
         return deque(one for one in heapq.merge(*pages) if one.execution_id not in pursuits)
+
+    @property
+    def windows(self) -> int:
+        """How many pages do not go on behind those before them."""
+        return int(self._window > 1)
 
     def give_up(self) -> None:
         """Let the next search go on behind what this one has looked at in vain."""
@@ -262,7 +278,10 @@ async def _claim_wanted(
     """
     damaged: list[errors.StoreCorrupt] = []
     for reads in _ways_to_look(engine.store):
-        search = Search(engine, reads, envelope.namespace, args.lanes, args.worker_capabilities)
+        window = engine.crowding.window
+        search = Search(
+            engine, reads, envelope.namespace, args.lanes, args.worker_capabilities, window=window
+        )
         damaged += await _claim_found(engine, search, args, envelope, claims)
         if len(claims) == args.limit:
             break
@@ -280,7 +299,7 @@ async def _claim_found(
     size = args.limit - len(claims)
     damaged: list[errors.StoreCorrupt] = []
     lost: list[errors.FlowFabricError] = []
-    for _ in range(PAGES_MAX):
+    for _ in range(PAGES_MAX + search.windows):
         page = await search.next(size)
         untried = list(page)
         while untried and len(claims) < args.limit:
