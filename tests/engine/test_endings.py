@@ -1,5 +1,6 @@
 """Many who wait for ends are woken by the end that they wait for, and not by all that happens elsewhere."""
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
@@ -70,3 +71,21 @@ async def test_all_look_for_themselves_when_nobody_can_look_for_them(waiting, ca
         assert store.lost_loads == 0
         await bed.complete(await bed.claim(await bed.create()))
     assert errors.StoreUnreachable.__name__ in caplog.text
+
+
+def test_an_engine_that_is_started_in_another_event_loop_looks_after_them_there():
+    bed = Bed(MemoryStore())
+
+    async def wait_in_this_loop():
+        async with bed:
+            await bed.create()  # until then the engine is watching
+            with ExitStack() as stack:
+                missing = [
+                    stack.enter_context(bed.engine.notifier.subscribe(ended_topic(bed.new_execution_id())))
+                    for _ in range(FEW + 1)
+                ]
+                bed.engine.endings.take_over()
+                assert await missing[0].wait(5_000)
+
+    for _ in range(2):
+        asyncio.run(wait_in_this_loop())

@@ -41,6 +41,10 @@ class Endings:
         self._notifier = notifier
         self._changed = asyncio.Event()
 
+    def open(self) -> None:
+        """Begin anew. The event loop may be another one from now on."""
+        self._changed = asyncio.Event()
+
     def take_over(self) -> Collection[str]:
         """Look after those who wait, because anything may have changed.
 

@@ -150,6 +150,7 @@ class Engine(Subscribing):
         # process would be given the answers of another, leases among them.
         self._request_prefix = secrets.token_hex(8)
         self.notifier.open()
+        self.endings.open()
         self._watches = [
             asyncio.create_task(
                 watch_store(self.store, self.notifier, self.endings), name="flowfabric watch"
