@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from flowfabric.contracts.leases import ClaimBatchArgs
+from flowfabric.contracts.leases import ClaimBatchArgs, IssueClaimGrantArgs
 from flowfabric.engine.crowding import CALM_CLAIMS, LOSSES, WINDOW_MAX, Crowding
 from flowfabric.engine.engine import Engine
 from flowfabric.engine.scheduler import NEAR_MS
@@ -137,3 +137,56 @@ async def test_lanes_share_the_claims_of_an_engine_that_loses(bed: Bed) -> None:
     claims = (await bed.engine.execute(wanted, namespace=NAMESPACE)).claims
     found = {work.execution_id for work in claims}
     assert [len(found.intersection(own)) for own in created.values()] == [2, 2]
+
+
+async def test_grants_of_others_and_claims_of_the_same_engine_are_no_losses(bed: Bed) -> None:
+    granted = await bed.create()
+    await bed.execute(
+        IssueClaimGrantArgs(
+            execution_id=granted,
+            lane_id=LANE,
+            worker_id="another",
+            worker_instance_id="another-1",
+            worker_capabilities=frozenset(),
+            grant_ttl_ms=60_000,
+        )
+    )
+    created = [await bed.create() for _ in range(6)]
+    found = [await claimed(bed.engine, 1) for _ in range(3)]
+    assert found == [[one] for one in created[:3]]
+    read_index = bed.store.read_index
+
+    async def read_and_be_late(*args: object, **options: object) -> object:
+        rows = await read_index(*args, **options)  # type: ignore[arg-type]
+        bed.store.read_index = read_index  # type: ignore[method-assign]
+        assert await claimed(bed.engine, 1) == created[3:4]
+        return rows
+
+    for _ in range(LOSSES):
+        bed.store.read_index = read_and_be_late  # type: ignore[assignment, method-assign]
+        assert await claimed(bed.engine, 1) == created[4:5]
+        del created[3:5]
+        created += [await bed.create() for _ in range(2)]
+    assert bed.engine.crowding.window == 1
+
+
+async def test_many_lanes_have_one_window_together(bed: Bed) -> None:
+    lanes = tuple(f"lane-{number}" for number in range(8))
+    for lane in lanes:
+        for _ in range(4):
+            await bed.create(lane_id=lane)
+    crowded(bed.engine, 0)
+    read: list[int] = []
+    read_index = bed.store.read_index
+
+    async def read_and_count(*args: object, **options: object) -> object:
+        rows = await read_index(*args, **options)  # type: ignore[arg-type]
+        read.append(len(rows))
+        return rows
+
+    bed.store.read_index = read_and_count  # type: ignore[assignment, method-assign]
+    wanted = ClaimBatchArgs(
+        lanes=lanes, worker_id="w", worker_instance_id="w-1", limit=1, lease_ttl_ms=60_000
+    )
+    assert len((await bed.engine.execute(wanted, namespace=NAMESPACE)).claims) == 1
+    assert read == [WINDOW_MAX // len(lanes)] * len(lanes)

@@ -70,7 +70,7 @@ async def test_all_look_for_themselves_when_nobody_can_look_for_them(waiting, ca
         assert all([await one.wait(5_000) for one in found])
         assert store.lost_loads == 0
         await bed.complete(await bed.claim(await bed.create()))
-    assert errors.StoreUnreachable.__name__ in caplog.text
+    assert str(errors.StoreUnreachable()) in caplog.text
 
 
 def test_an_engine_that_is_started_in_another_event_loop_looks_after_them_there():

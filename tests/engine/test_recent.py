@@ -56,6 +56,15 @@ async def test_a_payload_that_is_large_is_loaded(beds):
     assert bed.store.loaded == {key_for(Payload, execution_id)}
 
 
+@pytest.mark.parametrize("size", [DATA_BYTES_MAX, DATA_BYTES_MAX + 1])
+async def test_a_step_is_remembered_unless_its_value_is_large(beds, size):
+    bed, _ = beds
+    claim = await bed.start()
+    await bed.execute(step_of(claim, value=b'"' + b"x" * (size - 2) + b'"'))
+    key = key_for(JournalRecord, journal_identity(claim.execution_id, 0, "step", 0))
+    assert (bed.engine.recent.recall(key) is not None) == (size <= DATA_BYTES_MAX)
+
+
 async def test_what_another_engine_has_made_possible_is_not_refused(beds):
     bed, other = beds
     claim = await bed.start()

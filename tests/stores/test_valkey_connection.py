@@ -181,6 +181,19 @@ async def test_a_large_command_leaves_at_once() -> None:
     await asyncio.gather(*sent, return_exceptions=True)
 
 
+async def test_what_cannot_be_written_waits_for_no_answer() -> None:
+    """It would get that of the next command, and all behind it one too early."""
+    connection = Connection(timeout_ms=10_000)
+    connection.connection_made(cast("asyncio.Transport", SimpleNamespace(write=print, abort=print)))
+    with pytest.raises(UnicodeEncodeError):
+        await connection.send([("GET", "\ud800")])
+    answer = asyncio.ensure_future(connection.send([("ECHO", "one")]))
+    await asyncio.sleep(0)
+    connection.data_received(b"+one\r\n")
+    assert await answer == [b"one"]
+    connection.close()
+
+
 async def test_every_answer_has_its_own_time(timed: tuple[Connection, Timers], listener: Listener) -> None:
     """One timer serves all, so the time of what is sent later must not begin with what came first."""
     connection, timers = timed

@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 
 from flowfabric import FlowFabric
+from flowfabric.contracts.executions import CompleteExecutionArgs
 from flowfabric.contracts.states import PublicState
+from flowfabric.engine.layers import Door
 from flowfabric.errors import InvalidInput, Unavailable
+from flowfabric.stores.memory import MemoryStore
 from flowfabric.task import Task
 from flowfabric.worker import WorkerOptions
+from flowfabric.worker.worker import RUNS_PER_SLOT
 from tests.worker.stage import ended, until, until_state, working
 
 
@@ -97,6 +101,47 @@ async def test_a_busy_worker_claims_nothing(app: FlowFabric) -> None:
         going_on.set()
         await ended(second)
     assert done_by == [1, 2]
+
+
+class HoldingBack:
+    """A door that lets no completion through until it is opened."""
+
+    def __init__(self, inner: Door, opened: asyncio.Event) -> None:
+        self._inner = inner
+        self._opened = opened
+
+    async def execute(self, command: Any, **options: Any) -> Any:
+        if isinstance(command, CompleteExecutionArgs):
+            await self._opened.wait()
+        return await self._inner.execute(command, **options)
+
+    async def execute_many(self, commands: Any, **options: Any) -> list[Any]:
+        return await self._inner.execute_many(commands, **options)
+
+
+async def test_a_slot_is_free_as_its_handler_ends_but_only_so_many_outcomes_may_be_on_the_way() -> None:
+    opened, begun = asyncio.Event(), list[int]()
+    app = FlowFabric(store=MemoryStore(), layers=[lambda door: HoldingBack(door, opened)])
+
+    @app.handler
+    async def noting(number: int) -> None:
+        begun.append(number)
+
+    @app.handler(lane="other")
+    async def failing() -> None:
+        raise ValueError("this is no completion")
+
+    async with app, working(app, concurrency=1, lanes=["default"]):
+        runs = await app.submit_many(noting, range(5))
+        await until(lambda: len(begun) == RUNS_PER_SLOT)
+        # Work of another worker passes meanwhile, so this one had its chance to claim.
+        async with working(app, lanes=["other"]):
+            await ended(await app.submit(failing))
+        assert len(begun) == RUNS_PER_SLOT
+        opened.set()
+        for run in runs:
+            await ended(run)
+    assert sorted(begun) == list(range(5))
 
 
 @pytest.mark.scenario("TIME-002")

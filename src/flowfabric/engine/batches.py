@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from flowfabric.engine.native import subjects_of
+from flowfabric.engine.sizes import payload_bytes
 from flowfabric.engine.tickets import group_of
 
 if TYPE_CHECKING:
@@ -140,24 +138,9 @@ def _part(queue: list[Ticket], subjects: set[Key]) -> tuple[list[Ticket], list[T
 
 def _batch_size(queue: list[Ticket]) -> int:
     """How many of the tickets fit into one batch."""
-    payload_bytes = 0
+    carried = 0
     for size, ticket in enumerate(queue[:BATCH_MAX]):
-        for field in _payload_fields(type(ticket.command)):
-            payload_bytes += len(getattr(ticket.command, field) or b"")
-        if size and payload_bytes > BATCH_BYTES_MAX:
+        carried += payload_bytes(ticket.command)
+        if size and carried > BATCH_BYTES_MAX:
             return size
     return min(len(queue), BATCH_MAX)
-
-
-@cache
-def _payload_fields(command_type: type[Command[Any]]) -> tuple[str, ...]:
-    """The fields that hold bytes."""
-    found = msgspec.inspect.type_info(command_type)
-    assert isinstance(found, msgspec.inspect.StructType)
-    return tuple(field.name for field in found.fields if _holds_bytes(field.type))
-
-
-def _holds_bytes(found: msgspec.inspect.Type) -> bool:
-    if isinstance(found, msgspec.inspect.UnionType):
-        return any(_holds_bytes(one) for one in found.types)
-    return isinstance(found, msgspec.inspect.BytesType)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from flowfabric import errors
 from flowfabric.core.records import Execution, key_for
 from flowfabric.core.state import is_terminal
 from flowfabric.engine.notifier import ENDED, ended_topic
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 FEW: Final = 8
 """How many executions are waited for at most if all who wait are woken."""
 LOADED_AT_ONCE: Final = 256
+REST_S: Final = 0.01
+"""How long a look is behind the one before it at least, however often something changes."""
 
 log = logging.getLogger("flowfabric.engine")
 
@@ -65,9 +68,10 @@ class Endings:
             topics = self._notifier.waited_for(ENDED)
             try:
                 await self._wake([topic.removeprefix(ENDED) for topic in topics])
-            except Exception:
-                log.exception("cannot see what has ended; all who wait for that look for themselves")
+            except errors.FlowFabricError as error:
+                log.warning("cannot see what has ended, all who wait for that look for themselves: %s", error)
                 self._notifier.publish(topics)
+            await asyncio.sleep(REST_S)
 
     async def _wake(self, execution_ids: Sequence[str]) -> None:
         """Wake those whose execution has ended, or is not there."""

@@ -10,14 +10,17 @@ alone and was not claimed after all is found by the next claim.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 FURTHER_MAX: Final = 256
 """How many rows further than for itself a claim reads at most."""
+CLAIMED_MAX: Final = 1_024
+"""How many executions are remembered that were claimed last."""
 
 
 class Pursuits:
@@ -25,6 +28,7 @@ class Pursuits:
 
     def __init__(self) -> None:
         self._claimed_now: set[str] = set()
+        self._claimed_last: deque[str] = deque(maxlen=CLAIMED_MAX)
         self._wanted = 0
 
     @contextmanager
@@ -42,6 +46,14 @@ class Pursuits:
 
     def __contains__(self, execution_id: str) -> bool:
         return execution_id in self._claimed_now
+
+    def note_claimed(self, execution_ids: Iterable[str]) -> None:
+        """Remember that these were claimed."""
+        self._claimed_last.extend(execution_ids)
+
+    def has_claimed(self, execution_id: str) -> bool:
+        """Whether a claim of this engine has taken an execution lately. For the few that are refused."""
+        return execution_id in self._claimed_last
 
     @contextmanager
     def claiming(self, execution_ids: Collection[str]) -> Iterator[None]:

@@ -9,7 +9,8 @@ The rules this module keeps:
 - A record is remembered with the version that its commit gave it. A commit that rests on it compares
   the version, so one that somebody else has changed meanwhile is a conflict and is loaded.
 - Whatever commits nothing, a refusal above all, is never decided by what is remembered (see
-  ``deciding``): nothing would notice that it is outdated.
+  ``deciding``): nothing would notice that it is outdated. The entries of a journal are read from it all
+  the same, since they are written once (see ``journal``).
 - Records that others write too are not remembered for a while, or each command would be a conflict.
 - What an execution waits for is forgotten with it: whoever has ended a wait has changed its records too.
 """
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from flowfabric.core.records import Execution, Suspension, Waitpoint, key_for
+from flowfabric.engine.sizes import payload_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,7 +67,7 @@ class RecentRecords:
             records.popitem(last=False)
 
     def _is_kept(self, key: Key, record: Record) -> bool:
-        if record.LARGE and len(getattr(record, "data", b"")) > DATA_BYTES_MAX:
+        if record.LARGE and payload_bytes(record) > DATA_BYTES_MAX:
             return False
         return not self._shared or self._shared.get(key, 0.0) <= time.monotonic()
 

@@ -73,7 +73,12 @@ PASSED_OVER: Final = (
 """Refusals that say: not this one, try the next."""
 
 
-LOST: Final = (errors.StateRefusal, errors.NotFound, errors.Contention)
+LOST: Final = (
+    errors.ExecutionNotEligible,
+    errors.ExecutionNotReclaimable,
+    errors.NotFound,
+    errors.Contention,
+)
 """Refusals that say: somebody else was faster."""
 
 Group = tuple[str, LaneId]
@@ -129,7 +134,7 @@ class Search:
         if self._scopes is None:
             self._scopes = await self._open_scopes()
         pages: dict[Group, list[list[Candidate]]] = {}
-        rows = min(limit * self._window, max(limit, WINDOW_ROWS_MAX)) + self._engine.pursuits.further(limit)
+        rows = self._rows(limit) + self._engine.pursuits.further(limit)
         self.is_over = True
         for scope, group in self._scopes.items():
             page = await self._page(scope, group, rows)
@@ -155,6 +160,14 @@ class Search:
             place = self._engine.crowding.place(len(near), limit)
             candidates.extendleft([*reversed(near[:place]), *reversed(near[place:])])
         return self._share(waiting, limit)
+
+    def _rows(self, limit: int) -> int:
+        """How many rows of each scope are looked at. All scopes together have no more than one window."""
+        assert self._scopes is not None
+        if not self._scopes:
+            return limit
+        window = min(limit * self._window, WINDOW_ROWS_MAX)
+        return max(limit, window // len(self._scopes))
 
     def _free(self, pages: list[list[Candidate]]) -> deque[Candidate]:
         """The candidates of a group that nobody is claiming here, in claiming order."""
@@ -298,7 +311,7 @@ async def _claim_found(
     """
     size = args.limit - len(claims)
     damaged: list[errors.StoreCorrupt] = []
-    lost: list[errors.FlowFabricError] = []
+    lost = False
     for _ in range(PAGES_MAX + search.windows):
         page = await search.next(size)
         untried = list(page)
@@ -311,8 +324,8 @@ async def _claim_found(
             )
             with engine.pursuits.claiming([command.execution_id for command in commands]):
                 answers = await claim_admitted(engine, commands, envelope)
-            lost += [answer for answer in answers if isinstance(answer, LOST)]
-            damaged += _take(answers, claims)
+            lost = lost or _has_lost(engine, commands, answers)
+            damaged += _take(engine, answers, claims)
             if untried and any(isinstance(answer, NO_HEADROOM) for answer in answers):
                 untried = await _with_headroom(engine, untried, args, envelope)
         if search.is_over or len(claims) == args.limit:
@@ -320,8 +333,18 @@ async def _claim_found(
         size = max(args.limit - len(claims), PAGE_ROWS)
     else:
         search.give_up()
-    engine.crowding.note(lost=bool(lost))
+    engine.crowding.note(lost=lost)
     return damaged
+
+
+def _has_lost(
+    engine: Engine, commands: list[ClaimCandidateArgs], answers: list[ClaimCandidateResult | Exception]
+) -> bool:
+    """Whether another process was faster at some of it. Another worker of this engine is none."""
+    return any(
+        isinstance(answer, LOST) and not engine.pursuits.has_claimed(command.execution_id)
+        for command, answer in zip(commands, answers, strict=True)
+    )
 
 
 async def _with_headroom(
@@ -338,10 +361,12 @@ async def _with_headroom(
 
 
 def _take(
-    answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]
+    engine: Engine, answers: list[ClaimCandidateResult | Exception], claims: list[ClaimedWork]
 ) -> list[errors.StoreCorrupt]:
     """Note what was claimed. Raises what says more than «not this one»; returns what is damaged."""
-    claims += [answer.work for answer in answers if isinstance(answer, CandidateClaimed)]
+    found = [answer.work for answer in answers if isinstance(answer, CandidateClaimed)]
+    engine.pursuits.note_claimed(work.execution_id for work in found)
+    claims += found
     for answer in answers:
         if isinstance(answer, Exception) and not isinstance(answer, (*PASSED_OVER, errors.StoreCorrupt)):
             raise answer

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("flowfabric.worker")
 
 SAFETY_POLL_MS: Final = 1_000
-RUNS_PER_SLOT: Final = 3
-"""How many runs a slot may have: one that is in its handler, and others whose outcome is on the way."""
+RUNS_PER_SLOT: Final = 2
+"""How many runs a slot may have: one that is in its handler, and one whose outcome is on the way."""
 FIRST_PAUSE_MS: Final = 100
 PAUSE_MS_MAX: Final = 5_000
 GIVE_BACK_S: Final = 1.0

@@ -76,6 +76,8 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError
         if not commands:
             return []  # nothing would ever arrive for them
+        # Before anything waits: what cannot be written must not wait for an answer.
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
         deadline = self._loop.time() + self._timeout_s
         waiting = Waiting(len(commands), deadline, self._loop.create_future())
         self._waiting.append(waiting)
@@ -83,7 +85,6 @@ class Connection(asyncio.Protocol):
             self._watch = self._loop.call_at(deadline, self._look_for_late)
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
         self._unsent += packed
         if sum(map(len, packed)) >= LARGE_BYTES:
             self._flush()

@@ -61,11 +61,12 @@ end
 
 -- What all events of a name begin with in a call, up to the id of the execution.
 local function event_head(call, family, name)
-  local head = call.event_heads[name]
+  local spelled = family .. name
+  local head = call.event_heads[spelled]
   if not head then
     head = packed_name('family') .. packed_name(family) .. packed_name('name') .. packed_name(name)
       .. packed_name('namespace') .. text_head(call.namespace) .. call.namespace .. packed_name('execution_id')
-    call.event_heads[name] = head
+    call.event_heads[spelled] = head
   end
   return head
 end
@@ -229,7 +230,7 @@ local function write_rows(call, change)
   end
 end
 
--- What is told of an execution is a set of its own, which no other command of the call writes to.
+-- What is told of an execution is a set of its own, and is hardly written to by another command of the call.
 local function write_to_log(call, item, events)
   local key, told = call.key, {}
   for number, event in ipairs(events) do

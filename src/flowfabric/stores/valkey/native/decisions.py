@@ -47,7 +47,7 @@ R = TypeVar("R")
 
 COMMANDS_MAX: Final = 64
 """How many commands one call decides, unless they have an order. The server does nothing else meanwhile, for
-for some milliseconds at most."""
+some milliseconds at most."""
 EDGES_MAX: Final = 64
 """How many edges the members of one call have behind them, for the same reason: each is as much work as a
 command. The last one of a call may have more."""

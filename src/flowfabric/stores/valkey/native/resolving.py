@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flowfabric.stores.valkey.keys import Keys
     from flowfabric.stores.valkey.native.function import Argument, Asked, Effects
 
-EDGES_MAX: Final = 16
+MEMBER_EDGES_MAX: Final = 16
 """How many edges may leave the member: a call has many such commands, and nothing else runs meanwhile."""
 
 
@@ -97,7 +97,7 @@ def _seen(asked: Asked) -> tuple[Execution | None, Member | None]:
 
 def has_few_edges(member: Member) -> bool:
     """Whether a function may resolve the edges that leave a member."""
-    return len(member.outgoing) <= EDGES_MAX
+    return len(member.outgoing) <= MEMBER_EDGES_MAX
 
 
 def behind(keys: Keys, execution_id: str, member: Member) -> tuple[list[str], list[Argument]]:
